@@ -1,0 +1,3 @@
+"""The worker's settings, read once from the environment."""
+
+from worker.settings.groups import Settings as Settings

@@ -1,0 +1,192 @@
+"""Every setting of the worker: typed, frozen groups whose fields name their environment variable.
+
+To add one: a field here. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from worker.settings.units import Duration, Size
+
+
+def var(name: str, default: Any, meaning: str, *, shown: str | None = None, **constraints: Any) -> Any:
+    """A field read from the environment variable ``name``; ``shown`` is its default as the table prints it."""
+    extra: dict[str, Any] = {"variable": name, "shown": shown}
+    return Field(default, description=meaning, json_schema_extra=extra, validate_default=False, **constraints)
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class EngineSettings(Group):
+    kind: Literal["auto", "a1111", "sdnext"] = var("WORKER_ENGINE", "auto", "the image server; `auto` asks it")
+    url: str = var(
+        "WORKER_ENGINE_URL", "http://[::1]:7860", "where it listens; where `[::1]` refuses, `127.0.0.1` is tried"
+    )
+    username: str | None = var("WORKER_ENGINE_USERNAME", None, "the server's own credentials")
+    password: SecretStr | None = var("WORKER_ENGINE_PASSWORD", None, "the server's own credentials")
+    start_timeout: Duration = var(
+        "WORKER_ENGINE_START_TIMEOUT",
+        timedelta(minutes=20),
+        "from our start to a server that passed its warm-up",
+        shown="20m",
+    )
+    warmup: str = var(
+        "WORKER_WARMUP",
+        "default",
+        "`default` (one small image), `none`, inline JSON, path or URL of a job document; also the node's canary (`none` skips it at start only)",
+    )
+    job_timeout: Duration = var(
+        "WORKER_JOB_TIMEOUT", timedelta(minutes=10), "one generation, from its first step to its answer", shown="10m"
+    )
+    job_timeout_max: Duration = var("WORKER_JOB_TIMEOUT_MAX", timedelta(hours=1), "what a job may ask for", shown="1h")
+    load_timeout: Duration = var(
+        "WORKER_LOAD_TIMEOUT", timedelta(minutes=15), "from submitting to the first step", shown="15m"
+    )
+    stall_timeout: Duration = var(
+        "WORKER_STALL_TIMEOUT",
+        timedelta(minutes=5),
+        "no progress once sampling began, scaled up by measured step time",
+        shown="5m",
+    )
+    max_pixels: int = var("WORKER_MAX_PIXELS", 4_194_304, "of one image; more is refused before the GPU", gt=0)
+    max_steps: int = var("WORKER_MAX_STEPS", 150, "more is refused before the GPU", gt=0)
+    max_images: int = var("WORKER_MAX_IMAGES", 16, "of one job; more is refused before the GPU", gt=0)
+    give_up: Literal["reallocate", "exit", "never"] = var(
+        "WORKER_GIVE_UP",
+        "reallocate",
+        "what an unfit node does: `reallocate` (here as `exit`), `exit` (69 if it was never ready, else 75), `never` (stay, not ready)",
+    )
+    restarts: str = var(
+        "WORKER_ENGINE_RESTARTS", "5/10m", "failed recoveries in this time after which the node is given up"
+    )
+
+
+class HttpSettings(Group):
+    host: str = var("WORKER_HTTP_HOST", "::", "`::` listens on IPv6 and IPv4")
+    port: int = var("WORKER_HTTP_PORT", 3000, "probes, status and metrics", ge=0, le=65535)
+    api_key: SecretStr | None = var(
+        "WORKER_API_KEY",
+        None,
+        "needed by everything but the probes: `Authorization: Bearer`, `X-API-Key`, or password of HTTP Basic",
+    )
+    max_body: Size = var("WORKER_MAX_BODY", 100_000_000, "larger documents are refused", shown="100MB")
+
+
+class QueueSettings(Group):
+    kind: Literal["sqlite"] = var("WORKER_QUEUE", "sqlite", "where jobs come from")
+    window: int = var("WORKER_QUEUE_WINDOW", 3, "at most so many deliveries generating or ready to", ge=1, le=32)
+    visibility: Duration = var(
+        "WORKER_QUEUE_VISIBILITY",
+        timedelta(seconds=120),
+        "lease, renewed at a quarter of it",
+        shown="120s",
+        ge=timedelta(seconds=1),
+    )
+    max_attempts: int = var("WORKER_QUEUE_MAX_ATTEMPTS", 3, "charged attempts", ge=1)
+    max_deliveries: int = var(
+        "WORKER_QUEUE_MAX_DELIVERIES", 10, "hand-overs, then dead-lettered as `delivery_limit`", ge=1
+    )
+    sqlite_path: Path = var("WORKER_SQLITE_PATH", Path("./sd-worker.db"), "the queue's file", shown="./sd-worker.db")
+
+
+class StorageSettings(Group):
+    kind: Literal["auto", "s3", "directory", "inline", "presigned"] = var(
+        "WORKER_STORAGE", "auto", "`auto`: s3 when a bucket is set, else directory"
+    )
+    directory: Path = var("WORKER_STORAGE_DIRECTORY", Path("./outputs"), "where `directory` stores", shown="./outputs")
+    keep: Duration = var(
+        "WORKER_STORAGE_KEEP",
+        timedelta(0),
+        "local images are deleted after that age; `0`: never; `result.json` stays",
+        shown="0",
+    )
+    bucket: str | None = var("WORKER_S3_BUCKET", None, "any S3-compatible store; credentials by the standard chain")
+    prefix: str = var("WORKER_S3_PREFIX", "", "before every key")
+    endpoint_url: str | None = var("WORKER_S3_ENDPOINT_URL", None, "of a store that is not AWS")
+    region: str | None = var("WORKER_S3_REGION", None, "of the bucket")
+    public_url: str | None = var("WORKER_S3_PUBLIC_URL", None, "results link there instead of presigning")
+    presign_ttl: Duration = var(
+        "WORKER_S3_PRESIGN_TTL", timedelta(hours=24), "how long presigned links work", shown="24h"
+    )
+    key: str = var(
+        "WORKER_S3_KEY",
+        "{prefix}/{id}/{index}-{hash}.{ext}",
+        "pattern of an image's key; `{id}`, `{index}` and `{hash}` are required",
+    )
+    result_prefix: str | None = var("WORKER_RESULT_PREFIX", None, "where result documents go", shown="the images'")
+    inline_max: Size = var("WORKER_INLINE_MAX", 8_000_000, "total length of the base64 text in a result", shown="8MB")
+    upload_concurrency: int = var("WORKER_UPLOAD_CONCURRENCY", 4, "uploads at a time", ge=1)
+    unpublished_max: Size = var("WORKER_UNPUBLISHED_MAX", 512_000_000, "finished images in memory", shown="512MB")
+
+
+class OutputSettings(Group):
+    format: Literal["keep", "png", "jpeg", "webp"] = var(
+        "WORKER_OUTPUT_FORMAT", "keep", "`keep` stores the server's bytes untouched"
+    )
+    quality: int = var("WORKER_OUTPUT_QUALITY", 90, "of jpeg and webp", ge=1, le=100)
+    metadata: Literal["keep", "strip"] = var("WORKER_OUTPUT_METADATA", "keep", "`strip` removes prompts from the files")
+    flat: Literal["canary", "fail", "off"] = var(
+        "WORKER_OUTPUT_FLAT",
+        "canary",
+        "an image of one colour: `canary` (the warm-up job is run: flat too, the job is given back; else it goes out with a warning), `fail`, `off`",
+    )
+
+
+class WebhookSettings(Group):
+    url: str | None = var("WORKER_WEBHOOK_URL", None, "for jobs that name none")
+    events: str = var("WORKER_WEBHOOK_EVENTS", "succeeded,failed", "for jobs that name none")
+    secret: SecretStr | None = var(
+        "WORKER_WEBHOOK_SECRET", None, "one or more `whsec_...` separated by blanks, each signs"
+    )
+    secrets_file: Path | None = var(
+        "WORKER_WEBHOOK_SECRETS_FILE", None, "JSON of names to secrets, for jobs that name one"
+    )
+    timeout: Duration = var("WORKER_WEBHOOK_TIMEOUT", timedelta(seconds=15), "one try", shown="15s")
+    budget: Duration = var("WORKER_WEBHOOK_BUDGET", timedelta(minutes=1), "all tries of one delivery", shown="1m")
+
+
+class NodeSettings(Group):
+    urls_allow_private: str = var(
+        "WORKER_URLS_ALLOW_PRIVATE",
+        "false",
+        "`true`, or hosts and CIDRs, that URLs named by a job may point at; link-local stays refused unless listed",
+    )
+    platform: Literal["auto", "plain"] = var("WORKER_PLATFORM", "auto", "where the node runs")
+    node_id: str | None = var("WORKER_NODE_ID", None, "this worker's name in results and logs", shown="the host's name")
+    disk_size: Size = var(
+        "WORKER_DISK_SIZE",
+        50_000_000_000,
+        "writable disk as ordered; what is written stays 2 GB below it",
+        shown="50GB",
+    )
+    drain_timeout: Duration = var(
+        "WORKER_DRAIN_TIMEOUT", timedelta(seconds=25), "from SIGTERM to the last moment of the running job", shown="25s"
+    )
+    price_per_hour: float | None = var("WORKER_PRICE_PER_HOUR", None, "adds `cost` to results", ge=0)
+    metrics_push_url: str | None = var("WORKER_METRICS_PUSH_URL", None, "OTLP over HTTP, beside `/metrics`")
+    log_level: Literal["debug", "info", "warning", "error"] = var(
+        "WORKER_LOG_LEVEL", "info", "least severe that is printed"
+    )
+    log_format: Literal["auto", "json", "console"] = var(
+        "WORKER_LOG_FORMAT", "auto", "`json` when stdout is no terminal, else `console`"
+    )
+    strict: bool = var("WORKER_STRICT", False, "unknown `WORKER_` variables are errors", shown="false")
+
+
+class Settings(Group):
+    """The whole tree; which variable each field reads stands at the field."""
+
+    engine: EngineSettings = EngineSettings()
+    http: HttpSettings = HttpSettings()
+    queue: QueueSettings = QueueSettings()
+    storage: StorageSettings = StorageSettings()
+    output: OutputSettings = OutputSettings()
+    webhook: WebhookSettings = WebhookSettings()
+    node: NodeSettings = NodeSettings()
