@@ -1,0 +1,114 @@
+"""What the queues that are ours (memory, sqlite) agree on: counting, limits, sameness, retention. Pure.
+
+A job is handed over, and every hand-over ends: answered with a code, or vanished, when its lease ran out and
+the job was handed over again (code None). Requeueing begins a new run: what an earlier run did stays readable
+in `JobState.attempts`, but no longer counts and is not among a delivery's attempts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.errors import UNCOUNTED_CODES, Fault, InvalidJob
+from worker.job import digest, document_of
+from worker.queues.base import Attempt, Delivery
+from worker.result import Result
+
+CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """One handing-over of a job; ``token`` grows with each, over all jobs. ``ended`` None while it is out."""
+
+    token: int
+    run: int
+    worker: str
+    ended: datetime | None = None
+    code: str | None = None
+    charged: bool = False
+
+    @property
+    def attempt(self) -> Attempt:
+        return Attempt(self.worker, self.ended, self.code, self.charged)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The limits of a queue.
+
+    Jobs that are done are forgotten after ``keep_for``, or earlier when more than ``keep_done`` of them are
+    there, the oldest first; until then their ids are known and their results readable. Dead letters stay
+    until somebody requeues them.
+    """
+
+    visibility: timedelta = timedelta(seconds=120)
+    max_attempts: int = 3
+    max_deliveries: int = 10
+    keep_for: timedelta = timedelta(days=7)
+    keep_done: int = 10_000
+
+    def delivery(
+        self, job_id: str, body: bytes, queued_at: datetime, current: HandOver, earlier: Sequence[HandOver]
+    ) -> Delivery:
+        """The delivery that ``current`` is, ``earlier`` being every hand-over before it, of all runs."""
+        run = [one for one in earlier if one.run == current.run]
+        count = deliveries_of([*run, current])
+        charged = sum(one.charged for one in run)
+        return Delivery(
+            id=job_id,
+            body=body,
+            visibility=self.visibility,
+            receipt=current.token,
+            queued_at=queued_at,
+            attempts=tuple(one.attempt for one in run),
+            deliveries=count,
+            redelivered=bool(earlier),
+            last_attempt=charged + 1 >= self.max_attempts,
+            last_delivery=count >= self.max_deliveries,
+            over_limit=count > self.max_deliveries,
+        )
+
+
+def deliveries_of(handed: Sequence[HandOver]) -> int:
+    """How many hand-overs count against the limit."""
+    return sum(one.code not in UNCOUNTED_CODES for one in handed)
+
+
+def attempts_of(handed: Sequence[HandOver]) -> tuple[Attempt, ...]:
+    """Every end, oldest first."""
+    return tuple(one.attempt for one in handed if one.ended is not None)
+
+
+def open_status(token: int | None, visible_at: datetime, now: datetime) -> str:
+    """The `JobState.status` of a job that is not over; a lease that ran out makes it ``waiting`` again."""
+    if visible_at <= now:
+        return "waiting"
+    return "delayed" if token is None else "leased"
+
+
+def end_code(result: Result) -> str:
+    """How a hand-over that brought this result ended: its error's code, else its status."""
+    return result.error.code if result.error is not None else result.status
+
+
+def is_charged(result: Result) -> bool:
+    """Whether an end with this result is the job's own doing."""
+    return result.error is not None and result.error.fault in (Fault.JOB, Fault.BUG)
+
+
+def job_code(result: Result) -> str | None:
+    """`JobState.code` of a job that is over with this result."""
+    return None if result.status == "succeeded" else end_code(result)
+
+
+def fingerprint(job_id: str, body: bytes) -> str:
+    """The same for bodies that ask for the same: the document's digest, or the bytes' where it is no document."""
+    try:
+        document = document_of(body, max_body=len(body))
+        return digest({**document, "id": document.get("id", job_id)})
+    except (InvalidJob, ValueError, RecursionError):
+        return "bytes:" + hashlib.sha256(body).hexdigest()
