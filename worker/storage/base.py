@@ -65,6 +65,13 @@ class Storage(Protocol):
 
     name: str
 
+    def accepts(self, job: Job, images: int) -> None:
+        """Refuse what can never be stored here, before the GPU works for it.
+
+        Raises `InvalidJob` where the job's output does not fit this place or that many images.
+        """
+        ...
+
     async def find_mark(self, job: Job) -> Result | None:
         """The standing success of this job, its links signed anew; `IdConflict` when it is of another document.
 
