@@ -1,0 +1,94 @@
+"""The one retry policy: attempts with growing, jittered waits inside a budget of loop time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+
+from worker.errors import DependencyFailed, WorkerError
+
+T = TypeVar("T")
+OnRetry = Callable[[WorkerError, int, timedelta], None]
+"""Called before each wait with the error, the number of the try that raised it (from 1), and the wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often, and how long between: ``first`` doubles up to ``most``, the last ``jitter`` of each is random."""
+
+    attempts: int = 5
+    first: timedelta = timedelta(seconds=0.5)
+    most: timedelta = timedelta(seconds=15)
+    jitter: float = 0.5
+
+    def wait(self, attempt: int, rng: random.Random, *, at_least: timedelta | None = None) -> timedelta:
+        """How long to wait after the failed try of this number (from 1); never less than a server asked for."""
+        full = min(self.first * 2 ** min(attempt - 1, 60), self.most) if self.first < self.most else self.most
+        wait = full * (1 - self.jitter * rng.random())
+        return max(wait, at_least) if at_least is not None else wait
+
+
+def is_dependency(error: WorkerError) -> bool:
+    """What is usually worth another try."""
+    return isinstance(error, DependencyFailed)
+
+
+async def retrying(
+    operation: Callable[[], Awaitable[T]],
+    policy: Policy,
+    *,
+    budget: timedelta,
+    rng: random.Random,
+    retry_on: Callable[[WorkerError], bool] = is_dependency,
+    on_retry: OnRetry | None = None,
+    out_of_time: Callable[[str], WorkerError] = DependencyFailed,
+) -> T:
+    """Run the operation until it succeeds, raises what is not worth a retry, or attempts or budget end.
+
+    Raises the operation's own last error, whichever end it was; ``out_of_time(message)`` only when the budget
+    ended within the first try. A wait that would outlast the budget is not begun. ``error.retry_after`` is
+    honoured. The budget is loop time, so a virtual clock governs it.
+    """
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + budget.total_seconds()
+    last: list[WorkerError] = []
+
+    def worth_it(failure: BaseException) -> bool:
+        if not isinstance(failure, WorkerError):
+            return False
+        last[:] = [failure]
+        return retry_on(failure)
+
+    def wait(state: RetryCallState) -> float:
+        return policy.wait(state.attempt_number, rng, at_least=last[0].retry_after).total_seconds()
+
+    def stop(state: RetryCallState) -> bool:
+        return state.attempt_number >= policy.attempts or loop.time() + state.upcoming_sleep >= ends
+
+    def before_sleep(state: RetryCallState) -> None:
+        if on_retry is not None:
+            on_retry(last[0], state.attempt_number, timedelta(seconds=state.upcoming_sleep))
+
+    attempts = AsyncRetrying(
+        retry=retry_if_exception(worth_it),
+        wait=wait,
+        stop=stop,
+        sleep=asyncio.sleep,
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+    try:
+        async with asyncio.timeout_at(ends) as limit:
+            return await attempts(operation)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        if last:
+            raise last[0] from None
+        raise out_of_time(f"no success within {budget.total_seconds():g} s") from None
