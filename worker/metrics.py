@@ -1,0 +1,156 @@
+"""What the worker counts of itself, under names that begin with ``sd_worker_``.
+
+A `Metrics` has a registry of its own, so that many can live in one process. The methods may be called from any
+thread and never fail; prometheus-client is loaded with the first object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+PREFIX = "sd_worker_"
+HOP_SECONDS = PREFIX + "hop_seconds"
+JOBS_SETTLED = PREFIX + "jobs_settled_total"
+DELIVERIES_RECEIVED = PREFIX + "deliveries_received_total"
+DELIVERIES_RETURNED = PREFIX + "deliveries_returned_total"
+GENERATION_BUSY_SECONDS = PREFIX + "generation_busy_seconds_total"
+ENGINE_FAULTS = PREFIX + "engine_faults_total"
+UPLOADS_BYTES = PREFIX + "uploads_bytes_total"
+WEBHOOKS = PREFIX + "webhooks_total"
+PAUSES = PREFIX + "pauses_total"
+PAUSED = PREFIX + "paused"
+BUGS = PREFIX + "bugs_total"
+PHASE = PREFIX + "phase"
+JOBS_HELD = PREFIX + "jobs_held"
+CLOCK_OFFSET_SECONDS = PREFIX + "clock_offset_seconds"
+UNPUBLISHED_BYTES = PREFIX + "unpublished_bytes"
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+HOP_BUCKETS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is asked for at the moment of a scrape instead of being kept up to date."""
+
+    phases: Sequence[str] = ()
+    phase: Callable[[], str] = str
+    jobs_held: Callable[[], int] = int
+    clock_offset_s: Callable[[], float] = float
+    unpublished_bytes: Callable[[], int] = int
+
+
+class Metrics:
+    """The counters of one worker; each method notes one thing that happened."""
+
+    def __init__(self, observed: Observed | None = None) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+        from prometheus_client import disable_created_metrics as without_created_series
+
+        without_created_series()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(name, meaning, labels, registry=registry)
+
+        self._hops = Histogram(
+            HOP_SECONDS, "Time of each hop of a job.", ["hop"], buckets=HOP_BUCKETS_S, registry=registry
+        )
+        self._settled = counter(JOBS_SETTLED, "Jobs that ended, by status and error code.", "status", "code")
+        self._received = counter(DELIVERIES_RECEIVED, "Deliveries taken from the queue.")
+        self._returned = counter(DELIVERIES_RETURNED, "Deliveries given back to the queue, by reason.", "code")
+        self._busy = counter(GENERATION_BUSY_SECONDS, "Time in which the engine generated.")
+        self._faults = counter(ENGINE_FAULTS, "Failures of the image server, by code.", "code")
+        self._uploaded = counter(UPLOADS_BYTES, "Bytes of images stored.")
+        self._webhooks = counter(WEBHOOKS, "Webhooks that came to an end, by outcome.", "outcome")
+        self._pauses = counter(PAUSES, "Times that intake was paused, by reason.", "code")
+        self._paused = Gauge(PAUSED, "1 while intake is paused for this reason.", ["code"], registry=registry)
+        self._reasons: frozenset[str] = frozenset()
+        self._bugs = counter(BUGS, "Failures that nobody foresaw; the log has their tracebacks.")
+        registry.register(_Observing(observed or Observed()))
+        ProcessCollector(registry=registry)
+
+    def hop(self, name: str, seconds: float) -> None:
+        self._hops.labels(name).observe(seconds)
+
+    def settled(self, status: str, code: str | None) -> None:
+        self._settled.labels(status, code or "").inc()
+
+    def received(self) -> None:
+        self._received.inc()
+
+    def returned(self, code: str) -> None:
+        self._returned.labels(code).inc()
+
+    def busy(self, seconds: float) -> None:
+        """The engine generated for so long; clocks that step back count for nothing."""
+        self._busy.inc(max(0.0, seconds))
+
+    def engine_fault(self, code: str) -> None:
+        self._faults.labels(code).inc()
+
+    def uploaded(self, bytes: int) -> None:
+        self._uploaded.inc(bytes)
+
+    def webhook(self, outcome: str) -> None:
+        self._webhooks.labels(outcome).inc()
+
+    def paused(self, code: str, on: bool) -> None:
+        """Intake is (no longer) paused for a reason; each beginning counts once, however often it is told."""
+        if on and code not in self._reasons:
+            self._pauses.labels(code).inc()
+        self._reasons = self._reasons | {code} if on else self._reasons - {code}
+        self._paused.labels(code).set(on)
+
+    def bug(self) -> None:
+        self._bugs.inc()
+
+    def value(self, name: str, **labels: str) -> float:
+        """The present value of one series, 0 when nothing was noted yet."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def counters(self) -> dict[str, float]:
+        """Our counters without prefix and suffix, each summed over its labels."""
+        return {
+            family.name.removeprefix(PREFIX): sum((s.value for s in family.samples), 0.0)
+            for family in self.registry.collect()
+            if family.type == "counter" and family.name.startswith(PREFIX)
+        }
+
+    def families(self) -> Iterable[Metric]:
+        return self.registry.collect()
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format; its media type is `CONTENT_TYPE`."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
+
+
+class _Observing:
+    """Asks the rest of the worker at each scrape; a collector in prometheus-client's sense."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.metrics_core import GaugeMetricFamily
+
+        seen = self._observed
+        phase = GaugeMetricFamily(PHASE, "1 for the phase that the worker is in.", labels=["phase"])
+        now = seen.phase()
+        for name in seen.phases:
+            phase.add_metric([name], float(name == now))
+        yield phase
+        yield GaugeMetricFamily(JOBS_HELD, "Jobs that this worker holds.", value=seen.jobs_held())
+        yield GaugeMetricFamily(
+            CLOCK_OFFSET_SECONDS, "By how much servers' clocks are ahead of ours.", value=seen.clock_offset_s()
+        )
+        yield GaugeMetricFamily(
+            UNPUBLISHED_BYTES, "Finished images in memory that are not stored yet.", value=seen.unpublished_bytes()
+        )
