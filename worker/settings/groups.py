@@ -5,13 +5,22 @@ To add one: a field here. The README's table, the nearest-name hints and ``sd-wo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from worker.settings.units import Duration, Size
+from worker.errors import FieldError
+from worker.settings.checks import Bucket, Events, KeyPattern, KeyPrefix, NodeName, PrivateHosts, SigningSecrets
+from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
+
+_ZERO = timedelta(0)
+_DAY = timedelta(days=1)
 
 
 def var(name: str, default: Any, meaning: str, *, shown: str | None = None, **constraints: Any) -> Any:
@@ -21,12 +30,14 @@ def var(name: str, default: Any, meaning: str, *, shown: str | None = None, **co
 
 
 class Group(BaseModel):
+    """Settings that belong together; each field is one variable."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class EngineSettings(Group):
     kind: Literal["auto", "a1111", "sdnext"] = var("WORKER_ENGINE", "auto", "the image server; `auto` asks it")
-    url: str = var(
+    url: WebUrl = var(
         "WORKER_ENGINE_URL", "http://[::1]:7860", "where it listens; where `[::1]` refuses, `127.0.0.1` is tried"
     )
     username: str | None = var("WORKER_ENGINE_USERNAME", None, "the server's own credentials")
@@ -36,6 +47,7 @@ class EngineSettings(Group):
         timedelta(minutes=20),
         "from our start to a server that passed its warm-up",
         shown="20m",
+        gt=_ZERO,
     )
     warmup: str = var(
         "WORKER_WARMUP",
@@ -43,17 +55,24 @@ class EngineSettings(Group):
         "`default` (one small image), `none`, inline JSON, path or URL of a job document; also the node's canary (`none` skips it at start only)",
     )
     job_timeout: Duration = var(
-        "WORKER_JOB_TIMEOUT", timedelta(minutes=10), "one generation, from its first step to its answer", shown="10m"
+        "WORKER_JOB_TIMEOUT",
+        timedelta(minutes=10),
+        "one generation, from its first step to its answer",
+        shown="10m",
+        gt=_ZERO,
     )
-    job_timeout_max: Duration = var("WORKER_JOB_TIMEOUT_MAX", timedelta(hours=1), "what a job may ask for", shown="1h")
+    job_timeout_max: Duration = var(
+        "WORKER_JOB_TIMEOUT_MAX", timedelta(hours=1), "what a job may ask for", shown="1h", gt=_ZERO
+    )
     load_timeout: Duration = var(
-        "WORKER_LOAD_TIMEOUT", timedelta(minutes=15), "from submitting to the first step", shown="15m"
+        "WORKER_LOAD_TIMEOUT", timedelta(minutes=15), "from submitting to the first step", shown="15m", gt=_ZERO
     )
     stall_timeout: Duration = var(
         "WORKER_STALL_TIMEOUT",
         timedelta(minutes=5),
         "no progress once sampling began, scaled up by measured step time",
         shown="5m",
+        gt=_ZERO,
     )
     max_pixels: int = var("WORKER_MAX_PIXELS", 4_194_304, "of one image; more is refused before the GPU", gt=0)
     max_steps: int = var("WORKER_MAX_STEPS", 150, "more is refused before the GPU", gt=0)
@@ -63,8 +82,10 @@ class EngineSettings(Group):
         "reallocate",
         "what an unfit node does: `reallocate` (here as `exit`), `exit` (69 if it was never ready, else 75), `never` (stay, not ready)",
     )
-    restarts: str = var(
-        "WORKER_ENGINE_RESTARTS", "5/10m", "failed recoveries in this time after which the node is given up"
+    restarts: RatePer = var(
+        "WORKER_ENGINE_RESTARTS",
+        Rate(5, timedelta(minutes=10)),
+        "failed recoveries in this time after which the node is given up",
     )
 
 
@@ -76,7 +97,7 @@ class HttpSettings(Group):
         None,
         "needed by everything but the probes: `Authorization: Bearer`, `X-API-Key`, or password of HTTP Basic",
     )
-    max_body: Size = var("WORKER_MAX_BODY", 100_000_000, "larger documents are refused", shown="100MB")
+    max_body: Size = var("WORKER_MAX_BODY", 100_000_000, "larger documents are refused", shown="100MB", gt=0)
 
 
 class QueueSettings(Group):
@@ -88,6 +109,7 @@ class QueueSettings(Group):
         "lease, renewed at a quarter of it",
         shown="120s",
         ge=timedelta(seconds=1),
+        le=timedelta(hours=12),
     )
     max_attempts: int = var("WORKER_QUEUE_MAX_ATTEMPTS", 3, "charged attempts", ge=1)
     max_deliveries: int = var(
@@ -107,23 +129,39 @@ class StorageSettings(Group):
         "local images are deleted after that age; `0`: never; `result.json` stays",
         shown="0",
     )
-    bucket: str | None = var("WORKER_S3_BUCKET", None, "any S3-compatible store; credentials by the standard chain")
-    prefix: str = var("WORKER_S3_PREFIX", "", "before every key")
-    endpoint_url: str | None = var("WORKER_S3_ENDPOINT_URL", None, "of a store that is not AWS")
+    bucket: Bucket | None = var("WORKER_S3_BUCKET", None, "any S3-compatible store; credentials by the standard chain")
+    prefix: KeyPrefix = var("WORKER_S3_PREFIX", "", "before every key")
+    endpoint_url: WebUrl | None = var("WORKER_S3_ENDPOINT_URL", None, "of a store that is not AWS")
     region: str | None = var("WORKER_S3_REGION", None, "of the bucket")
-    public_url: str | None = var("WORKER_S3_PUBLIC_URL", None, "results link there instead of presigning")
+    public_url: WebUrl | None = var("WORKER_S3_PUBLIC_URL", None, "results link there instead of presigning")
     presign_ttl: Duration = var(
-        "WORKER_S3_PRESIGN_TTL", timedelta(hours=24), "how long presigned links work", shown="24h"
+        "WORKER_S3_PRESIGN_TTL",
+        timedelta(hours=24),
+        "how long presigned links work",
+        shown="24h",
+        gt=_ZERO,
+        le=7 * _DAY,
     )
-    key: str = var(
+    key: KeyPattern = var(
         "WORKER_S3_KEY",
         "{prefix}/{id}/{index}-{hash}.{ext}",
         "pattern of an image's key; `{id}`, `{index}` and `{hash}` are required",
     )
-    result_prefix: str | None = var("WORKER_RESULT_PREFIX", None, "where result documents go", shown="the images'")
-    inline_max: Size = var("WORKER_INLINE_MAX", 8_000_000, "total length of the base64 text in a result", shown="8MB")
+    result_prefix: KeyPrefix | None = var(
+        "WORKER_RESULT_PREFIX", None, "where result documents go", shown="the images'"
+    )
+    inline_max: Size = var(
+        "WORKER_INLINE_MAX", 8_000_000, "total length of the base64 text in a result", shown="8MB", gt=0
+    )
     upload_concurrency: int = var("WORKER_UPLOAD_CONCURRENCY", 4, "uploads at a time", ge=1)
-    unpublished_max: Size = var("WORKER_UNPUBLISHED_MAX", 512_000_000, "finished images in memory", shown="512MB")
+    unpublished_max: Size = var("WORKER_UNPUBLISHED_MAX", 512_000_000, "finished images in memory", shown="512MB", gt=0)
+
+    @property
+    def chosen(self) -> Literal["s3", "directory", "inline", "presigned"]:
+        """The kind in effect: what `auto` comes to."""
+        if self.kind == "auto":
+            return "directory" if self.bucket is None else "s3"
+        return self.kind
 
 
 class OutputSettings(Group):
@@ -140,37 +178,50 @@ class OutputSettings(Group):
 
 
 class WebhookSettings(Group):
-    url: str | None = var("WORKER_WEBHOOK_URL", None, "for jobs that name none")
-    events: str = var("WORKER_WEBHOOK_EVENTS", "succeeded,failed", "for jobs that name none")
-    secret: SecretStr | None = var(
+    url: WebUrl | None = var("WORKER_WEBHOOK_URL", None, "for jobs that name none")
+    events: Events = var(
+        "WORKER_WEBHOOK_EVENTS",
+        ("succeeded", "failed"),
+        "for jobs that name none: `started`, `progress`, `succeeded`, `failed`, `cancelled`",
+    )
+    secret: SigningSecrets | None = var(
         "WORKER_WEBHOOK_SECRET", None, "one or more `whsec_...` separated by blanks, each signs"
     )
     secrets_file: Path | None = var(
         "WORKER_WEBHOOK_SECRETS_FILE", None, "JSON of names to secrets, for jobs that name one"
     )
-    timeout: Duration = var("WORKER_WEBHOOK_TIMEOUT", timedelta(seconds=15), "one try", shown="15s")
-    budget: Duration = var("WORKER_WEBHOOK_BUDGET", timedelta(minutes=1), "all tries of one delivery", shown="1m")
+    timeout: Duration = var("WORKER_WEBHOOK_TIMEOUT", timedelta(seconds=15), "one try", shown="15s", gt=_ZERO)
+    budget: Duration = var(
+        "WORKER_WEBHOOK_BUDGET", timedelta(minutes=1), "all tries of one delivery", shown="1m", gt=_ZERO
+    )
 
 
 class NodeSettings(Group):
-    urls_allow_private: str = var(
+    urls_allow_private: PrivateHosts = var(
         "WORKER_URLS_ALLOW_PRIVATE",
         "false",
         "`true`, or hosts and CIDRs, that URLs named by a job may point at; link-local stays refused unless listed",
     )
     platform: Literal["auto", "plain"] = var("WORKER_PLATFORM", "auto", "where the node runs")
-    node_id: str | None = var("WORKER_NODE_ID", None, "this worker's name in results and logs", shown="the host's name")
+    node_id: NodeName | None = var(
+        "WORKER_NODE_ID", None, "this worker's name in results and logs", shown="the host's name"
+    )
     disk_size: Size = var(
         "WORKER_DISK_SIZE",
         50_000_000_000,
         "writable disk as ordered; what is written stays 2 GB below it",
         shown="50GB",
+        gt=2_000_000_000,
     )
     drain_timeout: Duration = var(
-        "WORKER_DRAIN_TIMEOUT", timedelta(seconds=25), "from SIGTERM to the last moment of the running job", shown="25s"
+        "WORKER_DRAIN_TIMEOUT",
+        timedelta(seconds=25),
+        "from SIGTERM to the last moment of the running job",
+        shown="25s",
+        le=_DAY,
     )
     price_per_hour: float | None = var("WORKER_PRICE_PER_HOUR", None, "adds `cost` to results", ge=0)
-    metrics_push_url: str | None = var("WORKER_METRICS_PUSH_URL", None, "OTLP over HTTP, beside `/metrics`")
+    metrics_push_url: WebUrl | None = var("WORKER_METRICS_PUSH_URL", None, "OTLP over HTTP, beside `/metrics`")
     log_level: Literal["debug", "info", "warning", "error"] = var(
         "WORKER_LOG_LEVEL", "info", "least severe that is printed"
     )
@@ -180,13 +231,65 @@ class NodeSettings(Group):
     strict: bool = var("WORKER_STRICT", False, "unknown `WORKER_` variables are errors", shown="false")
 
 
-class Settings(Group):
-    """The whole tree; which variable each field reads stands at the field."""
+class Settings(BaseSettings):
+    """The whole tree; which variable each field reads stands at the field.
 
-    engine: EngineSettings = EngineSettings()
-    http: HttpSettings = HttpSettings()
-    queue: QueueSettings = QueueSettings()
-    storage: StorageSettings = StorageSettings()
-    output: OutputSettings = OutputSettings()
-    webhook: WebhookSettings = WebhookSettings()
-    node: NodeSettings = NodeSettings()
+    Built from the environment by `worker.settings.source` alone: constructing it reads nothing. ``warnings``
+    holds what is odd in the environment, though no mistake.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    engine: EngineSettings = Field(EngineSettings(), title="engine")
+    http: HttpSettings = Field(HttpSettings(), title="http")
+    queue: QueueSettings = Field(QueueSettings(), title="queue")
+    storage: StorageSettings = Field(StorageSettings(), title="storage")
+    output: OutputSettings = Field(OutputSettings(), title="images")
+    webhook: WebhookSettings = Field(WebhookSettings(), title="webhooks")
+    node: NodeSettings = Field(NodeSettings(), title="the rest")
+    warnings: tuple[FieldError, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """Where one setting stands: its environment variable, and the path to its field."""
+
+    name: str
+    group: str
+    field: str
+    info: FieldInfo
+
+    @property
+    def secret(self) -> bool:
+        return "SecretStr" in str(self.info.annotation)
+
+    def of(self, settings: Settings) -> Any:
+        return getattr(getattr(settings, self.group), self.field)
+
+
+@cache
+def variables() -> tuple[Variable, ...]:
+    """Every variable of this version, in the order of the groups."""
+    found = []
+    for group, outer in Settings.model_fields.items():
+        if isinstance(outer.annotation, type) and issubclass(outer.annotation, Group):
+            for field, info in outer.annotation.model_fields.items():
+                extra = cast("dict[str, Any]", info.json_schema_extra)
+                found.append(Variable(extra["variable"], group, field, info))
+    return tuple(found)
+
+
+def secrets_of(settings: Settings) -> tuple[SecretStr, ...]:
+    """The secrets that are set, so that a log can hide them."""
+    return tuple(value for v in variables() if isinstance(value := v.of(settings), SecretStr))

@@ -1,0 +1,97 @@
+"""What a single value must be, beyond its type. Messages never repeat the value."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from string import Formatter
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
+
+from worker.job import Event
+
+KEY_FIELDS = ("prefix", "id", "index", "hash", "ext")
+KEY_REQUIRED = ("id", "index", "hash")
+WEBHOOK_SECRET_PREFIX = "whsec_"  # noqa: S105
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*", re.IGNORECASE)
+
+
+def parse_events(value: Any) -> Any:
+    """Webhook events of a text that separates them by commas or blanks, each once."""
+    if not isinstance(value, str):
+        return value
+    events = tuple(dict.fromkeys(value.replace(",", " ").split()))
+    if not events or not set(events) <= set(get_args(Event)):
+        raise ValueError(f"must name events, separated by commas: {', '.join(get_args(Event))}")
+    return events
+
+
+def check_key_pattern(value: str) -> str:
+    """A pattern by which no two images of a job, and no two versions of one image, share a key."""
+    try:
+        parts = list(Formatter().parse(value))
+    except ValueError:
+        raise ValueError("has unbalanced braces") from None
+    names = [name for _, name, _, _ in parts if name is not None]
+    if any(name not in KEY_FIELDS or spec or conversion for _, name, spec, conversion in parts if name is not None):
+        raise ValueError(f"may only hold the placeholders {_placeholders(KEY_FIELDS)}")
+    missing = [name for name in KEY_REQUIRED if name not in names]
+    if missing:
+        raise ValueError(f"lacks {_placeholders(missing)}")
+    if ".." in value.split("/"):
+        raise ValueError("must not hold '..'")
+    return value
+
+
+def _placeholders(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
+
+
+def check_key_prefix(value: str) -> str:
+    """A prefix without slashes around it; empty: none."""
+    value = value.strip("/")
+    if value and any(part in ("", ".", "..") for part in value.split("/")):
+        raise ValueError("must not hold empty, '.' or '..' parts")
+    return value
+
+
+def check_signing_secrets(value: SecretStr) -> SecretStr:
+    """One or more ``whsec_`` secrets separated by blanks, as Standard Webhooks writes them."""
+    for secret in value.get_secret_value().split():
+        encoded = secret.removeprefix(WEBHOOK_SECRET_PREFIX)
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if encoded == secret or not key:
+            raise ValueError(f"must be {WEBHOOK_SECRET_PREFIX} and base64, several separated by blanks")
+    return value
+
+
+def check_private_hosts(value: str) -> str:
+    """``true``, ``false``, or hosts, addresses and CIDRs separated by commas or blanks."""
+    if value.lower() in ("true", "false"):
+        return value.lower()
+    if not all(_is_network(part) or _HOST.fullmatch(part) for part in value.replace(",", " ").split()):
+        raise ValueError("must be true, false, or hosts and CIDRs separated by blanks")
+    return value
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text.strip("[]"), strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+Events = Annotated[tuple[Event, ...], BeforeValidator(parse_events)]
+KeyPattern = Annotated[str, AfterValidator(check_key_pattern)]
+KeyPrefix = Annotated[str, AfterValidator(check_key_prefix)]
+SigningSecrets = Annotated[SecretStr, AfterValidator(check_signing_secrets)]
+PrivateHosts = Annotated[str, AfterValidator(check_private_hosts)]
+Bucket = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
+NodeName = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]

@@ -1,0 +1,31 @@
+"""What the contract names and this version does not have yet; each release takes its part out of here."""
+
+from __future__ import annotations
+
+_SUFFIXES = {
+    "ENGINE_": ("API_KEY", "API_KEY_FILE", "COMMAND", "ENV", "MEMORY_MAX", "OPTIONS"),
+    "HTTP_": ("JOBS", "TIMEOUT", "CANCEL_ON_DISCONNECT"),
+    "AVAILABILITY_": ("URL", "TOKEN", "TOKEN_FILE", "USER_TOKEN", "USER_TOKEN_FILE"),
+    "REDIS_": ("URL", "URL_FILE", "STREAM", "GROUP"),
+    "MODELS_": (
+        *("DIR", "DIRS", "MAX_SIZE", "SOURCE", "CATALOG", "MANIFEST", "START_TIMEOUT", "MAX_WAIT", "BANDWIDTH"),
+        *("CONNECTIONS", "HOSTS", "ALLOW_PICKLE", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID"),
+        *("S3_SECRET_ACCESS_KEY", "S3_SECRET_ACCESS_KEY_FILE"),
+    ),
+    "FITNESS_": ("VRAM", "DOWNLOAD", "UPLOAD", "STEP"),
+    "": (
+        *("COMFYUI_OUTPUT", "MAX_PENDING", "MAX_WAIT", "WORKFLOWS_DIR", "QUEUE_PARKED", "SQS_QUEUE_URL"),
+        "BLOCKED_FOR",
+    ),
+}
+
+LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() for name in names)
+"""Variables that are refused, so that nobody believes them to have an effect."""
+
+LATER_VALUES: dict[str, frozenset[str]] = {
+    "WORKER_ENGINE": frozenset({"comfyui", "fooocus"}),
+    "WORKER_QUEUE": frozenset({"none", "availability", "salad", "sqs", "redis"}),
+    "WORKER_STORAGE": frozenset({"s4"}),
+    "WORKER_PLATFORM": frozenset({"salad"}),
+}
+"""Values of variables that exist already."""

@@ -1,0 +1,152 @@
+"""Rules that tie several settings together, as pure functions of the whole tree.
+
+A rule names the variables that it reads and is left out while one of them is wrong by itself, so that no
+mistake is told twice. What it finds is a `FieldError` whose field is a variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pydantic_core
+from pydantic import SecretStr
+
+from worker.errors import ConfigError, FieldError, InvalidJob, UnsupportedDocument
+from worker.job import Limits, document_of, parse
+from worker.settings.checks import check_signing_secrets
+from worker.settings.groups import Settings
+from worker.settings.units import check_url
+
+Found = Iterator[FieldError]
+
+
+class Rule(NamedTuple):
+    reads: tuple[str, ...]
+    check: Callable[[Settings], Found]
+
+
+RULES: list[Rule] = []
+HINTS: list[Rule] = []
+
+
+def _rule(
+    *reads: str, into: list[Rule] = RULES
+) -> Callable[[Callable[[Settings], Found]], Callable[[Settings], Found]]:
+    def register(check: Callable[[Settings], Found]) -> Callable[[Settings], Found]:
+        into.append(Rule(reads, check))
+        return check
+
+    return register
+
+
+def mistakes(settings: Settings, wrong: Collection[str]) -> tuple[FieldError, ...]:
+    """Every broken rule, but for those that read a variable which is ``wrong`` already."""
+    return _found(RULES, settings, wrong)
+
+
+def hints(settings: Settings) -> tuple[FieldError, ...]:
+    """What works, but hardly as it was meant."""
+    return _found(HINTS, settings, ())
+
+
+def _found(rules: list[Rule], settings: Settings, wrong: Collection[str]) -> tuple[FieldError, ...]:
+    return tuple(found for rule in rules if not set(rule.reads) & set(wrong) for found in rule.check(settings))
+
+
+@_rule("WORKER_JOB_TIMEOUT", "WORKER_JOB_TIMEOUT_MAX")
+def _job_timeout(settings: Settings) -> Found:
+    if settings.engine.job_timeout > settings.engine.job_timeout_max:
+        yield FieldError("WORKER_JOB_TIMEOUT", "is longer than WORKER_JOB_TIMEOUT_MAX")
+
+
+@_rule("WORKER_ENGINE_USERNAME", "WORKER_ENGINE_PASSWORD")
+def _engine_credentials(settings: Settings) -> Found:
+    if (settings.engine.username is None) != (settings.engine.password is None):
+        missing = "USERNAME" if settings.engine.username is None else "PASSWORD"
+        yield FieldError(f"WORKER_ENGINE_{missing}", "is needed beside the other half of the server's credentials")
+
+
+@_rule("WORKER_STORAGE", "WORKER_S3_BUCKET")
+def _bucket(settings: Settings) -> Found:
+    if settings.storage.kind == "s3" and settings.storage.bucket is None:
+        yield FieldError("WORKER_S3_BUCKET", "is needed with WORKER_STORAGE=s3")
+
+
+@_rule("WORKER_WEBHOOK_TIMEOUT", "WORKER_WEBHOOK_BUDGET")
+def _webhook_budget(settings: Settings) -> Found:
+    if settings.webhook.timeout > settings.webhook.budget:
+        yield FieldError("WORKER_WEBHOOK_TIMEOUT", "is longer than WORKER_WEBHOOK_BUDGET")
+
+
+@_rule("WORKER_WEBHOOK_SECRETS_FILE")
+def _secrets_file(settings: Settings) -> Found:
+    if settings.webhook.secrets_file is not None:
+        try:
+            named_secrets(settings.webhook.secrets_file)
+        except ConfigError as error:
+            yield from error.mistakes
+
+
+@_rule("WORKER_WARMUP", "WORKER_MAX_PIXELS", "WORKER_MAX_STEPS", "WORKER_MAX_IMAGES", "WORKER_JOB_TIMEOUT_MAX")
+def _warmup(settings: Settings) -> Found:
+    warmup = settings.engine.warmup
+    if warmup in ("default", "none"):
+        return
+    try:
+        if "://" in warmup:
+            check_url(warmup, ("s3", "http", "https"))
+        elif warmup.startswith("{"):
+            parse_warmup(warmup.encode(), settings)
+        else:
+            parse_warmup(Path(warmup).read_bytes(), settings)
+    except OSError as error:
+        yield FieldError("WORKER_WARMUP", f"names a file that cannot be read ({error.strerror})")
+    except (InvalidJob, UnsupportedDocument, ValueError) as error:
+        yield FieldError("WORKER_WARMUP", str(error))
+
+
+def parse_warmup(body: bytes, settings: Settings) -> None:
+    """Raise `InvalidJob` or `UnsupportedDocument` when this is no document of a warm-up job."""
+    engine, max_body = settings.engine, settings.http.max_body
+    limits = Limits(engine.max_pixels, engine.max_steps, engine.max_images, engine.job_timeout_max, max_body)
+    parse(document_of(body, max_body=max_body), fallback_id="warmup", limits=limits)
+
+
+def named_secrets(path: Path) -> dict[str, SecretStr]:
+    """What the webhook secrets file holds; `ConfigError` with every mistake in it, without any secret."""
+    variable = "WORKER_WEBHOOK_SECRETS_FILE"
+    try:
+        document = pydantic_core.from_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError((FieldError(variable, f"cannot be read ({error.strerror})"),)) from None
+    except ValueError:
+        raise ConfigError((FieldError(variable, "is no JSON"),)) from None
+    if not isinstance(document, dict):
+        raise ConfigError((FieldError(variable, "must hold one JSON object of names to secrets"),))
+    found: list[FieldError] = []
+    for name, value in document.items():
+        try:
+            check_signing_secrets(SecretStr(value if isinstance(value, str) else ""))
+        except ValueError as error:
+            found.append(FieldError(variable, f"the secret {name!r} {error}"))
+    if found:
+        raise ConfigError(tuple(found))
+    return {name: SecretStr(value) for name, value in document.items()}
+
+
+@_rule(into=HINTS)
+def _unsigned(settings: Settings) -> Found:
+    if settings.webhook.url is not None and settings.webhook.secret is None:
+        yield FieldError("WORKER_WEBHOOK_SECRET", "is not set: webhooks to WORKER_WEBHOOK_URL are not signed")
+
+
+@_rule(into=HINTS)
+def _store_without_bucket(settings: Settings) -> Found:
+    if (
+        settings.storage.kind == "auto"
+        and settings.storage.bucket is None
+        and settings.storage.endpoint_url is not None
+    ):
+        yield FieldError("WORKER_S3_ENDPOINT_URL", "has no effect without WORKER_S3_BUCKET: images stay on this node")
