@@ -1,0 +1,37 @@
+"""Queues: where deliveries come from. The one place that knows which driver a setting means."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from worker.clock import Clock
+from worker.node import Node
+from worker.queues.base import Producer, Queue
+from worker.queues.policy import Policy
+from worker.settings.groups import QueueSettings
+
+
+def open_queue(settings: QueueSettings, node: Node, clock: Clock) -> Queue:
+    """The configured queue, for the worker that ``node`` is. Nothing is touched before its first use."""
+    match settings.kind:
+        case "sqlite":
+            from worker.queues.sqlite import SqliteQueue
+
+            return SqliteQueue(settings.sqlite_path, clock, worker=node.identity.id, policy=_policy(settings))
+        case unknown:
+            assert_never(unknown)
+
+
+def open_producer(settings: QueueSettings, clock: Clock) -> Producer:
+    """The submitting side of the configured queue. Nothing is touched before its first use."""
+    match settings.kind:
+        case "sqlite":
+            from worker.queues.sqlite import SqliteProducer
+
+            return SqliteProducer(settings.sqlite_path, clock, policy=_policy(settings))
+        case unknown:
+            assert_never(unknown)
+
+
+def _policy(settings: QueueSettings) -> Policy:
+    return Policy(settings.visibility, settings.max_attempts, settings.max_deliveries)
