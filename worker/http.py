@@ -137,28 +137,24 @@ def _visited(failure: Exception, url: str | httpx.URL | None) -> str:
 def shown(url: str | httpx.URL) -> str:
     """The URL as it may stand in a message: without user information, query and fragment."""
     try:
-        parts = urlsplit(str(url))
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
+        return origin(url) + urlsplit(str(url)).path
     except ValueError:
         return "a malformed URL"
-    return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
-def host_of(url: str | httpx.URL) -> str:
-    """The host alone, for URLs whose very path is a secret, as those of chat services are."""
-    try:
-        return urlsplit(str(url)).hostname or "no host"
-    except ValueError:
-        return "a malformed URL"
+def origin(url: str | httpx.URL) -> str:
+    """Scheme, host and port alone, for URLs whose very path is a secret, as those of chat services are."""
+    parts = urlsplit(str(url))
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
 
 
 def is_loopback(url: str | httpx.URL) -> bool:
     """Whether the URL names this machine itself, by ``localhost`` or by address."""
-    host = host_of(url)
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
     try:
+        host = urlsplit(str(url)).hostname or ""
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
