@@ -1,0 +1,124 @@
+"""Opens the configured places for images and results, and picks the one for each job."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack
+from typing import Literal, assert_never
+
+import httpx
+
+from worker.clock import CorrectedClock
+from worker.errors import ConfigError, FieldError, InvalidJob
+from worker.job import Job
+from worker.settings.groups import StorageSettings
+from worker.storage.base import Storage
+from worker.urls import Guard
+
+Kind = Literal["s3", "directory", "inline", "presigned"]
+
+
+class Storages:
+    """The places that are configured; ``default`` is the operator's."""
+
+    def __init__(self, default: Storage, others: tuple[Storage, ...]) -> None:
+        self.default = default
+        self._by_name = {storage.name: storage for storage in (default, *others)}
+
+    def of(self, job: Job) -> Storage:
+        """Where this job's images and result go.
+
+        What the job names decides, else the operator's default. Raises `InvalidJob` for a place that is not
+        configured, and for URLs beside a place that does not use them.
+        """
+        output = job.output
+        name = output.storage or ("presigned" if output.upload_urls else self.default.name)
+        if name == "s4":
+            raise InvalidJob("s4 is not in this version", field="output.storage")
+        if name not in self._by_name:
+            raise InvalidJob(f"{name} is not configured here", field="output.storage")
+        if name != "presigned":
+            for field, given in (("upload_urls", output.upload_urls), ("result_urls", output.result_urls)):
+                if given:
+                    raise InvalidJob(f"is for presigned storage, not for {name}", field=f"output.{field}")
+        return self._by_name[name]
+
+    async def aclose(self) -> None:
+        async with AsyncExitStack() as stack:
+            for storage in self._by_name.values():
+                stack.push_async_callback(storage.aclose)
+
+
+def resolved_kind(settings: StorageSettings) -> Kind:
+    """What ``auto`` means: s3 when a bucket is set, else the directory."""
+    if settings.kind != "auto":
+        return settings.kind
+    return "s3" if settings.bucket is not None else "directory"
+
+
+def open_storage(
+    settings: StorageSettings,
+    *,
+    client: httpx.AsyncClient,
+    guard: Guard,
+    clock: CorrectedClock,
+    rng: random.Random,
+) -> Storages:
+    """Every place that the settings allow, without any I/O; `ConfigError` for settings that cannot work.
+
+    ``client`` visits URLs of jobs and connects through ``guard``; it stays its owner's to close. A job may name
+    ``inline`` and ``presigned`` always, ``s3`` where a bucket is set, ``directory`` where it is the default or
+    ``WORKER_STORAGE_DIRECTORY`` is set.
+    """
+    default = resolved_kind(settings)
+    kinds: list[Kind] = [default, "inline", "presigned"]
+    if settings.bucket is not None:
+        kinds.append("s3")
+    if "directory" in settings.model_fields_set:
+        kinds.append("directory")
+    opened = [_open(kind, settings, client, guard, clock, rng) for kind in dict.fromkeys(kinds)]
+    return Storages(opened[0], tuple(opened[1:]))
+
+
+def _open(
+    kind: Kind,
+    settings: StorageSettings,
+    client: httpx.AsyncClient,
+    guard: Guard,
+    clock: CorrectedClock,
+    rng: random.Random,
+) -> Storage:
+    match kind:
+        case "s3":
+            return _open_s3(settings, clock, rng)
+        case "directory":
+            from worker.storage.directory import DirectoryStorage
+
+            return DirectoryStorage(settings.directory, keep=settings.keep, result_prefix=settings.result_prefix)
+        case "inline":
+            from worker.storage.inline import InlineStorage
+
+            return InlineStorage(settings.inline_max)
+        case "presigned":
+            from worker.storage.presigned import PresignedStorage
+
+            return PresignedStorage(client, guard, rng=rng)
+        case _:
+            assert_never(kind)
+
+
+def _open_s3(settings: StorageSettings, clock: CorrectedClock, rng: random.Random) -> Storage:
+    from worker.storage.keys import Keys
+    from worker.storage.s3 import Place, S3Storage
+
+    if settings.bucket is None:
+        raise ConfigError((FieldError("WORKER_S3_BUCKET", "is required by WORKER_STORAGE=s3"),))
+    place = Place(
+        bucket=settings.bucket,
+        endpoint_url=settings.endpoint_url,
+        region=settings.region,
+        public_url=settings.public_url,
+        presign_ttl=settings.presign_ttl,
+    )
+    keys = Keys(prefix=settings.prefix, result_prefix=settings.result_prefix, pattern=settings.key)
+    return S3Storage(place, keys, clock=clock, rng=rng, concurrency=settings.upload_concurrency)
