@@ -68,9 +68,9 @@ class Metrics:
         self._faults = counter(ENGINE_FAULTS, "Failures of the image server, by code.", "code")
         self._uploaded = counter(UPLOADS_BYTES, "Bytes of images stored.")
         self._webhooks = counter(WEBHOOKS, "Webhooks that came to an end, by outcome.", "outcome")
-        self._pauses = counter(PAUSES, "Times that intake was paused, by reason.", "code")
+        self._pauses_total = counter(PAUSES, "Times that intake was paused, by reason.", "code")
         self._paused = Gauge(PAUSED, "1 while intake is paused for this reason.", ["code"], registry=registry)
-        self._reasons: frozenset[str] = frozenset()
+        self.pauses: frozenset[str] = frozenset()
         self._bugs = counter(BUGS, "Failures that nobody foresaw; the log has their tracebacks.")
         registry.register(_Observing(observed or Observed()))
         ProcessCollector(registry=registry)
@@ -102,9 +102,9 @@ class Metrics:
 
     def paused(self, code: str, on: bool) -> None:
         """Intake is (no longer) paused for a reason; each beginning counts once, however often it is told."""
-        if on and code not in self._reasons:
-            self._pauses.labels(code).inc()
-        self._reasons = self._reasons | {code} if on else self._reasons - {code}
+        if on and code not in self.pauses:
+            self._pauses_total.labels(code).inc()
+        self.pauses = self.pauses | {code} if on else self.pauses - {code}
         self._paused.labels(code).set(on)
 
     def bug(self) -> None:

@@ -1,0 +1,1 @@
+"""HTTP in: probes, metrics and status, served by our own event loop."""

@@ -1,0 +1,59 @@
+"""The HTTP application: which routes there are, and what they may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import JSONResponse
+
+from worker.api import probes, problems, status
+from worker.api.auth import KeyCheck
+from worker.api.body import BodyLimit
+from worker.live import Live
+from worker.metrics import Metrics
+from worker.node import Identity
+from worker.settings.groups import HttpSettings
+from worker.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What HTTP may see of the worker.
+
+    ``engine`` says what is known of the image server, ``extras`` what else belongs on the status page; both
+    answer at once and hold no secrets.
+    """
+
+    status: Status
+    live: Live
+    metrics: Metrics
+    identity: Identity
+    engine: Callable[[], dict[str, Any]] = dict
+    extras: Callable[[], dict[str, Any]] = dict
+
+
+def create_app(view: View, settings: HttpSettings) -> FastAPI:
+    """The ASGI application; nothing in it leaves the event loop, so it answers while a generation runs."""
+    app = FastAPI(
+        title="sd-worker",
+        version=view.identity.version,
+        summary="Probes, state and metrics of one image-generating worker.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    guarded = APIRouter(dependencies=[Depends(KeyCheck(settings.api_key))], responses=problems.UNAUTHORIZED)
+    guarded.include_router(status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.extras))
+
+    @guarded.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(problems.described(app.openapi()))
+
+    app.include_router(probes.routes(view.status))
+    app.include_router(guarded)
+    app.add_middleware(BodyLimit, max_body=settings.max_body)
+    problems.install(app, view.metrics)
+    return app

@@ -1,0 +1,100 @@
+"""What the worker is doing: `/v1/status` for people and programs, `/metrics` for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict
+
+from worker.live import Live, LiveJob
+from worker.metrics import CONTENT_TYPE, Metrics
+from worker.node import Identity
+from worker.status import Status
+
+
+class NodeStatus(BaseModel):
+    id: str
+    machine: str
+    version: str
+    gpu: str | None
+
+
+class JobStatus(BaseModel):
+    """A job held: times in seconds, ``progress`` a fraction of the running generation."""
+
+    id: str
+    hop: str
+    held_s: float
+    hop_s: float
+    progress: float | None
+    eta_s: float | None
+
+
+class StatusAnswer(BaseModel):
+    """``pauses`` are the codes that hold intake back; ``counters`` count since the start of the process."""
+
+    model_config = ConfigDict(extra="allow")
+
+    phase: str
+    reasons: list[str]
+    started: bool
+    live: bool
+    ready: bool
+    node: NodeStatus
+    engine: dict[str, Any]
+    jobs: list[JobStatus]
+    pauses: list[str]
+    counters: dict[str, float]
+
+
+def routes(
+    status: Status,
+    live: Live,
+    metrics: Metrics,
+    identity: Identity,
+    engine: Callable[[], dict[str, Any]],
+    extras: Callable[[], dict[str, Any]],
+) -> APIRouter:
+    router = APIRouter(tags=["state"])
+
+    @router.get("/v1/status", summary="Phase, engine, jobs held, pauses and counters")
+    async def show() -> StatusAnswer:
+        now = asyncio.get_running_loop().time()
+        return StatusAnswer(
+            **extras(),
+            phase=status.phase,
+            reasons=list(status.reasons),
+            started=status.startup().ok,
+            live=status.live().ok,
+            ready=status.ready().ok,
+            node=NodeStatus(id=identity.id, machine=identity.machine, version=identity.version, gpu=identity.gpu),
+            engine=engine(),
+            jobs=[_job(job, now) for job in live],
+            pauses=sorted(metrics.pauses),
+            counters=metrics.counters(),
+        )
+
+    @router.get(
+        "/metrics",
+        summary="Everything counted, in Prometheus's text format",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def text() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def _job(job: LiveJob, now: float) -> JobStatus:
+    return JobStatus(
+        id=job.id,
+        hop=job.hop,
+        held_s=round(now - job.since, 3),
+        hop_s=round(now - job.hop_since, 3),
+        progress=job.progress,
+        eta_s=job.eta_s,
+    )
