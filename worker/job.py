@@ -246,6 +246,21 @@ def parse(document: dict[str, Any], *, fallback_id: str, limits: Limits) -> Job:
     return job
 
 
+def salvage(document: dict[str, Any], *, fallback_id: str) -> Job:
+    """What can be saved of a document that is no job, so that its owner still hears how it ended. Never raises."""
+    named = usable_id(document.get("id")) or usable_id(fallback_id)
+    saved: dict[str, Any] = {"id": named or hashlib.sha256(fallback_id.encode()).hexdigest(), "params": {"prompt": ""}}
+    for field in ("webhook", "output", "metadata"):
+        if field not in document:
+            continue
+        try:
+            Job.model_validate({**saved, field: document[field]})
+        except ValidationError:
+            continue
+        saved[field] = document[field]
+    return Job.model_validate(saved)
+
+
 def _check_limits(job: Job, limits: Limits) -> None:
     if job.timeout is not None and job.timeout > limits.max_timeout:
         raise InvalidJob(f"is longer than {limits.max_timeout}", field="timeout")

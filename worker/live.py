@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,30 +33,22 @@ class LiveJob:
     """One job held; times are the event loop's, ``progress`` a fraction of the running generation."""
 
     id: str
+    _stir: Callable[[], None]
+    since: float
+    hop_since: float
     hop: Hop = Hop.RECEIVED
-    since: float = 0.0
-    hop_since: float = 0.0
     progress: float | None = None
     eta_s: float | None = None
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, hop: Hop) -> None:
         self.hop, self.hop_since = hop, asyncio.get_running_loop().time()
-        self.stir()
+        self.progress = self.eta_s = None
+        self._stir()
 
     def report(self, fraction: float, eta_s: float | None) -> None:
         self.progress, self.eta_s = fraction, eta_s
-        self.stir()
-
-    def stir(self) -> None:
-        """Wake everyone who awaits `moved`."""
-        self._moved.set()
-        self._moved = asyncio.Event()
-
-    async def moved(self) -> None:
-        """Wait for the next change of hop or progress."""
-        await self._moved.wait()
+        self._stir()
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -73,7 +65,7 @@ class Live:
     def __init__(self) -> None:
         self._jobs: list[LiveJob] = []
         self._owners: dict[str, LiveJob] = {}
-        self._left = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __iter__(self) -> Iterator[LiveJob]:
         return iter(tuple(self._jobs))
@@ -83,28 +75,25 @@ class Live:
 
     @contextmanager
     def holding(self, delivery_id: str) -> Iterator[LiveJob]:
-        """Register a delivery for as long as the context lasts."""
+        """Register a delivery for as long as the context lasts, and with it the job that it came to own."""
         now = asyncio.get_running_loop().time()
-        job = LiveJob(delivery_id, since=now, hop_since=now)
+        job = LiveJob(delivery_id, self._stir, since=now, hop_since=now)
         self._jobs.append(job)
+        self._stir()
         try:
             yield job
         finally:
             self._jobs.remove(job)
+            if self._owners.get(job.id) is job:
+                del self._owners[job.id]
             self._stir()
 
-    @asynccontextmanager
-    async def owning(self, job: LiveJob, job_id: str) -> AsyncIterator[None]:
-        """Be the only delivery of this job at work here: a second one waits for the first."""
-        while job_id in self._owners:
-            await self._left.wait()
+    async def own(self, job: LiveJob, job_id: str) -> None:
+        """Become the only delivery of this job at work here: a second one waits for the first."""
+        while self._owners.get(job_id, job) is not job:
+            await self.changed()
         self._owners[job_id] = job
         job.id = job_id
-        try:
-            yield
-        finally:
-            del self._owners[job_id]
-            self._stir()
 
     def cancel(self, job_id: str) -> bool:
         """Cancel every delivery held of this job; False when there is none."""
@@ -113,10 +102,14 @@ class Live:
             job.cancel()
         return bool(found)
 
+    async def changed(self) -> None:
+        """Wait until any job came, went, changed its hop or made progress."""
+        await self._changed.wait()
+
     async def empty(self) -> None:
         while self._jobs:
-            await self._left.wait()
+            await self.changed()
 
     def _stir(self) -> None:
-        self._left.set()
-        self._left = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()

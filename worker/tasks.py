@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,3 +37,50 @@ async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def gather_bare(coroutines: Sequence[Coroutine[Any, Any, T]], *, name: str) -> list[T]:
+    """All results in order; the first error cancels the rest and comes out bare."""
+    tasks = [asyncio.create_task(coroutine, name=f"{name}-{i}") for i, coroutine in enumerate(coroutines)]
+    try:
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        return [await task for task in tasks]
+    finally:
+        await cancel_all(set(tasks))
+
+
+class Budget:
+    """A bounded amount of something; who wants more than all of it waits until everything is free."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken = 0
+        self._freed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, amount: int) -> AsyncIterator[None]:
+        amount = min(amount, self.size)
+        async with self._freed:
+            await self._freed.wait_for(lambda: self.taken + amount <= self.size)
+            self.taken += amount
+        try:
+            yield
+        finally:
+            self.taken -= amount
+            async with self._freed:
+                self._freed.notify_all()
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of them is over; the others are cancelled. Its error comes out bare."""
+    tasks = {asyncio.create_task(wait, name=f"first-of-{i}") for i, wait in enumerate(waits)}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await cancel_all(tasks)

@@ -1,0 +1,151 @@
+"""The one right to use the image server, and the question whether the server is fit.
+
+Jobs take turns while the gate is open. A job that meets an engine fault closes it; only the engine service opens
+it again, after a look, a warm-up or canary, and whatever else makes the server fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import structlog
+
+from worker.engines.base import Engine, Files, Output, Progress, Work
+from worker.errors import EngineCrashed, EngineStalled, GpuFault, WorkerError
+
+log = structlog.get_logger()
+
+FAULTS = (EngineCrashed, EngineStalled, GpuFault)
+"""Errors that close the gate wherever they arise."""
+
+
+class Verdict(StrEnum):
+    FIT = "fit"
+    UNFIT = "unfit"
+
+
+@dataclass(eq=False, slots=True)
+class Case:
+    """Something for the engine service: a fault, or a job that wants to know whether the server is fit."""
+
+    error: WorkerError
+    answer: asyncio.Future[Verdict] | None = None
+
+    def settle(self, verdict: Verdict) -> None:
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(verdict)
+
+
+class Turn:
+    """The engine, for as long as the turn lasts; faults close the gate even when nobody hears of them any more."""
+
+    def __init__(self, gate: Gate, engine: Engine) -> None:
+        self._gate = gate
+        self._engine = engine
+
+    async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
+        try:
+            return await self._engine.generate(work, files, on_progress, fresh=fresh)
+        except FAULTS as error:
+            self._gate.fault(error)
+            raise
+
+    async def free(self, everything: bool) -> None:
+        try:
+            await self._engine.free(everything)
+        except FAULTS as error:
+            self._gate.fault(error)
+            raise
+
+
+class Gate:
+    """Closed from the start, for the reason ``starting``; open while there is no reason against it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._closed: set[str] = {"starting"}
+        self._lock = asyncio.Lock()
+        self._cases: deque[Case] = deque()
+        self._changed = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        return not self._closed
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return tuple(sorted(self._closed))
+
+    @property
+    def in_use(self) -> bool:
+        return self._lock.locked()
+
+    def close(self, reason: str) -> None:
+        self._closed.add(reason)
+        self._stir()
+
+    def open(self, reason: str) -> None:
+        """Take one reason away."""
+        self._closed.discard(reason)
+        self._stir()
+
+    async def opened(self) -> None:
+        while not self.is_open:
+            await self._changed.wait()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """The right to generate; goes to whoever is ready first, and only while the gate is open."""
+        async with self._entered():
+            yield Turn(self, self.engine)
+
+    @asynccontextmanager
+    async def _entered(self) -> AsyncIterator[None]:
+        while True:
+            await self.opened()
+            async with self._lock:
+                if self.is_open:
+                    yield
+                    return
+
+    @asynccontextmanager
+    async def maintenance(self) -> AsyncIterator[Engine]:
+        """A turn for the engine service, which a closed gate grants."""
+        async with self._lock:
+            yield self.engine
+
+    def fault(self, error: WorkerError) -> None:
+        """Close the gate for a fault of the server and have the engine service look into it."""
+        if "engine" not in self._closed:
+            log.error("engine_fault", code=error.code, error=error.message)
+        self.close("engine")
+        self._cases.append(Case(error))
+        self._stir()
+
+    async def verdict(self, error: WorkerError) -> Verdict:
+        """Close the gate and wait for the engine service to say whether the server is fit."""
+        self.close("engine")
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._cases.append(Case(error, answer))
+        self._stir()
+        return await answer
+
+    async def case(self) -> Case:
+        """For the engine service: the next case, in the order of their coming."""
+        while not self._cases:
+            await self._changed.wait()
+        return self._cases.popleft()
+
+    def settle_all(self, verdict: Verdict) -> None:
+        """Answer every case that still waits: they are all about the same server."""
+        while self._cases:
+            self._cases.popleft().settle(verdict)
+
+    def _stir(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

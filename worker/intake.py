@@ -1,0 +1,139 @@
+"""Accepting work: one receive loop for the queue, slots for what is held, and as little look-ahead as pays."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+
+import structlog
+
+from worker import lookahead
+from worker.dependencies import Dependency
+from worker.drain import remaining
+from worker.errors import QueueUnavailable
+from worker.live import Hop
+from worker.pipeline import Tools, run_job
+from worker.queues.base import Delivery, Received
+from worker.status import Phase, Status
+from worker.tasks import cancel_all, first_of
+
+log = structlog.get_logger()
+
+PAST_ENGINE_MOST = 32
+"""Deliveries that may be on their way from the engine to the queue."""
+
+BACK_OFF_FIRST_S, BACK_OFF_MOST_S = 1.0, 30.0
+
+
+class Intake:
+    """Receives while the worker is READY and owns the tasks of the jobs; ``window`` bounds what waits or generates."""
+
+    def __init__(self, tools: Tools, status: Status, *, window: int, rng: random.Random) -> None:
+        self._tools = tools
+        self._status = status
+        capacity = tools.bench.queue.capacity
+        self._window = window if capacity is None else min(window, capacity)
+        self._rng = rng
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._failures = 0
+
+    async def run(self) -> None:
+        """A service: receives until the drain begins, and returns when every job has ended."""
+        while await self._turn_comes():
+            received = await self._receive()
+            if received.delivery is not None:
+                self._start(received.delivery)
+            if received.orders is not None:
+                for job_id in received.orders.cancel:
+                    self._tools.live.cancel(job_id)
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+
+    async def aclose(self) -> None:
+        """End the tasks of jobs that outlived the drain; their leases run out and others do them."""
+        if self._jobs:
+            log.warning("jobs_left_behind", jobs=[job.id for job in self._tools.live])
+        await cancel_all(self._jobs)
+
+    async def _turn_comes(self) -> bool:
+        """Wait until the next delivery should be received; False when none should, because the drain has begun."""
+        loop = asyncio.get_running_loop()
+        while not self._tools.drain.begun:
+            wait_s = self._wait_s(loop.time())
+            if wait_s <= 0:
+                return True
+            try:
+                async with asyncio.timeout(None if math.isinf(wait_s) else wait_s):
+                    await self._anything_changes()
+            except TimeoutError:
+                continue
+        return False
+
+    def _wait_s(self, now: float) -> float:
+        if self._status.phase is not Phase.READY:
+            return math.inf
+        held = list(self._tools.live)
+        past = sum(job.hop.is_past_engine for job in held)
+        if past >= PAST_ENGINE_MOST:
+            return math.inf
+        running = next((job for job in held if job.hop is Hop.GENERATE), None)
+        left = None if running is None else remaining(running, now=now, pace=self._tools.pace)
+        needing = len(held) - past
+        return lookahead.when(
+            held=needing,
+            running_left_s=left,
+            waiting=needing - (running is not None),
+            window=self._window,
+            pace=self._tools.pace,
+        )
+
+    async def _anything_changes(self) -> None:
+        await first_of(self._tools.live.changed(), self._status.changed(), self._tools.drain.beginning())
+
+    async def _receive(self) -> Received:
+        """One receive, given up when the worker stops being ready; a cancelled one leaves nothing leased."""
+        receiving = asyncio.create_task(self._tools.bench.queue.receive(), name="intake-receive")
+        leaving = asyncio.create_task(self._unready(), name="intake-unready")
+        try:
+            await asyncio.wait({receiving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            receiving.cancel()
+            await asyncio.wait({receiving})
+            if receiving.cancelled():
+                return Received()
+            received = receiving.result()
+        except QueueUnavailable as error:
+            await self._back_off(error)
+            return Received()
+        finally:
+            await cancel_all({receiving, leaving})
+        self._failures = 0
+        self._tools.dependencies.succeeded(Dependency.QUEUE)
+        return received
+
+    async def _unready(self) -> None:
+        while self._status.phase is Phase.READY and not self._tools.drain.begun:
+            await first_of(self._status.changed(), self._tools.drain.beginning())
+
+    async def _back_off(self, error: QueueUnavailable) -> None:
+        self._failures += 1
+        self._tools.dependencies.failed(Dependency.QUEUE, error)
+        pause_s = min(BACK_OFF_FIRST_S * 2 ** (self._failures - 1), BACK_OFF_MOST_S) * self._rng.uniform(0.5, 1)
+        log.warning("queue_unavailable", error=error.message, pause_s=round(pause_s, 1))
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._tools.drain.beginning()
+        except TimeoutError:
+            pass
+
+    def _start(self, delivery: Delivery) -> None:
+        self._tools.bench.metrics.received()
+        task = asyncio.create_task(run_job(delivery, self._tools), name=f"job-{delivery.id}")
+        self._jobs.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._tools.bench.metrics.bug()
+            log.error("job_task_broke", job=task.get_name(), exc_info=task.exception())

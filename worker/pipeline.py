@@ -1,0 +1,399 @@
+"""The life of a job, top to bottom.
+
+A delivery is held (`run_job`), worked on (`produce`: admit, provide, generate, verify, publish) and settled.
+Guards end the work by raising their own error: nobody cancels a job's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import structlog
+
+from worker import failpoints
+from worker.dependencies import Dependencies, Dependency
+from worker.drain import Drain
+from worker.engines.base import Engine, Files, Output, ProgressReport, Work
+from worker.errors import (
+    AuthFailed,
+    DeliveryLimit,
+    Disposition,
+    DiskFull,
+    Draining,
+    EngineOutOfMemory,
+    Expired,
+    Fault,
+    InternalError,
+    JobTimedOut,
+    LeaseLost,
+    OutputEmpty,
+    OutputFlat,
+    OutputMismatch,
+    Owner,
+    UploadFailed,
+    WorkerError,
+    WrongModel,
+)
+from worker.failpoints import Effect
+from worker.gate import Gate, Verdict
+from worker.images import Encoding, Picture, verify_all
+from worker.inputs import Inputs
+from worker.job import Job, Limits, document_of, is_before, job_url_of, parse, salvage
+from worker.lease import Lease
+from worker.live import Hop, Live
+from worker.log import bind_job
+from worker.lookahead import Pace
+from worker.queues.base import Delivery
+from worker.result import ImageResult, Result
+from worker.settlement import (
+    Bench,
+    Journey,
+    Outcome,
+    Success,
+    attempts_of,
+    settle,
+    timings_of,
+    worker_of,
+)
+from worker.stages import StageClock
+from worker.storage.base import Artifact, Storage
+from worker.tasks import Budget, gather_bare, run_guarded
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+DOUBTFUL = (OutputEmpty, OutputMismatch, WrongModel, EngineOutOfMemory)
+"""Answers that get one new turn, then a verdict on the server."""
+
+STORE_PATIENCE_S = 3600.0
+"""How long finished images wait for the operator's store under their lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator decided of every job."""
+
+    limits: Limits
+    encoding: Encoding
+    flat: str
+    job_timeout: timedelta
+    upload_concurrency: int
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The collaborators of a job."""
+
+    bench: Bench
+    gate: Gate
+    engine: Engine
+    inputs: Inputs
+    dependencies: Dependencies
+    live: Live
+    drain: Drain
+    pace: Pace
+    budget: Budget
+    rules: Rules
+
+
+async def run_job(delivery: Delivery, tools: Tools) -> None:
+    """Work on a delivery and settle it; ends silently, settling nothing, when its lease is lost."""
+    with tools.live.holding(delivery.id) as live, bind_job(delivery.id):
+        bench = tools.bench
+        lease = Lease(bench.queue, delivery, live, rng=bench.rng)
+        clock = StageClock(live, bench.metrics)
+        journey = Journey(delivery, live, lease, clock, received_at=bench.clock.now())
+        failpoints.reached("received")
+        try:
+            await run_guarded(work_and_settle(journey, tools), lease.keep(), name=f"job-{delivery.id}")
+        except LeaseLost:
+            bench.metrics.returned("lease_lost")
+            log.warning("job_abandoned", hop=str(live.hop), total_s=round(clock.total, 3))
+
+
+async def work_and_settle(journey: Journey, tools: Tools) -> None:
+    guards = (journey.live.cancelled(), tools.drain.due(journey.live), released_by_pause(journey, tools))
+    outcome = await outcome_of(run_guarded(produce(journey, tools), *guards, name=f"produce-{journey.delivery.id}"))
+    published_at = asyncio.get_running_loop().time()
+    await settle(outcome, journey, tools.bench)
+    settle_s = asyncio.get_running_loop().time() - published_at
+    tools.pace.observe(settle=settle_s + journey.clock.seconds.get(Hop.UPLOAD, 0.0))
+
+
+async def outcome_of(work: Awaitable[Success]) -> Outcome:
+    """The success, or the error that ended the work; what nobody foresaw becomes a bug with its traceback."""
+    try:
+        return await work
+    except LeaseLost:
+        raise
+    except WorkerError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - the job shell: one of three places
+        log.exception("job_broke")
+        return InternalError(f"{type(error).__name__} (the worker's log has the traceback)")
+
+
+async def released_by_pause(journey: Journey, tools: Tools) -> None:
+    """A guard: gives an unstarted job back while the operator's store is away."""
+    await tools.dependencies.stopped(Dependency.STORAGE)
+    while journey.live.hop in (Hop.GENERATE, Hop.IMAGES, Hop.UPLOAD, Hop.SETTLE):
+        await tools.live.changed()
+        await tools.dependencies.stopped(Dependency.STORAGE)
+    raise Draining("intake is paused: " + tools.dependencies.paused[Dependency.STORAGE])
+
+
+async def produce(journey: Journey, tools: Tools) -> Success:
+    """The straight line from a delivery to a safe result."""
+    with journey.clock.hop(Hop.ADMIT):
+        job, storage = await admit(journey, tools)
+        standing = await standing_success(job, storage, journey, tools)
+        if standing is not None:
+            return standing
+        work = await accepted(job, storage, journey, tools)
+        failpoints.reached("admitted")
+    with journey.clock.hop(Hop.MODELS):
+        files = Files(inputs=await tools.inputs.images(work.inputs))
+    async with tools.budget.take(work.expect.pixels * 4):
+        output, pictures = await generated(job, work, files, journey, tools)
+        with journey.clock.hop(Hop.UPLOAD):
+            return await publish(job, storage, output, pictures, journey, tools)
+
+
+async def admit(journey: Journey, tools: Tools) -> tuple[Job, Storage]:
+    """Read the document and become the only delivery of its job at work here."""
+    delivery, limits = journey.delivery, tools.rules.limits
+    document: dict[str, Any] | None = None
+    try:
+        document = document_of(delivery.body, max_body=limits.max_body)
+        url = job_url_of(document)
+        if url is not None:
+            body = await tools.inputs.document(url)
+            document = document_of(body, max_body=limits.max_body)
+        journey.job = parse(document, fallback_id=delivery.id, limits=limits)
+    except WorkerError:
+        journey.salvaged = salvage(document or {}, fallback_id=delivery.id)
+        raise
+    await tools.live.own(journey.live, journey.job.id)
+    return journey.job, tools.bench.stores.of(journey.job)
+
+
+async def standing_success(job: Job, storage: Storage, journey: Journey, tools: Tools) -> Success | None:
+    """An earlier delivery's result, looked up only when there may have been one."""
+    if journey.delivery.redelivered is False:
+        return None
+    result = await depending(storage, lambda: storage.find_mark(job), tools)
+    return None if result is None else Success(result, marked=True, standing=True)
+
+
+async def accepted(job: Job, storage: Storage, journey: Journey, tools: Tools) -> Work:
+    """Everything that can be refused before the GPU is used."""
+    if journey.delivery.over_limit:
+        raise DeliveryLimit(f"handed over {journey.delivery.deliveries} times without an end")
+    in_time(job, tools)
+    await tools.bench.sender.accepts(job)
+    await tools.gate.opened()
+    work = await tools.engine.admit(job)
+    storage.accepts(job, work.expect.count)
+    journey.warnings.extend(work.warnings)
+    return work
+
+
+def in_time(job: Job, tools: Tools) -> None:
+    if not is_before(job.deadline, tools.bench.clock.now()):
+        raise Expired(f"the deadline {job.deadline} has passed")
+
+
+async def generated(job: Job, work: Work, files: Files, journey: Journey, tools: Tools) -> tuple[Output, list[Picture]]:
+    """Verified pictures: a doubtful answer gets one new turn with everything fresh, then a verdict on the server."""
+    try:
+        output, pictures = await attempted(job, work, files, journey, tools)
+    except DOUBTFUL as error:
+        log.warning("generation_repeated", code=error.code, error=error.message)
+        journey.warnings.append(f"repeated_{error.code}")
+        try:
+            output, pictures = await attempted(job, work, files, journey, tools, after=error)
+        except DOUBTFUL as second:
+            raise await blamed(second, tools) from None
+    failpoints.reached("verified")
+    if any(picture.flat for picture in pictures):
+        await judge_flat(journey, tools)
+    return output, pictures
+
+
+async def attempted(
+    job: Job, work: Work, files: Files, journey: Journey, tools: Tools, *, after: WorkerError | None = None
+) -> tuple[Output, list[Picture]]:
+    """One turn and its pictures, fully decoded; ``after`` is the error that made it necessary."""
+    output = await turn(job, work, files, journey, tools, after=after)
+    failpoints.reached("generated")
+    spec, rules = job.output, tools.rules
+    encoding = Encoding(
+        format=spec.format or rules.encoding.format,
+        quality=spec.quality or rules.encoding.quality,
+        lossless=spec.lossless,
+        metadata=spec.metadata or rules.encoding.metadata,
+    )
+    expect = work.expect
+    with journey.clock.hop(Hop.IMAGES):
+        pictures = await verify_all(
+            output.images, count=expect.count, width=expect.width, height=expect.height, encoding=encoding
+        )
+    return output, pictures
+
+
+async def turn(
+    job: Job, work: Work, files: Files, journey: Journey, tools: Tools, *, after: WorkerError | None
+) -> Output:
+    """One generation, alone on the engine, bounded from its first step on by the job's timeout."""
+    sampling = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    prepared_s = journey.clock.total
+
+    async with AsyncExitStack() as stack:
+        with journey.clock.hop(Hop.WAITING):
+            engine = await stack.enter_async_context(tools.gate.turn())
+        in_time(job, tools)
+        updates = await stack.enter_async_context(tools.bench.sender.updates(job))
+
+        def on_progress(report: ProgressReport) -> None:
+            journey.live.report(report.fraction, report.eta_s)
+            updates.progress(report.fraction, str(Hop.GENERATE))
+            if report.sampling:
+                sampling.set()
+
+        began = loop.time()
+        with journey.clock.hop(Hop.GENERATE):
+            updates.started(str(Hop.GENERATE))
+            if isinstance(after, EngineOutOfMemory):
+                await engine.free(everything=True)
+            output = await run_guarded(
+                engine.generate(work, files, on_progress, fresh=after is not None),
+                timed_out(sampling, job.timeout or tools.rules.job_timeout),
+                name=f"generate-{job.id}",
+            )
+    tools.pace.observe(prepare=prepared_s if after is None else None, generate=loop.time() - began)
+    tools.bench.metrics.busy(loop.time() - began)
+    return output
+
+
+async def timed_out(sampling: asyncio.Event, timeout: timedelta) -> None:
+    """A guard: raises `JobTimedOut` when the time is up, counted from the first step."""
+    await sampling.wait()
+    await asyncio.sleep(timeout.total_seconds())
+    raise JobTimedOut(f"the generation took longer than {timeout.total_seconds():g} s")
+
+
+async def blamed(error: WorkerError, tools: Tools) -> WorkerError:
+    """Have the canary tell whose fault a doubtful answer is."""
+    if await tools.gate.verdict(error) is Verdict.FIT:
+        return error.blamed(Fault.JOB, Disposition.NACK_CHARGED)
+    return error.blamed(Fault.NODE, Disposition.NACK)
+
+
+async def judge_flat(journey: Journey, tools: Tools) -> None:
+    """An image of one colour may be what was asked for, or the sign of a broken GPU: the canary tells."""
+    if tools.rules.flat == "off":
+        return
+    error = OutputFlat()
+    if tools.rules.flat == "fail":
+        raise error.blamed(Fault.JOB, Disposition.NACK_CHARGED)
+    if await tools.gate.verdict(error) is Verdict.UNFIT:
+        raise error.blamed(Fault.NODE, Disposition.NACK)
+    journey.warnings.append(error.code)
+
+
+async def publish(
+    job: Job, storage: Storage, output: Output, pictures: list[Picture], journey: Journey, tools: Tools
+) -> Success:
+    """Images first, the mark last; who finds a mark standing already settles with that one."""
+    width = asyncio.Semaphore(tools.rules.upload_concurrency)
+
+    async def upload(picture: Picture) -> ImageResult:
+        artifact = Artifact(
+            picture.index, picture.data, picture.format, picture.width, picture.height, picture.seed, picture.sha256
+        )
+
+        async def put() -> ImageResult:
+            async with width, journey.lease.effect(Effect.UPLOAD):
+                return await storage.put_image(job, artifact)
+
+        stored = await persistently(storage, put, tools)
+        tools.bench.metrics.uploaded(len(picture.data))
+        return stored
+
+    images = await gather_bare([upload(picture) for picture in pictures], name=f"upload-{job.id}")
+    result = succeeded(job, output, tuple(images), journey, tools)
+
+    async def mark() -> Result:
+        async with journey.lease.effect(Effect.MARK):
+            return await storage.put_mark(job, result)
+
+    return Success(await persistently(storage, mark, tools), marked=storage.marks(job))
+
+
+def succeeded(job: Job, output: Output, images: tuple[ImageResult, ...], journey: Journey, tools: Tools) -> Result:
+    bench = tools.bench
+    journey.warnings.extend(output.warnings)
+    timings = timings_of(journey).model_copy(
+        update={
+            "load": output.load_s,
+            "generate": output.generate_s,
+            "upload": asyncio.get_running_loop().time() - journey.live.hop_since,
+        }
+    )
+    price = tools.rules.price_per_hour
+    return Result(
+        id=job.id,
+        status="succeeded",
+        images=images,
+        engine=output.engine,
+        timings=timings,
+        warnings=tuple(dict.fromkeys(journey.warnings)),
+        cost=None if price is None else round(price * (output.load_s + output.generate_s) / 3600, 6),
+        attempts=attempts_of(journey.delivery),
+        worker=worker_of(bench.identity),
+        job_sha256=job.sha256,
+        metadata=job.metadata,
+        created_at=journey.delivery.queued_at or journey.received_at,
+        finished_at=bench.clock.now(),
+    )
+
+
+async def depending(storage: Storage, call: Callable[[], Awaitable[T]], tools: Tools) -> T:
+    """One try, counted for or against the operator's store where that is the one used."""
+    counts = storage is tools.bench.stores.default
+    try:
+        result = await call()
+    except (UploadFailed, AuthFailed, DiskFull) as error:
+        if counts:
+            tools.dependencies.failed(Dependency.STORAGE, error)
+        raise
+    if counts:
+        tools.dependencies.succeeded(Dependency.STORAGE)
+    return result
+
+
+async def persistently(storage: Storage, call: Callable[[], Awaitable[T]], tools: Tools) -> T:
+    """Try until the operator's store takes it: finished images wait for it under their lease, at most an hour."""
+    give_up_at = asyncio.get_running_loop().time() + STORE_PATIENCE_S
+    pause_s = 1.0
+    while True:
+        try:
+            return await depending(storage, call, tools)
+        except (UploadFailed, AuthFailed) as error:
+            if error.owner is Owner.JOB or asyncio.get_running_loop().time() >= give_up_at:
+                raise
+            log.warning("upload_waits", code=error.code, error=error.message)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 30.0)
+        try:
+            async with asyncio.timeout_at(give_up_at):
+                await tools.dependencies.resumed(Dependency.STORAGE)
+        except TimeoutError:
+            log.error("upload_given_up", store=storage.name)

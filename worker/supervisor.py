@@ -1,0 +1,152 @@
+"""The process: its services, its signals, and how it stops without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from enum import IntEnum
+
+import structlog
+
+from worker.drain import Drain
+from worker.errors import AuthFailed, ConfigError
+from worker.intake import Intake
+from worker.status import Phase, Status
+from worker.tasks import cancel_all
+from worker.warmup import NodeUnfit
+
+log = structlog.get_logger()
+
+SETTLE_GRACE_S = 5.0
+"""After the drain deadline, for answering the queue."""
+
+Service = Callable[[], Awaitable[None]]
+
+
+class ExitCode(IntEnum):
+    CLEAN = 0
+    FAILED = 1
+    CONFIG = 64
+    NEVER_READY = 69
+    INTERNAL = 70
+    GIVEN_UP = 75
+
+
+class Supervisor:
+    """Runs the services until a signal, a crash or an unfit node, then drains.
+
+    ``http`` ends last, so that probes are answered to the end. A service that returns is over; one that raises
+    stops the process.
+    """
+
+    def __init__(
+        self,
+        status: Status,
+        drain: Drain,
+        intake: Intake,
+        services: Mapping[str, Service],
+        http: Service,
+        *,
+        drain_timeout: timedelta,
+        stop_at_once: Callable[[], None],
+    ) -> None:
+        self._status = status
+        self._drain = drain
+        self._intake = intake
+        self._services = services
+        self._http = http
+        self._drain_timeout_s = drain_timeout.total_seconds()
+        self._stop_at_once = stop_at_once
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drain; asked a second time, stop at once."""
+        if self._stop.is_set():
+            log.warning("stopped_at_once")
+            self._stop_at_once()
+        log.info("stop_asked")
+        self._stop.set()
+
+    async def run(self) -> ExitCode:
+        """Everything, until the end; the exit code says how it came."""
+        http = asyncio.create_task(_service(self._http), name="service-http")
+        intake = asyncio.create_task(self._intake.run(), name="service-intake")
+        others = {asyncio.create_task(_service(run), name=f"service-{name}") for name, run in self._services.items()}
+        try:
+            with self._signals():
+                code = await self._until_over({http, intake, *others})
+                await self._drained(intake)
+        finally:
+            await self._intake.aclose()
+            await cancel_all({intake, *others})
+            self._status.move(Phase.STOPPED)
+            await cancel_all({http})
+        log.info("stopped", exit_code=int(code))
+        return code
+
+    async def _until_over(self, services: set[asyncio.Task[None]]) -> ExitCode:
+        stop = asyncio.create_task(self._stop.wait(), name="stop-signal")
+        watched: set[asyncio.Task[None]] = set(services)
+        try:
+            while True:
+                done, _ = await asyncio.wait({stop, *watched}, return_when=asyncio.FIRST_COMPLETED)
+                for service in done & watched:
+                    watched.discard(service)
+                    if (code := self._code_of(service)) is not None:
+                        return code
+                if stop in done:
+                    return ExitCode.CLEAN
+        finally:
+            await cancel_all({stop})
+
+    def _code_of(self, service: asyncio.Task[None]) -> ExitCode | None:
+        """What the end of a service means for the process, None when it does not matter."""
+        error = None if service.cancelled() else service.exception()
+        match error:
+            case None:
+                return None
+            case NodeUnfit():
+                log.error("node_given_up", error=str(error))
+                return ExitCode.GIVEN_UP if self._status.was_ready else ExitCode.NEVER_READY
+            case ConfigError() | AuthFailed():
+                log.error("configuration_refused", code=error.code, error=error.message)
+                return ExitCode.CONFIG
+            case _:
+                log.error("service_broke", service=service.get_name(), exc_info=error)
+                self._status.stuck(f"{service.get_name()}_broke")
+                return ExitCode.INTERNAL
+
+    async def _drained(self, intake: asyncio.Task[None]) -> None:
+        """Give back what cannot finish, let finish what can, and settle both."""
+        deadline = asyncio.get_running_loop().time() + self._drain_timeout_s
+        self._status.move(Phase.DRAINING, "draining")
+        self._drain.begin(deadline)
+        try:
+            async with asyncio.timeout_at(deadline + SETTLE_GRACE_S):
+                await asyncio.wait({intake})
+        except TimeoutError:
+            log.warning("drain_incomplete")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask to stop, where the loop can tell of them."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        try:
+            for number in numbers:
+                loop.add_signal_handler(number, self.stop)
+        except (NotImplementedError, RuntimeError, ValueError):
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+async def _service(run: Service) -> None:
+    await run()
