@@ -1,0 +1,42 @@
+"""The commands, one file each, imported when they are asked for.
+
+A command is a function of the file's name, typed for typer, or a `typer.Typer` called ``app`` where it has
+commands of its own. To add one: its file, and its name here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("check", "config", "submit", "queue", "probe", "version")
+
+OK = 0
+FAILED = 1
+BAD_CONFIGURATION = 64
+INTERNAL = 70
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command and say its exit code: 64 with every mistake for bad configuration, 1 for other failures.
+
+    Usage errors are typer's 2. What is no `WorkerError` comes out as it is.
+    """
+    from worker.cli.group import run
+    from worker.errors import ConfigError, WorkerError
+
+    try:
+        return run(argv)
+    except ConfigError as error:
+        _complain(f"{len(error.mistakes)} mistake(s) in the configuration:", *map(str, error.mistakes))
+        return BAD_CONFIGURATION
+    except WorkerError as error:
+        _complain(f"{error.code}: {error.message}")
+        return FAILED
+
+
+def _complain(*lines: str) -> None:
+    from worker.log import redact
+
+    for line in lines:
+        print(redact(line), file=sys.stderr)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 import re
 from string import Formatter
@@ -12,10 +10,10 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
 
 from worker.job import Event
+from worker.signature import decode_secrets
 
 KEY_FIELDS = ("prefix", "id", "index", "hash", "ext")
 KEY_REQUIRED = ("id", "index", "hash")
-WEBHOOK_SECRET_PREFIX = "whsec_"  # noqa: S105
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*", re.IGNORECASE)
 
 
@@ -60,14 +58,7 @@ def check_key_prefix(value: str) -> str:
 
 def check_signing_secrets(value: SecretStr) -> SecretStr:
     """One or more ``whsec_`` secrets separated by blanks, as Standard Webhooks writes them."""
-    for secret in value.get_secret_value().split():
-        encoded = secret.removeprefix(WEBHOOK_SECRET_PREFIX)
-        try:
-            key = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if encoded == secret or not key:
-            raise ValueError(f"must be {WEBHOOK_SECRET_PREFIX} and base64, several separated by blanks")
+    decode_secrets(value.get_secret_value())
     return value
 
 

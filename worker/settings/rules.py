@@ -10,14 +10,11 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pydantic_core
-from pydantic import SecretStr
-
-from worker.errors import ConfigError, FieldError, InvalidJob, UnsupportedDocument
+from worker.errors import FieldError, InvalidJob, UnsupportedDocument
 from worker.job import Limits, document_of, parse
-from worker.settings.checks import check_signing_secrets
 from worker.settings.groups import Settings
 from worker.settings.units import check_url
+from worker.signature import read_secrets
 
 Found = Iterator[FieldError]
 
@@ -84,9 +81,9 @@ def _webhook_budget(settings: Settings) -> Found:
 def _secrets_file(settings: Settings) -> Found:
     if settings.webhook.secrets_file is not None:
         try:
-            named_secrets(settings.webhook.secrets_file)
-        except ConfigError as error:
-            yield from error.mistakes
+            read_secrets(settings.webhook.secrets_file)
+        except ValueError as mistake:
+            yield FieldError("WORKER_WEBHOOK_SECRETS_FILE", str(mistake))
 
 
 @_rule("WORKER_WARMUP", "WORKER_MAX_PIXELS", "WORKER_MAX_STEPS", "WORKER_MAX_IMAGES", "WORKER_JOB_TIMEOUT_MAX")
@@ -112,28 +109,6 @@ def parse_warmup(body: bytes, settings: Settings) -> None:
     engine, max_body = settings.engine, settings.http.max_body
     limits = Limits(engine.max_pixels, engine.max_steps, engine.max_images, engine.job_timeout_max, max_body)
     parse(document_of(body, max_body=max_body), fallback_id="warmup", limits=limits)
-
-
-def named_secrets(path: Path) -> dict[str, SecretStr]:
-    """What the webhook secrets file holds; `ConfigError` with every mistake in it, without any secret."""
-    variable = "WORKER_WEBHOOK_SECRETS_FILE"
-    try:
-        document = pydantic_core.from_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError((FieldError(variable, f"cannot be read ({error.strerror})"),)) from None
-    except ValueError:
-        raise ConfigError((FieldError(variable, "is no JSON"),)) from None
-    if not isinstance(document, dict):
-        raise ConfigError((FieldError(variable, "must hold one JSON object of names to secrets"),))
-    found: list[FieldError] = []
-    for name, value in document.items():
-        try:
-            check_signing_secrets(SecretStr(value if isinstance(value, str) else ""))
-        except ValueError as error:
-            found.append(FieldError(variable, f"the secret {name!r} {error}"))
-    if found:
-        raise ConfigError(tuple(found))
-    return {name: SecretStr(value) for name, value in document.items()}
 
 
 @_rule(into=HINTS)

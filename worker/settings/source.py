@@ -20,9 +20,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from worker.errors import ConfigError, FieldError
 from worker.job import field_errors
 from worker.settings import rules
+from worker.settings.address import is_service_link
 from worker.settings.groups import Settings, Variable, variables
 from worker.settings.later import LATER, LATER_VALUES
-from worker.settings.port import is_service_link
 
 PREFIX = "WORKER_"
 _NEAR = 2
