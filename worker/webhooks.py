@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -55,7 +55,7 @@ class Options(Protocol):
     @property
     def url(self) -> str | None: ...
     @property
-    def events(self) -> str: ...
+    def events(self) -> str | Collection[str]: ...
     @property
     def secret(self) -> SecretStr | None: ...
     @property
@@ -100,9 +100,9 @@ class Defaults:
         return defaults
 
 
-def parse_events(text: str) -> frozenset[str]:
-    """Event names separated by commas or blanks; `ValueError` for one that does not exist."""
-    events = frozenset(text.replace(",", " ").split())
+def parse_events(given: str | Collection[str]) -> frozenset[str]:
+    """Event names, in a text separated by commas or blanks; `ValueError` for one that does not exist."""
+    events = frozenset(given.replace(",", " ").split() if isinstance(given, str) else given)
     if unknown := sorted(events - set(EVENTS)):
         raise ValueError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVENTS)}")
     return events
