@@ -95,9 +95,10 @@ class MemoryQueue:
         self._wait_s = wait.total_seconds()
         self._jobs = _Jobs()
 
-    def beside(self, worker: str) -> MemoryQueue:
+    def beside(self, worker: str, *, wait: timedelta | None = None) -> MemoryQueue:
         """Another worker's driver on the same jobs."""
-        other = MemoryQueue(self._clock, worker=worker, policy=self._policy, wait=timedelta(seconds=self._wait_s))
+        wait = timedelta(seconds=self._wait_s) if wait is None else wait
+        other = MemoryQueue(self._clock, worker=worker, policy=self._policy, wait=wait)
         other._jobs = self._jobs
         return other
 
