@@ -101,7 +101,9 @@ class HttpSettings(Group):
 
 
 class QueueSettings(Group):
-    kind: Literal["sqlite"] = var("WORKER_QUEUE", "sqlite", "where jobs come from")
+    kind: Literal["sqlite"] = var(
+        "WORKER_QUEUE", "sqlite", "where jobs come from; the embedded queue is the only one of this version"
+    )
     window: int = var("WORKER_QUEUE_WINDOW", 3, "at most so many deliveries generating or ready to", ge=1, le=32)
     visibility: Duration = var(
         "WORKER_QUEUE_VISIBILITY",

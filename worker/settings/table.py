@@ -1,0 +1,93 @@
+"""Settings as people read them: the README's table, and what is in effect. No secret is in either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, get_args
+
+from pydantic import SecretStr
+
+from worker.log import HIDDEN, redact
+from worker.settings.groups import Settings, Variable, variables
+from worker.settings.units import duration_text, parse_size, size_text
+
+BEGIN = "<!-- settings:begin -->"
+END = "<!-- settings:end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting in effect; ``changed`` when it is not the default."""
+
+    variable: str
+    value: str
+    changed: bool
+
+
+def effective(settings: Settings) -> Iterator[Row]:
+    """Every setting as its variable would be written, secrets masked."""
+    defaults = Settings()
+    for variable in variables():
+        value = variable.of(settings)
+        yield Row(variable.name, value_text(variable, value), value != variable.of(defaults))
+
+
+def markdown_table() -> str:
+    """The table of all variables, generated from the groups."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    group = ""
+    for variable in variables():
+        if variable.group != group:
+            group = variable.group
+            lines.append(f"| **{Settings.model_fields[group].title}** | | |")
+        lines.append(f"| `{variable.name}` | {_default(variable)} | {_meaning(variable)} |")
+    return "\n".join(lines)
+
+
+def inserted(page: str) -> str:
+    """The page with the current table between its markers; `ValueError` where it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page lacks {BEGIN} or {END}")
+    return f"{before}{BEGIN}\n{markdown_table()}\n{END}{after}"
+
+
+def value_text(variable: Variable, value: Any) -> str:
+    """The value as its variable would be written, without what is secret in it."""
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return HIDDEN
+        case bool():
+            return str(value).lower()
+        case timedelta():
+            return duration_text(value)
+        case tuple():
+            return ",".join(map(str, value))
+        case int() if any(getattr(m, "func", None) is parse_size for m in variable.info.metadata):
+            return size_text(value)
+        case _:
+            return redact(str(value))
+
+
+def _default(variable: Variable) -> str:
+    extra = variable.info.json_schema_extra
+    shown = extra.get("shown") if isinstance(extra, dict) else None
+    if isinstance(shown, str) and " " in shown:
+        return shown
+    text = shown if isinstance(shown, str) else value_text(variable, variable.info.default)
+    return f"`{text}`" if text else ""
+
+
+def _meaning(variable: Variable) -> str:
+    meaning = variable.info.description or ""
+    choices = [choice for choice in get_args(variable.info.annotation) if isinstance(choice, str)]
+    if not all(f"`{choice}`" in meaning for choice in choices):
+        meaning = f"{', '.join(f'`{choice}`' for choice in choices)}; {meaning}"
+    if variable.secret:
+        meaning += f"; or from the file `{variable.name}_FILE`"
+    return meaning.replace("|", "\\|")
