@@ -55,9 +55,8 @@ _BROKEN = (
     MemoryError,
     struct.error,
     zlib.error,
-    UserWarning,
 )
-"""What pillow's decoders raise for broken files; warnings where Python was told to raise them."""
+"""What pillow's decoders raise for broken files."""
 
 
 class Raw(Protocol):
