@@ -1,0 +1,8 @@
+"""Protocol-faithful stand-ins of image servers, for the demo, tests and benchmarks; no code of the worker in them."""
+
+from worker.simulators.dialects import DIALECTS
+from worker.simulators.knobs import Fault, Knobs
+from worker.simulators.models import ModelFile
+from worker.simulators.server import DEFAULT_MODELS, Simulator, running
+
+__all__ = ["DEFAULT_MODELS", "DIALECTS", "Fault", "Knobs", "ModelFile", "Simulator", "running"]

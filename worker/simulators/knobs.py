@@ -1,0 +1,139 @@
+"""What a test or a person may turn on a simulated server while it runs: speeds, start timers and faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+FaultKind = Literal[
+    "oom",
+    "nan",
+    "black",
+    "flat",
+    "preview",
+    "empty",
+    "short_count",
+    "wrong_model",
+    "wrong_size",
+    "wrong_seed",
+    "truncated_image",
+    "not_an_image",
+    "hang",
+    "slow",
+    "crash_mid_body",
+    "exit",
+    "error_500",
+    "rate_limited",
+    "progress_500",
+    "restart",
+]
+"""Each kind strikes a generation, but `progress_500`, which strikes a poll of the progress.
+
+oom            memory runs out after the first step, answered as the dialect does
+nan            the error `NansException` where the dialect checks, else a black picture
+preview        a small blurred picture stands where the result should
+short_count    the last picture is missing
+wrong_model    another model makes the picture, and the info says so
+wrong_seed     another seed makes the picture, and the info says so
+wrong_size     the picture has half the size that the info claims
+hang           stops before the last step and ignores interrupts until `Simulator.release`
+slow           `seconds` are added before the first step
+crash_mid_body the answer is cut in the middle
+exit           the process dies in the middle of the generation
+error_500      an exception `error` with the message `text`
+rate_limited   429 after the work
+restart        the server goes down in the middle of the generation and comes back after `seconds`
+"""
+
+
+@dataclass
+class Fault:
+    """One armed fault. ``times`` counts down and None means always; ``prompt`` limits it to prompts that contain it."""
+
+    kind: FaultKind
+    times: int | None = 1
+    prompt: str = ""
+    text: str = "CUDA error: an illegal memory access was encountered"
+    error: str = "RuntimeError"
+    seconds: float = 0.0
+
+
+@dataclass
+class Knobs:
+    """All that can be turned, at run time too. Seconds throughout; each start timer begins where the last one ended."""
+
+    step_seconds: float = 0.001
+    load_seconds: float = 0.01
+    overhead_seconds: float = 0.0
+    start_port_seconds: float = 0.0
+    start_routes_seconds: float = 0.0
+    start_model_seconds: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+    gzip: bool = True
+    no_ipv6: bool = False
+    hashing: bool | None = None
+    """Whether models are hashed on their first load; None: as the dialect is usually run."""
+    keep_alive_seconds: float | None = None
+    threads: int = 40
+    scripts: list[str] = field(default_factory=lambda: ["ControlNet", "ADetailer"])
+    """Always-on scripts that are installed."""
+    random_seed: int | None = None
+    """Makes the seeds that the server draws, and an unfair lock's choices, repeatable."""
+
+    def arm(
+        self,
+        kind: FaultKind,
+        *,
+        times: int | None = 1,
+        prompt: str = "",
+        text: str = "",
+        error: str = "RuntimeError",
+        seconds: float = 0.0,
+    ) -> Fault:
+        """Add a fault; the returned object may be changed or given to `disarm`."""
+        fault = Fault(kind, times, prompt, text or Fault.text, error, seconds)
+        self.faults.append(fault)
+        return fault
+
+    def disarm(self, *kinds: FaultKind) -> None:
+        """Take back the faults of these kinds, or all."""
+        self.faults = [fault for fault in self.faults if kinds and fault.kind not in kinds]
+
+    def take(self, prompt: str, *, progress: bool = False) -> Fault | None:
+        """The first armed fault that strikes this prompt (or a progress poll); one use of it is spent."""
+        for fault in self.faults:
+            if (fault.kind == "progress_500") is progress and fault.prompt in prompt and fault.times != 0:
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault
+        return None
+
+    def turn(self, changes: Mapping[str, Any]) -> None:
+        """Apply a JSON document: fields of this class, and ``arm``, a fault or a list of them to add.
+
+        Raises `ValueError` and changes nothing when a name or a type is wrong.
+        """
+        document = dict(changes)
+        added = document.pop("arm", [])
+        known = {f.name for f in fields(self)}
+        if unknown := sorted(set(document) - known):
+            raise ValueError(f"unknown knobs: {', '.join(unknown)}")
+        try:
+            turned = _KNOBS.validate_python(asdict(self) | document)
+            armed = _FAULTS.validate_python(added if isinstance(added, list) else [added])
+        except ValidationError as error:
+            raise ValueError(str(error)) from error
+        for name in document:
+            setattr(self, name, getattr(turned, name))
+        self.faults.extend(armed)
+
+    def document(self) -> dict[str, Any]:
+        """All knobs as JSON."""
+        return cast("dict[str, Any]", _KNOBS.dump_python(self, mode="json"))
+
+
+_KNOBS = TypeAdapter(Knobs)
+_FAULTS = TypeAdapter(list[Fault])
