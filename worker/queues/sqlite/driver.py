@@ -25,8 +25,8 @@ from worker.result import Result
 
 T = TypeVar("T")
 BUSY = timedelta(seconds=5)
-WAIT = timedelta(seconds=1.5)
-QUICKEST_S, SLOWEST_S, SLOWER = 0.02, 0.5, 1.5
+WAIT = timedelta(seconds=2)
+QUICKEST_S, SLOWEST_S, SLOWER = 0.02, 1.0, 1.5
 
 
 class Pace:
@@ -131,9 +131,9 @@ class SqliteQueue(SqliteProducer):
             if (delivery := await self._claim()) is not None:
                 self._pace.quicken()
                 return Received(delivery)
-            if (left := over - loop.time()) <= 0:
+            await self._wakeup.wait(ticket, min(over - loop.time(), self._pace.next_s()))
+            if loop.time() >= over:
                 return Received()
-            await self._wakeup.wait(ticket, min(left, self._pace.next_s()))
 
     async def extend(self, delivery: Delivery) -> Orders | None:
         """Renews the lease of a cancelled job too, so that its holder can settle it."""
