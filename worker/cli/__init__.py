@@ -6,7 +6,6 @@ commands of its own. To add one: its file, and its name here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 COMMANDS = ("check", "config", "submit", "queue", "probe", "version")
@@ -23,20 +22,14 @@ def main(argv: Sequence[str]) -> int:
     Usage errors are typer's 2. What is no `WorkerError` comes out as it is.
     """
     from worker.cli.group import run
+    from worker.cli.output import complain
     from worker.errors import ConfigError, WorkerError
 
     try:
         return run(argv)
     except ConfigError as error:
-        _complain(f"{len(error.mistakes)} mistake(s) in the configuration:", *map(str, error.mistakes))
+        complain(f"{len(error.mistakes)} mistake(s) in the configuration:", *map(str, error.mistakes))
         return BAD_CONFIGURATION
     except WorkerError as error:
-        _complain(f"{error.code}: {error.message}")
+        complain(f"{error.code}: {error.message}")
         return FAILED
-
-
-def _complain(*lines: str) -> None:
-    from worker.log import redact
-
-    for line in lines:
-        print(redact(line), file=sys.stderr)

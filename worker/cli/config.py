@@ -12,31 +12,21 @@ def config(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table of all variables.")] = False,
 ) -> None:
     """Print the settings in effect, secrets masked; or every mistake in them."""
-    from worker.settings.table import markdown_table
+    from worker.settings.table import effective, markdown_table
 
     if markdown:
         print(markdown_table())
         return
+    from worker.cli.output import complain, print_rows
     from worker.cli.start import read_settings
-    from worker.settings.table import Row, effective
 
     settings = read_settings()
-    rows = list(effective(settings))
     if sys.stdout.isatty():
-        _print_table(rows)
+        print_rows(
+            ("variable", "value", ""),
+            [(row.variable, row.value, "set" if row.changed else "") for row in effective(settings)],
+        )
     else:
-        for row in rows:
+        for row in effective(settings):
             print(f"{row.variable}={row.value}")
-    for warning in settings.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-
-
-def _print_table(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("variable", "value", "", box=None)
-    for row in rows:
-        table.add_row(row.variable, Text(row.value), "set" if row.changed else "", style="bold" if row.changed else "")
-    Console().print(table)
+    complain(*(f"warning: {warning}" for warning in settings.warnings))

@@ -1,0 +1,152 @@
+"""What `sd-worker check` finds on this machine itself: disk, clock, GPU, and what an image must bring."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import platform
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from worker.clock import CorrectedClock, SystemClock
+from worker.errors import DownloadFailed
+from worker.settings.groups import Settings
+from worker.settings.units import size_text
+
+RESERVE = 2_000_000_000
+"""Bytes of the disk that stay free."""
+
+OLDEST_GLIBC = (2, 28)
+_NVIDIA = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+_MB = 1_000_000
+
+
+class Finding(NamedTuple):
+    """What a try found; a ``note`` is worth knowing and no failure."""
+
+    verdict: Literal["ok", "note", "FAILED"]
+    text: str
+
+    @classmethod
+    def ok(cls, text: str) -> Finding:
+        return cls("ok", text)
+
+    @classmethod
+    def note(cls, text: str) -> Finding:
+        return cls("note", text)
+
+    @classmethod
+    def failed(cls, text: str) -> Finding:
+        return cls("FAILED", text)
+
+
+def disk(settings: Settings) -> Finding:
+    """The free space where images or the queue are written, beside what WORKER_DISK_SIZE says."""
+    folder = _existing(settings.storage.directory)
+    free = shutil.disk_usage(folder).free
+    said = f"{size_text(free // _MB * _MB)} free at {folder}, WORKER_DISK_SIZE={size_text(settings.node.disk_size)}"
+    if free < RESERVE:
+        return Finding.failed(f"{said}: less than the {size_text(RESERVE)} that must stay free")
+    return Finding.ok(said) if free >= settings.node.disk_size - RESERVE else Finding.note(said)
+
+
+async def clock_offset(settings: Settings) -> Finding:
+    """How far this clock is from that of the store, or else of the engine's server."""
+    from worker import http
+
+    store = settings.storage.endpoint_url or "https://s3.amazonaws.com"
+    url = store if settings.storage.chosen == "s3" else settings.engine.url
+    clock = CorrectedClock(SystemClock())
+    async with http.client(timeout=timedelta(seconds=10), loopback=http.is_loopback(url)) as client:
+        try:
+            with http.translating(DownloadFailed, url=url):
+                response = await client.head(url)
+        except DownloadFailed as error:
+            return Finding.note(f"nothing to compare with: {error.message}")
+    if "date" not in response.headers:
+        return Finding.note(f"nothing to compare with: {http.shown(url)} sends no Date")
+    http.observe_date(response, clock)
+    if not clock.offset:
+        return Finding.ok(f"agrees with {http.shown(url)}")
+    text = f"off by {clock.offset.total_seconds():.0f} s from {http.shown(url)}; signatures are corrected"
+    return Finding.note(text)
+
+
+async def gpu() -> Finding:
+    """What nvidia-smi lists, where there is such a command."""
+    if shutil.which(_NVIDIA[0]) is None:
+        return Finding.note("none found (no nvidia-smi)")
+    process = await asyncio.create_subprocess_exec(
+        *_NVIDIA, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    said = "; ".join(output.decode("utf-8", "replace").split("\n")).strip("; ")
+    if process.returncode:
+        return Finding.failed(f"nvidia-smi ended with {process.returncode}: {said[:200]}")
+    return Finding.ok(said) if said else Finding.note("none found")
+
+
+def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
+    """What can be known while an image is built, without server, queue or store."""
+    yield "libc", _libc()
+    yield "user", Finding.ok(f"uid {os.getuid()}{' (root)' if os.getuid() == 0 else ''}")
+    yield "queue", _writable(settings.queue.sqlite_path.parent)
+    if settings.storage.chosen == "directory":
+        yield "storage", _writable(settings.storage.directory)
+    yield "temp", _writable(Path(tempfile.gettempdir()))
+    yield "port", _port(settings.http.host, settings.http.port)
+
+
+def _libc() -> Finding:
+    name, version = platform.libc_ver()
+    if name != "glibc":
+        return Finding.note(f"{name or 'not glibc'} {version}: not what the images are tested with")
+    is_old = tuple(int(part) for part in version.split(".")[:2]) < OLDEST_GLIBC
+    return (Finding.failed if is_old else Finding.ok)(f"glibc {version}")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _writable(folder: Path) -> Finding:
+    existing = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Finding.failed(f"{existing} cannot be written to: {error.strerror}")
+    return Finding.ok(
+        f"{folder.absolute()} can be written{'' if existing == folder.absolute() else ' once it is made'}"
+    )
+
+
+def _port(host: str, port: int) -> Finding:
+    """Whether it can be listened on; `::` falls back to IPv4 where the kernel has no IPv6, as the daemon does."""
+    reason = ""
+    for tried in (host, "0.0.0.0") if host == "::" else (host,):  # noqa: S104
+        try:
+            family = socket.getaddrinfo(tried, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            with socket.socket(family, socket.SOCK_STREAM) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((tried, port))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            if error.errno == errno.EADDRINUSE:
+                break
+        else:
+            return Finding.ok(f"{tried} port {port} is free")
+    return Finding.failed(f"{host} port {port}: {reason}")

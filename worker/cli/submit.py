@@ -1,0 +1,130 @@
+"""`sd-worker submit`: puts jobs on the configured queue, and waits for them where asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.documents import checked, limits_of, multiplied, read_documents
+from worker.cli.output import complain, print_rows
+from worker.cli.start import read_settings
+from worker.clock import SystemClock
+from worker.errors import IdConflict
+from worker.queues import open_producer
+from worker.queues.base import JobState, Producer
+
+LOOK_EVERY_S = 0.25
+OVER = ("done", "dead")
+
+
+def submit(
+    file: Annotated[
+        str | None, typer.Argument(help="Documents: an object, a list, or one a line; `-` reads stdin.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Instead of a file: a picture of this.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=9999, help="So many of each, with different seeds.")] = 1,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; exit 1 if one failed.")] = False,
+    url: Annotated[str | None, typer.Option(help="Post to a worker instead; not in this version.")] = None,
+) -> None:
+    """Put jobs on the configured queue and print their ids."""
+    if url is not None:
+        raise typer.BadParameter("posting to a URL is not in this version; jobs go to the configured queue")
+    if (file is None) == (prompt is None):
+        raise typer.BadParameter("give a FILE, `-` for stdin, or --prompt")
+    settings = read_settings()
+    given = _read(file) if file is not None else [{"params": {"prompt": prompt}}]
+    documents = [copy for document in given for copy in multiplied(document, count, _new_id)]
+    jobs = checked(documents, limits_of(settings))
+    sys.exit(asyncio.run(_run(open_producer(settings.queue, SystemClock()), jobs, wait)))
+
+
+def _new_id() -> str:
+    return f"job-{uuid.uuid4().hex[:12]}"
+
+
+def _read(file: str) -> list[dict[str, Any]]:
+    try:
+        return read_documents(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from None
+
+
+async def _run(producer: Producer, jobs: Sequence[tuple[str, bytes, int]], wait: bool) -> int:
+    try:
+        conflicts = await send(producer, jobs)
+        waited = await follow(producer, [job_id for job_id, _, _ in jobs if job_id not in conflicts]) if wait else []
+    finally:
+        await producer.aclose()
+    return 1 if conflicts or any(not _succeeded(job) for job in waited) else 0
+
+
+async def send(producer: Producer, jobs: Sequence[tuple[str, bytes, int]]) -> set[str]:
+    """Submit all, each id printed as it is taken; the ids under which another document stands."""
+    conflicts = set()
+    for job_id, body, priority in jobs:
+        try:
+            is_new = await producer.submit(job_id, body, priority=priority)
+        except IdConflict as error:
+            conflicts.add(job_id)
+            complain(f"{job_id}: {error.message}")
+            continue
+        print(job_id, flush=True)
+        if not is_new:
+            complain(f"{job_id}: was submitted before")
+    return conflicts
+
+
+async def follow(producer: Producer, ids: Sequence[str]) -> list[JobState | None]:
+    """Wait until each of these jobs has ended, showing how far they are; how they ended."""
+    ended: dict[str, JobState | None] = {}
+    with _progress(len(ids)) as advance:
+        while len(ended) < len(ids):
+            for job_id in ids:
+                if job_id in ended:
+                    continue
+                job = await producer.state(job_id)
+                if job is None or job.status in OVER:
+                    ended[job_id] = job
+                    advance()
+            if len(ended) < len(ids):
+                await asyncio.sleep(LOOK_EVERY_S)
+    print_rows(("id", "status", "seconds", "result"), [_row(job_id, ended[job_id]) for job_id in ids])
+    return [ended[job_id] for job_id in ids]
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on a terminal, else nothing; yields what to call for each job that ended."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+    with Progress(
+        SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("jobs", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _succeeded(job: JobState | None) -> bool:
+    return job is not None and job.result is not None and job.result.status == "succeeded"
+
+
+def _row(job_id: str, job: JobState | None) -> tuple[str, str, str, str]:
+    if job is None:
+        return job_id, "gone", "", "the queue does not know it any more"
+    if job.result is None:
+        return job_id, job.status, "", job.code or ""
+    result = job.result
+    seconds = "" if result.timings.total is None else f"{result.timings.total:.1f}"
+    images = " ".join(image.key or image.url or f"image {image.index}" for image in result.images)
+    return job_id, result.status, seconds, images if result.error is None else str(result.error.message)
