@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 CONNECT_MOST = timedelta(seconds=10)
 SKEW = timedelta(seconds=30)
+MALFORMED = "a malformed URL"
 
 REASONS: dict[type[Exception], str] = {
     httpx.ConnectTimeout: "no connection in time",
@@ -130,23 +131,27 @@ def reason_of(failure: Exception) -> str:
 def _visited(failure: Exception, url: str | httpx.URL | None) -> str:
     if url is not None:
         return shown(url)
-    request = getattr(failure, "_request", None) or getattr(failure, "request", None)
-    return shown(request.url) if request is not None else "request"
+    try:
+        return shown(failure.request.url) if isinstance(failure, httpx.HTTPError) else "request"
+    except RuntimeError:
+        return "request"
 
 
 def shown(url: str | httpx.URL) -> str:
     """The URL as it may stand in a message: without user information, query and fragment."""
-    try:
-        return origin(url) + urlsplit(str(url)).path
-    except ValueError:
-        return "a malformed URL"
+    place = origin(url)
+    return place if place == MALFORMED else place + urlsplit(str(url)).path
 
 
 def origin(url: str | httpx.URL) -> str:
     """Scheme, host and port alone, for URLs whose very path is a secret, as those of chat services are."""
-    parts = urlsplit(str(url))
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-    return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
+    try:
+        parts = urlsplit(str(url))
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return MALFORMED
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}:{port}" if port else f"{parts.scheme}://{host}"
 
 
 def is_loopback(url: str | httpx.URL) -> bool:

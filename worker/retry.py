@@ -29,8 +29,8 @@ class Policy:
 
     def wait(self, attempt: int, rng: random.Random, *, at_least: timedelta | None = None) -> timedelta:
         """How long to wait after the failed try of this number (from 1); never less than a server asked for."""
-        full = min(self.first * 2 ** min(attempt - 1, 60), self.most) if self.first < self.most else self.most
-        wait = full * (1 - self.jitter * rng.random())
+        full = min(self.first.total_seconds() * 2.0 ** min(attempt - 1, 60), self.most.total_seconds())
+        wait = timedelta(seconds=full * (1 - self.jitter * rng.random()))
         return max(wait, at_least) if at_least is not None else wait
 
 

@@ -27,6 +27,7 @@ Resolve = Callable[[str, int], Awaitable[tuple[Address, ...]]]
 HTTP = ("http", "https")
 HTTP_OR_S3 = ("http", "https", "s3")
 VARIABLE = "WORKER_URLS_ALLOW_PRIVATE"
+PORTS = range(1, 65536)
 RESOLVE_WITHIN = timedelta(seconds=10)
 
 _V4_SPECIAL = tuple(
@@ -150,6 +151,8 @@ class Guard:
             raise UrlForbidden(f"{_named(parsed)}: only {', '.join(schemes)} URLs are visited")
         if not parsed.host:
             raise UrlForbidden("the URL names no host")
+        if parsed.port is not None and parsed.port not in PORTS:
+            raise UrlForbidden(f"{_named(parsed)}: no such port")
         if parsed.userinfo:
             raise UrlForbidden(f"{_named(parsed)}: user name and password may not stand in a URL")
         return parsed
@@ -230,6 +233,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Try the addresses in turn, each for its share of what is left of the timeout."""
+        if port not in PORTS:
+            raise httpcore.ConnectError("no such port")
         loop = asyncio.get_running_loop()
         ends = loop.time() + (RESOLVE_WITHIN.total_seconds() if timeout is None else timeout)
         addresses = await self._resolved(host, port, ends)
