@@ -59,6 +59,9 @@ async def retrying(
     ends = loop.time() + budget.total_seconds()
     last: list[WorkerError] = []
 
+    async def once() -> T:
+        return await operation()
+
     def worth_it(failure: BaseException) -> bool:
         if not isinstance(failure, WorkerError):
             return False
@@ -85,7 +88,7 @@ async def retrying(
     )
     try:
         async with asyncio.timeout_at(ends) as limit:
-            return await attempts(operation)
+            return await attempts(once)
     except TimeoutError:
         if not limit.expired():
             raise

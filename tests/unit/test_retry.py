@@ -53,6 +53,17 @@ def run(
     return run_virtual(body())
 
 
+def test_an_operation_may_be_a_plain_function_that_gives_an_awaitable() -> None:
+    """A lambda around a coroutine is awaited and retried like a coroutine function."""
+    operation = Flaky(UploadFailed())
+
+    async def body() -> str:
+        return await retrying(lambda: operation(), STEADY, budget=LONG, rng=random.Random(1))  # noqa: PLW0108
+
+    assert run_virtual(body()) == "done"
+    assert operation.tried_at == [0, 1]
+
+
 def test_waits_double_up_to_the_most() -> None:
     """Each wait is twice the one before, and never longer than the policy's most."""
     policy = Policy(attempts=6, first=timedelta(seconds=1), most=timedelta(seconds=3), jitter=0)
