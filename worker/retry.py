@@ -55,35 +55,18 @@ async def retrying(
     ended within the first try. A wait that would outlast the budget is not begun. ``error.retry_after`` is
     honoured. The budget is loop time, so a virtual clock governs it.
     """
-    loop = asyncio.get_running_loop()
-    ends = loop.time() + budget.total_seconds()
-    last: list[WorkerError] = []
+    ends = asyncio.get_running_loop().time() + budget.total_seconds()
+    tries = _Tries(policy, ends, rng, retry_on, on_retry)
 
     async def once() -> T:
         return await operation()
 
-    def worth_it(failure: BaseException) -> bool:
-        if not isinstance(failure, WorkerError):
-            return False
-        last[:] = [failure]
-        return retry_on(failure)
-
-    def wait(state: RetryCallState) -> float:
-        return policy.wait(state.attempt_number, rng, at_least=last[0].retry_after).total_seconds()
-
-    def stop(state: RetryCallState) -> bool:
-        return state.attempt_number >= policy.attempts or loop.time() + state.upcoming_sleep >= ends
-
-    def before_sleep(state: RetryCallState) -> None:
-        if on_retry is not None:
-            on_retry(last[0], state.attempt_number, timedelta(seconds=state.upcoming_sleep))
-
     attempts = AsyncRetrying(
-        retry=retry_if_exception(worth_it),
-        wait=wait,
-        stop=stop,
+        retry=retry_if_exception(tries.is_worth_another),
+        wait=tries.wait,
+        stop=tries.is_last,
         sleep=asyncio.sleep,
-        before_sleep=before_sleep,
+        before_sleep=tries.announce,
         reraise=True,
     )
     try:
@@ -92,6 +75,34 @@ async def retrying(
     except TimeoutError:
         if not limit.expired():
             raise
-        if last:
-            raise last[0] from None
-        raise out_of_time(f"no success within {budget.total_seconds():g} s") from None
+        raise tries.error or out_of_time(f"no success within {budget.total_seconds():g} s") from None
+
+
+@dataclass(slots=True)
+class _Tries:
+    """One run of tries as tenacity asks about it; ``ends`` in loop time, ``error`` of the latest failed try."""
+
+    policy: Policy
+    ends: float
+    rng: random.Random
+    retry_on: Callable[[WorkerError], bool]
+    on_retry: OnRetry | None
+    error: WorkerError | None = None
+
+    def is_worth_another(self, failure: BaseException) -> bool:
+        if not isinstance(failure, WorkerError):
+            return False
+        self.error = failure
+        return self.retry_on(failure)
+
+    def wait(self, state: RetryCallState) -> float:
+        asked = self.error.retry_after if self.error else None
+        return self.policy.wait(state.attempt_number, self.rng, at_least=asked).total_seconds()
+
+    def is_last(self, state: RetryCallState) -> bool:
+        next_try = asyncio.get_running_loop().time() + state.upcoming_sleep
+        return state.attempt_number >= self.policy.attempts or next_try >= self.ends
+
+    def announce(self, state: RetryCallState) -> None:
+        if self.on_retry is not None and self.error is not None:
+            self.on_retry(self.error, state.attempt_number, timedelta(seconds=state.upcoming_sleep))

@@ -135,7 +135,7 @@ class Guard:
         if part.lower() in ("true", "false"):
             return replace(self, private=self.private or part.lower() == "true")
         try:
-            return replace(self, networks=(*self.networks, ip_network(part.strip("[]"))))
+            return replace(self, networks=(*self.networks, ip_network(part.strip("[]"), strict=False)))
         except ValueError:
             if "/" in part:
                 raise ValueError("is no network; write 10.0.0.0/8") from None

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import httpx
 import pydantic_core
@@ -32,7 +32,7 @@ from worker.errors import (
     WebhookFailed,
     WorkerError,
 )
-from worker.job import Event, Job
+from worker.job import Job
 from worker.result import Result, WorkerResult
 from worker.retry import Policy, retrying
 from worker.signature import decode_secrets, read_secrets, signature, webhook_id
@@ -41,7 +41,6 @@ from worker.urls import Guard
 
 log = structlog.get_logger()
 
-EVENTS: tuple[str, ...] = get_args(Event)
 GONE = "webhook_gone"
 UPDATES_EVERY = timedelta(seconds=1)
 POLICY = Policy(attempts=1000, first=timedelta(seconds=1), most=timedelta(seconds=30))
@@ -50,7 +49,7 @@ _DRAIN_MOST = 16_384
 
 
 class Options(Protocol):
-    """The operator's webhook settings."""
+    """The operator's webhook settings, their form already checked."""
 
     @property
     def url(self) -> str | None: ...
@@ -76,48 +75,14 @@ class Defaults:
     named: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, options: Options, *, prefix: str = "WORKER_") -> Defaults:
-        """Checked settings; `ConfigError` names every wrong variable and never shows a value."""
-        mistakes: list[FieldError] = []
+    def of(cls, options: Options, *, variable: str = "WORKER_WEBHOOK_SECRETS_FILE") -> Defaults:
+        """The settings, secrets decoded; `ConfigError` when the secrets file cannot be used, without its content."""
+        try:
+            named = read_secrets(options.secrets_file) if options.secrets_file else {}
+        except ValueError as mistake:
+            raise ConfigError((FieldError(variable, str(mistake)),)) from None
         secret = options.secret.get_secret_value() if options.secret else ""
-        file = options.secrets_file
-
-        def checked(variable: str, parsed: Any, otherwise: Any) -> Any:
-            try:
-                return parsed()
-            except ValueError as mistake:
-                mistakes.append(FieldError(prefix + variable, str(mistake)))
-                return otherwise
-
-        defaults = cls(
-            url=checked("WEBHOOK_URL", lambda: _own_url(options.url), None),
-            events=checked("WEBHOOK_EVENTS", lambda: parse_events(options.events), frozenset()),
-            secrets=checked("WEBHOOK_SECRET", lambda: decode_secrets(secret), ()),
-            named=checked("WEBHOOK_SECRETS_FILE", lambda: read_secrets(file) if file else {}, {}),
-        )
-        if mistakes:
-            raise ConfigError(tuple(mistakes))
-        return defaults
-
-
-def parse_events(given: str | Collection[str]) -> frozenset[str]:
-    """Event names, in a text separated by commas or blanks; `ValueError` for one that does not exist."""
-    events = frozenset(given.replace(",", " ").split() if isinstance(given, str) else given)
-    if unknown := sorted(events - set(EVENTS)):
-        raise ValueError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVENTS)}")
-    return events
-
-
-def _own_url(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, ValueError):
-        raise ValueError("is not a URL") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError("must be an http or https URL")
-    return text
+        return cls(options.url, frozenset(options.events), decode_secrets(secret), named)
 
 
 @dataclass(frozen=True, slots=True)

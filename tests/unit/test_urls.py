@@ -201,10 +201,10 @@ async def test_true_and_a_list_add_up() -> None:
 def test_every_wrong_part_of_the_setting_is_named() -> None:
     """All mistakes come at once, under the variable's name."""
     with pytest.raises(ConfigError) as caught:
-        Guard.from_setting("10.0.0.1/8 good.example http://x *.example host:80 a@b yes/no")
+        Guard.from_setting("10.0.0.0/33 good.example http://x *.example host:80 a@b yes/no")
     assert {mistake.field for mistake in caught.value.mistakes} == {"WORKER_URLS_ALLOW_PRIVATE"}
     assert [mistake.message.split("'")[1] for mistake in caught.value.mistakes] == [
-        *("10.0.0.1/8", "http://x", "*.example", "host:80", "a@b", "yes/no")
+        *("10.0.0.0/33", "http://x", "*.example", "host:80", "a@b", "yes/no")
     ]
 
 
