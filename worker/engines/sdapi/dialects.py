@@ -1,0 +1,104 @@
+"""What sets the servers of this family apart, and how one is recognised by its routes. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+EngineName = Literal["a1111", "sdnext"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One server's ways.
+
+    ``width`` to ``sampler`` are the defaults of its request schema, ``settings`` what must hold before the first
+    job (as far as the server knows them). ``reports_status``: ``GET /status`` and ``/checkpoint`` exist.
+    ``swallows``: it answers 200 without an image, or with a preview, where others answer 500.
+    ``inpaints_full``: a masked image comes back at the size of the input unless told otherwise.
+    """
+
+    label: str
+    engine: EngineName
+    title: str
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    settings: Mapping[str, object]
+    loads_lazily: bool = True
+    reports_status: bool = False
+    swallows: bool = False
+    inpaints_full: bool = True
+    refresh_vae: str = "refresh-vae"
+    vaes: str = "sd-vae"
+    reloads: bool = True
+    drops_unknown_overrides: bool = False
+
+
+_EVERYWHERE = {"samples_format": "png", "live_previews_enable": False, "return_grid": False}
+_SDNEXT = {
+    **_EVERYWHERE,
+    "server_rate_limit": 0,
+    "keep_incomplete": False,
+    "sd_checkpoint_autodownload": False,
+    "live_preview_enable": False,
+}
+
+A1111 = Dialect("a1111", "a1111", "Automatic1111", 512, 512, 50, "Euler", _EVERYWHERE)
+A1111_17 = Dialect("a1111-1.7", "a1111", "Automatic1111 1.7", 512, 512, 50, "Euler", _EVERYWHERE)
+FORGE = Dialect(
+    "forge",
+    "a1111",
+    "Forge",
+    512,
+    512,
+    50,
+    "Euler",
+    _EVERYWHERE,
+    vaes="sd-modules",
+    reloads=False,
+)
+SDNEXT_2023 = Dialect(
+    "sdnext-2023",
+    "sdnext",
+    "SD.Next 2023-12",
+    512,
+    512,
+    50,
+    "Euler",
+    _SDNEXT,
+    swallows=True,
+    inpaints_full=True,
+    refresh_vae="refresh-vaes",
+)
+SDNEXT = Dialect(
+    "sdnext",
+    "sdnext",
+    "SD.Next",
+    1024,
+    1024,
+    20,
+    "Default",
+    _SDNEXT,
+    loads_lazily=False,
+    reports_status=True,
+    swallows=True,
+    inpaints_full=False,
+    drops_unknown_overrides=True,
+)
+
+PROBES = ("checkpoint", "sd-modules", "refresh-vaes", "refresh-embeddings", "schedulers")
+"""Routes under ``/sdapi/v1`` whose presence tells the dialects apart; a GET of them changes nothing."""
+
+
+def recognised(present: Mapping[str, bool]) -> Dialect:
+    """The dialect of a server that has the routes of the family, by which of `PROBES` are present."""
+    if present.get("checkpoint"):
+        return SDNEXT
+    if present.get("sd-modules"):
+        return FORGE
+    if present.get("refresh-vaes"):
+        return SDNEXT_2023
+    return A1111 if present.get("refresh-embeddings") or present.get("schedulers") else A1111_17

@@ -1,0 +1,285 @@
+"""The driver of Automatic1111, Forge and SD.Next behind the seam `worker.engines.base.Engine`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pybase64
+import structlog
+
+from worker.engines.base import EngineState, Expectation, Files, Output, Progress, Reach, Work
+from worker.engines.sdapi import sizes
+from worker.engines.sdapi.client import Client
+from worker.engines.sdapi.header import read_header
+from worker.engines.sdapi.inputs import filled, first_image
+from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
+from worker.engines.sdapi.names import ModelFile
+from worker.engines.sdapi.run import Run
+from worker.engines.sdapi.server import API, Server, recognise
+from worker.engines.sdapi.translate import is_scripted, translate
+from worker.engines.sdapi.verdict import Context, classify
+from worker.errors import ConfigError, EngineCrashed, EngineOutOfMemory, FieldError, ModelNotFound, OutputError
+from worker.job import Job, Limits
+from worker.settings.groups import EngineSettings
+
+log = structlog.get_logger(__name__)
+
+
+class SdapiEngine:
+    """One server of the family; which dialect it speaks is found out, never assumed.
+
+    Whatever changes the server (generate, free, a refresh of its lists) takes ``_turn``, since the servers
+    corrupt themselves when such calls overlap a generation.
+    """
+
+    def __init__(self, settings: EngineSettings, limits: Limits) -> None:
+        self.name: str = settings.kind
+        """``a1111`` or ``sdnext``; as configured until the server was seen."""
+        self._settings = settings
+        self._limits = limits
+        self._client = Client(settings)
+        self._server: Server | None = None
+        self._inventory: Inventory | None = None
+        self._turn = asyncio.Lock()
+        self._run = Run(settings)
+        self._lists_version = 0
+        self._refreshes = 0
+        self._baseline: dict[str, Any] = {}
+        self._dirty: set[str] = set()
+        self._freed = False
+        self._server_version: str | None = None
+
+    async def look(self) -> EngineState:
+        if not await self._client.locate():
+            self._forget()
+            return EngineState(Reach.PORT_CLOSED, detail=f"nothing listens at {self._client.url}")
+        try:
+            return await self._look()
+        except EngineCrashed as error:
+            return EngineState(Reach.ROUTES_MISSING, detail=error.message)
+
+    async def _look(self) -> EngineState:
+        answer = await self._client.get(API + "progress?skip_current_image=true")
+        if answer.status in (401, 403):
+            answer.checked()
+        if answer.status == 404 or (answer.ok and not isinstance(answer.json, dict)):
+            self._forget()
+            return EngineState(Reach.ROUTES_MISSING, detail=f"the port answers, {API}progress does not yet")
+        server = await self._known()
+        pulse = await server.pulse()
+        busy = pulse is None or self._run.is_busy(pulse)
+        model, ready = await self._loaded_now(server)
+        return EngineState(
+            Reach.READY if ready or self._freed else Reach.MODEL_NOT_LOADED,
+            name=server.dialect.engine,
+            version=self._server_version,
+            model=model,
+            busy=busy,
+            detail=server.dialect.title,
+        )
+
+    async def _loaded_now(self, server: Server) -> tuple[str | None, bool]:
+        """The model in the server, and whether it can generate; where models load lazily, one to load is enough."""
+        if not server.dialect.loads_lazily:
+            current = await server.checkpoint()
+            current = current if isinstance(current, dict) else {}
+            loaded = current.get("class") is not None
+            return (str(current.get("title") or current.get("checkpoint")) if loaded else None), loaded
+        if not await server.has_models():
+            return None, False
+        title = (await server.options()).get("sd_model_checkpoint")
+        return (title if isinstance(title, str) else None), True
+
+    def _forget(self) -> None:
+        """What was known of a server that went away."""
+        self._server = self._inventory = None
+        self._freed = False
+        self._run.forget()
+
+    async def _known(self) -> Server:
+        if self._server is None:
+            await self._client.locate()
+            self._server = Server(self._client, await recognise(self._client))
+            self.name = self._server.dialect.engine
+            log.info("engine_recognised", engine=self._server.dialect.engine, dialect=self._server.dialect.label)
+        return self._server
+
+    async def prepare(self) -> None:
+        """Set what makes answers honest, as far as this server has it, and read it back.
+
+        Raises `ConfigError` when the server is not the configured kind.
+        """
+        async with self._turn:
+            self._forget()
+            server = await self._known()
+            dialect = server.dialect
+            if self._settings.kind not in ("auto", dialect.engine):
+                raise ConfigError(
+                    (
+                        FieldError(
+                            "WORKER_ENGINE",
+                            f"is {self._settings.kind}, but {dialect.title} answers at {self._client.url}",
+                        ),
+                    )
+                )
+            options = await server.options()
+            wanted = {k: v for k, v in dialect.settings.items() if k in options and options[k] != v}
+            if not options:
+                wanted = {"samples_format": "png"}
+            if wanted:
+                await server.set_options(wanted)
+                now = await server.options()
+                refused = sorted(k for k, v in wanted.items() if now and now.get(k) != v)
+                if refused:
+                    log.warning("engine_settings_refused", options=refused)
+            self._inventory = await server.inventory()
+
+    async def _known_inventory(self) -> Inventory:
+        if self._inventory is None:
+            self._inventory = await (await self._known()).inventory()
+        return self._inventory
+
+    async def admit(self, job: Job) -> Work:
+        inventory = await self._known_inventory()
+        seen = self._refreshes
+        try:
+            return await asyncio.to_thread(translate, job, inventory, self._limits)
+        except ModelNotFound:
+            async with self._turn:
+                if seen == self._refreshes:
+                    await self._refresh()
+        return await asyncio.to_thread(translate, job, await self._known_inventory(), self._limits)
+
+    async def _refresh(self) -> None:
+        server = await self._known()
+        await server.refresh()
+        self._inventory = await server.inventory()
+        self._refreshes += 1
+
+    async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
+        async with self._turn:
+            server = await self._known()
+            if files.version != self._lists_version:
+                await self._refresh()
+                self._lists_version = files.version
+            await self._run.wait_for_idle(server)
+            inventory = await self._known_inventory()
+            wanted = await self._wanted(work.expect, server, inventory)
+            await self._have_model(server, wanted, fresh=fresh)
+            body, right = await asyncio.to_thread(self._body, work, files, inventory, fresh)
+            before = await server.out_of_memory_count() if server.dialect.swallows else None
+            done = await self._run.submit(server, work.endpoint, body, on_progress)
+            context = Context(
+                engine=server.dialect.engine,
+                checkpoint=None if work.endpoint == "extra-single-image" else wanted,
+                sizes=right,
+                interrupted=done.interrupted,
+                scripted=is_scripted(work.request),
+                single=work.endpoint == "extra-single-image",
+            )
+            answer = done.answer
+            self._settle_options(body, answer.ok)
+            try:
+                output = await asyncio.to_thread(
+                    classify, answer.status, answer.headers, answer.body, work.expect, context
+                )
+            except OutputError as error:
+                if await self._ran_out(server, before):
+                    raise EngineOutOfMemory(f"{error.message}; the server ran out of memory meanwhile") from None
+                raise
+            self._learn(output, inventory, wanted)
+            return Output(
+                output.images,
+                output.engine,
+                load_s=done.load_s,
+                generate_s=done.generate_s,
+                warnings=(*work.warnings, *output.warnings),
+            )
+
+    async def _wanted(self, expect: Expectation, server: Server, inventory: Inventory) -> ModelFile | None:
+        """The model that must be used: the one named, else the one that the server holds now."""
+        if expect.checkpoint is not None:
+            named = [c for c in inventory.checkpoints if c.name == expect.checkpoint]
+            if len(named) != 1:
+                raise ModelNotFound(f"the server no longer lists the checkpoint {expect.checkpoint}")
+            return named[0]
+        options = {} if server.dialect.reports_status else await server.options()
+        return loaded_checkpoint(inventory, await server.checkpoint(), options)
+
+    async def _have_model(self, server: Server, wanted: ModelFile | None, *, fresh: bool) -> None:
+        """Load what the server would not load by itself: after `free`, at a fresh run, or on an empty SD.Next.
+
+        Automatic1111 only moves a model to RAM and back; Forge and SD.Next read it from disk again.
+        """
+        timeout = self._settings.load_timeout
+        dialect = server.dialect
+        empty = not dialect.loads_lazily and not (await self._loaded_now(server))[1]
+        if not (fresh or empty or self._freed):
+            return
+        if fresh:
+            await server.unload()
+        if wanted is not None and (fresh or empty):
+            await server.select(wanted.title, timeout=timeout)
+        if dialect.reloads and not (dialect.reports_status and wanted is not None):
+            await server.reload(timeout=timeout)
+        self._freed = False
+
+    def _body(
+        self, work: Work, files: Files, inventory: Inventory, fresh: bool
+    ) -> tuple[dict[str, Any], frozenset[tuple[int, int]]]:
+        body = filled(work.request, files.inputs, work.inputs)
+        right: frozenset[tuple[int, int]] = frozenset()
+        image = first_image(body)
+        if image is not None:
+            header = read_header(pybase64.b64decode(image))
+            body, right = sizes.from_input(body, work.endpoint, header, self._limits)
+        if work.endpoint != "extra-single-image":
+            body["override_settings"] = self._overrides(body, inventory, fresh)
+        return body, right
+
+    def _overrides(self, body: Mapping[str, Any], inventory: Inventory, fresh: bool) -> dict[str, Any]:
+        """The job's overrides, and the node's own value of each option that an earlier job overrode.
+
+        Nothing is restored by the server afterwards, since it would load the old model again.
+        """
+        own = dict(body.get("override_settings") or {})
+        if fresh and "persistent_cond_cache" in inventory.options:
+            own.setdefault("persistent_cond_cache", False)
+        for key in own:
+            if key != "sd_model_checkpoint" and key in inventory.options:
+                self._baseline.setdefault(key, inventory.options[key])
+        return {k: self._baseline[k] for k in sorted(self._dirty) if k in self._baseline and k not in own} | own
+
+    def _settle_options(self, body: Mapping[str, Any], ok: bool) -> None:
+        sent = dict(body.get("override_settings") or {})
+        sent.pop("sd_model_checkpoint", None)
+        changed = {k for k, v in sent.items() if k not in self._baseline or self._baseline[k] != v}
+        self._dirty = changed if ok else self._dirty | set(sent)
+
+    async def _ran_out(self, server: Server, before: int | None) -> bool:
+        if before is None:
+            return False
+        after = await server.out_of_memory_count()
+        return after is not None and after > before
+
+    def _learn(self, output: Output, inventory: Inventory, wanted: ModelFile | None) -> None:
+        """Titles gain a hash with a model's first load: then the lists are read again before the next admission."""
+        self._server_version = output.engine.version or self._server_version
+        if wanted is not None and output.engine.model_hash is not None and wanted.hash10 is None:
+            self._inventory = None
+
+    async def free(self, everything: bool) -> None:
+        """Unload, which also empties the caches; unless everything is to go, load again what is not loaded lazily."""
+        async with self._turn:
+            server = await self._known()
+            await self._run.wait_for_idle(server)
+            await server.unload()
+            self._freed = True
+            if not everything and server.dialect.reloads:
+                await server.reload(timeout=self._settings.load_timeout)
+                self._freed = False
+
+    async def aclose(self) -> None:
+        await self._client.aclose()

@@ -1,0 +1,137 @@
+"""What a server has, as far as it says so itself: one immutable snapshot that admission decides by. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.engines.sdapi import names
+from worker.engines.sdapi.dialects import Dialect
+from worker.engines.sdapi.names import ModelFile, texts
+from worker.engines.sdapi.samplers import Samplers
+
+ENDPOINTS = ("txt2img", "img2img", "extra-single-image")
+LISTS = (
+    "sd-models",
+    "samplers",
+    "schedulers",
+    "loras",
+    "upscalers",
+    "latent-upscale-modes",
+    "scripts",
+    "embeddings",
+    "options",
+)
+"""What is read under ``/sdapi/v1`` beside the list of VAEs, whose route differs; a missing route is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """``fields`` by endpoint are the properties of the server's own schemas; without an entry they are unknown.
+
+    ``loras`` to ``controlnets`` are None where the server has no such list.
+    """
+
+    dialect: Dialect
+    checkpoints: tuple[ModelFile, ...] = ()
+    samplers: Samplers = field(default_factory=Samplers)
+    loras: tuple[ModelFile, ...] | None = None
+    vaes: tuple[ModelFile, ...] | None = None
+    upscalers: tuple[str, ...] | None = None
+    scripts: Mapping[str, frozenset[str]] | None = None
+    embeddings: frozenset[str] | None = None
+    controlnets: frozenset[str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    fields: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+
+    def knows(self, endpoint: str, name: str) -> bool:
+        """Whether the server's schema has the field, or cannot be read."""
+        return endpoint not in self.fields or name in self.fields[endpoint]
+
+    def has(self, endpoint: str, name: str) -> bool:
+        """Whether the server's schema surely has the field."""
+        return name in self.fields.get(endpoint, ())
+
+    def has_script(self, endpoint: str, name: str) -> bool:
+        """Whether the script is installed for that endpoint; names are compared in lower case."""
+        return self.scripts is not None and name.lower() in self.scripts.get(endpoint, frozenset())
+
+
+def inventory(
+    dialect: Dialect, lists: Mapping[str, Any], *, vaes: Any = None, controlnets: Any = None, openapi: Any = None
+) -> Inventory:
+    """The snapshot from the bodies of `LISTS`, of the lists of VAEs and ControlNet models, and of ``/openapi.json``."""
+    options = lists.get("options")
+    return Inventory(
+        dialect=dialect,
+        checkpoints=names.checkpoints(lists.get("sd-models")),
+        samplers=Samplers.listed(lists.get("samplers"), lists.get("schedulers")),
+        loras=names.loras(lists["loras"]) if isinstance(lists.get("loras"), list) else None,
+        vaes=names.modules(vaes) if isinstance(vaes, list) else None,
+        upscalers=_upscalers(lists),
+        scripts=_scripts(lists.get("scripts")),
+        embeddings=_embeddings(lists.get("embeddings")),
+        controlnets=_model_list(controlnets),
+        options=options if isinstance(options, dict) else {},
+        fields={e: found for e in ENDPOINTS if (found := schema_fields(openapi, e))},
+    )
+
+
+def _upscalers(lists: Mapping[str, Any]) -> tuple[str, ...] | None:
+    if not isinstance(lists.get("upscalers"), list):
+        return None
+    return texts(lists["upscalers"], "name") + texts(lists.get("latent-upscale-modes"), "name")
+
+
+def _scripts(body: Any) -> dict[str, frozenset[str]] | None:
+    if not isinstance(body, dict):
+        return None
+    return {
+        kind: frozenset(n.lower() for n in body[kind] if isinstance(n, str))
+        for kind in ("txt2img", "img2img")
+        if isinstance(body.get(kind), list)
+    }
+
+
+def _model_list(body: Any) -> frozenset[str] | None:
+    listed = body.get("model_list") if isinstance(body, dict) else None
+    return frozenset(n for n in listed if isinstance(n, str)) if isinstance(listed, list) else None
+
+
+def _embeddings(body: Any) -> frozenset[str] | None:
+    """``loaded`` is an object on Automatic1111 and a list on SD.Next, of names or of objects."""
+    if not isinstance(body, dict):
+        return None
+    loaded = body.get("loaded")
+    if isinstance(loaded, dict):
+        return frozenset(loaded)
+    if not isinstance(loaded, list):
+        return None
+    return frozenset([n for n in loaded if isinstance(n, str)]) | frozenset(texts(loaded, "name"))
+
+
+def schema_fields(openapi: Any, endpoint: str) -> frozenset[str]:
+    """The properties of the request's schema; empty where the document does not tell."""
+    try:
+        route = openapi["paths"][f"/sdapi/v1/{endpoint}"]["post"]
+        schema = route["requestBody"]["content"]["application/json"]["schema"]
+        if "$ref" in schema:
+            schema = openapi["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return frozenset(schema["properties"])
+    except (KeyError, TypeError, AttributeError):
+        return frozenset()
+
+
+def loaded_checkpoint(inventory: Inventory, current: Any, options: Any) -> ModelFile | None:
+    """The model that the server holds, by the body of ``/checkpoint`` where there is one, else by its options."""
+    if inventory.dialect.reports_status:
+        body = current if isinstance(current, dict) else {}
+        said = [body.get(key) for key in ("filename", "title", "name")] if body.get("class") else []
+    else:
+        said = [options.get("sd_model_checkpoint")] if isinstance(options, dict) else []
+    for name in said:
+        if isinstance(name, str) and name:
+            found = next((c for c in inventory.checkpoints if c.called(name, 0) or c.called(name, 1)), None)
+            return found or names.find(inventory.checkpoints, name, field="") or ModelFile(name, name)
+    return None

@@ -1,0 +1,200 @@
+"""Every model that a native body names: resolved to a listed file by exact identity, and named as the server wants.
+
+No I/O. A name that the server does not list is `ModelNotFound`, because all of them silently go on without it:
+with the model already loaded, without the LoRA, without the VAE.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from worker.engines.sdapi.inventory import Inventory
+from worker.engines.sdapi.names import ModelFile, find, stem_of, without_extension
+from worker.errors import InvalidJob, ModelNotFound
+from worker.job import Job, Lora, ModelRef
+
+LORA_TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)(:[^<>]*)?>", re.IGNORECASE)
+_PROMPTS = ("prompt", "hr_prompt", "refiner_prompt")
+_SAME = ("Use same checkpoint", "None", "")
+_NO_VAE = ("Automatic", "automatic", "None", "none", "Default", "")
+_NO_UPSCALER = ("None", "")
+_UPSCALERS = ("hr_upscaler", "upscaler_1", "upscaler_2")
+
+
+@dataclass
+class Naming:
+    """The models of one job as they are found; ``refs`` are what the job needs, each once."""
+
+    inventory: Inventory
+    refs: list[ModelRef] = field(default_factory=list)
+
+    def need(self, kind: str, file: ModelFile) -> ModelFile:
+        name = PurePosixPath(file.filename or file.name).name
+        ref = ModelRef(kind=kind, name=name) if name else None
+        if ref is not None and ref not in self.refs:
+            self.refs.append(ref)
+        return file
+
+    def checkpoint(self, name: str, *, field: str, kind: str = "checkpoint") -> ModelFile:
+        found = find(self.inventory.checkpoints, name, field=field)
+        if found is None:
+            raise missing("checkpoint", name, field)
+        return self.need(kind, found)
+
+    def lora(self, name: str, *, field: str) -> ModelFile:
+        """SD.Next writes an underscore for each dot of a LoRA's name, its path keeps them."""
+        known = self.inventory.loras or ()
+        found = find(known, name, field=field) or find(known, name.replace(".", "_"), field=field)
+        if found is None:
+            raise missing("LoRA", name, field)
+        return self.need("lora", found)
+
+    def vae(self, name: str, *, field: str) -> ModelFile:
+        found = find(self.inventory.vaes or (), name, field=field)
+        if found is None:
+            found = next((v for v in self.inventory.vaes or () if stem_of(v.name) == name), None)
+        if found is None:
+            raise missing("VAE", name, field)
+        return self.need("vae", found)
+
+    def upscaler(self, name: str, *, field: str) -> str:
+        known = self.inventory.upscalers
+        if known is None or name in known or name in _NO_UPSCALER or name.startswith("Latent"):
+            return name
+        found = next((k for k in known if k == without_extension(PurePosixPath(name).name)), None)
+        if found is None:
+            raise missing("upscaler", name, field)
+        return found
+
+
+def missing(what: str, name: str, field: str) -> ModelNotFound:
+    return ModelNotFound(f"{field}: the server has no {what} {name[:200]!r}")
+
+
+def with_named_checkpoint(body: dict[str, Any], job: Job, naming: Naming) -> tuple[dict[str, Any], ModelFile | None]:
+    """The body with its one checkpoint as an override that stays, and that checkpoint; None where none is named.
+
+    It may be named by the job, by ``override_settings`` or, for the current SD.Next, at the top of the body. The
+    override is always sent, and never restored: SD.Next would load the old model again before it answers.
+    """
+    overrides = dict(_overrides(body))
+    named = {
+        "checkpoint": job.checkpoint,
+        "request.override_settings.sd_model_checkpoint": overrides.pop("sd_model_checkpoint", None),
+        "request.sd_model_checkpoint": body.get("sd_model_checkpoint"),
+    }
+    found: ModelFile | None = None
+    for where, name in named.items():
+        if name in (None, ""):
+            continue
+        if not isinstance(name, str):
+            raise InvalidJob("must be a name", field=where)
+        other = naming.checkpoint(name, field=where)
+        if found is not None and other != found:
+            raise InvalidJob(f"names another model than another field: {other.title}", field=where)
+        found = other
+    rest = {k: v for k, v in body.items() if k != "sd_model_checkpoint"}
+    if found is not None:
+        overrides["sd_model_checkpoint"] = found.title
+    return {**rest, "override_settings": overrides, "override_settings_restore_afterwards": False}, found
+
+
+def _overrides(body: dict[str, Any]) -> dict[str, Any]:
+    overrides = body.get("override_settings")
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, dict):
+        raise InvalidJob("must be an object", field="request.override_settings")
+    return overrides
+
+
+def resolve_rest(body: dict[str, Any], endpoint: str, naming: Naming, *, root: str) -> None:
+    """Resolve in place: refiner, hires checkpoint, upscalers, VAE, modules, LoRAs of the prompts, ControlNet's."""
+    for key, kind in (("refiner_checkpoint", "refiner"), ("hr_checkpoint_name", "checkpoint")):
+        name = _name(body, key, root=root)
+        if name and name not in _SAME:
+            body[key] = naming.checkpoint(name, field=f"{root}.{key}", kind=kind).title
+    for key in _UPSCALERS:
+        name = _name(body, key, root=root)
+        if name:
+            body[key] = naming.upscaler(name, field=f"{root}.{key}")
+    _override_models(body["override_settings"], naming, root=f"{root}.override_settings")
+    if not body.get("disable_extra_networks"):
+        for key in _PROMPTS:
+            _check_tags(_name(body, key, root=root), naming, field=f"{root}.{key}")
+    for field_, name in _units(body):
+        known = naming.inventory.controlnets
+        if known is not None and name not in known and stem_of(name) not in {stem_of(k) for k in known}:
+            raise missing("ControlNet model", name, field_)
+
+
+def _override_models(overrides: dict[str, Any], naming: Naming, *, root: str) -> None:
+    vae = overrides.get("sd_vae")
+    if isinstance(vae, str) and vae not in _NO_VAE:
+        overrides["sd_vae"] = naming.vae(vae, field=f"{root}.sd_vae").name
+    refiner = overrides.get("sd_model_refiner")
+    if isinstance(refiner, str) and refiner not in _SAME:
+        overrides["sd_model_refiner"] = naming.checkpoint(
+            refiner, field=f"{root}.sd_model_refiner", kind="refiner"
+        ).title
+    modules = overrides.get("forge_additional_modules")
+    if isinstance(modules, list):
+        where = f"{root}.forge_additional_modules"
+        overrides["forge_additional_modules"] = [naming.vae(str(m), field=where).filename for m in modules]
+
+
+def _name(body: dict[str, Any], key: str, *, root: str) -> str:
+    value = body.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InvalidJob("must be text", field=f"{root}.{key}")
+    return value or ""
+
+
+def _check_tags(prompt: str, naming: Naming, *, field: str) -> None:
+    for tag in LORA_TAG.finditer(prompt):
+        naming.lora(tag[1].strip(), field=field)
+
+
+def tags(loras: Iterable[Lora], naming: Naming) -> str:
+    """What the portable LoRAs add to a prompt."""
+    return "".join(
+        f" <lora:{naming.lora(lora.name, field=f'params.loras.{i}').name}:{lora.weight:g}>"
+        for i, lora in enumerate(loras)
+    )
+
+
+def _units(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    scripts = body.get("alwayson_scripts")
+    for name, script in scripts.items() if isinstance(scripts, dict) else ():
+        args = script.get("args") if isinstance(script, dict) and name.lower() == "controlnet" else None
+        for i, unit in enumerate(args if isinstance(args, list) else ()):
+            model = unit.get("model") if isinstance(unit, dict) and unit.get("enabled", True) else None
+            if isinstance(model, str) and model.lower() not in ("none", ""):
+                yield f"request.alwayson_scripts.{name}.args.{i}.model", model
+
+
+def check_models(job: Job, naming: Naming) -> None:
+    """The models that a job lists must be there, and be the ones: a known hash that differs is another file."""
+    for i, ref in enumerate(job.models):
+        where, inv = f"models.{i}", naming.inventory
+        match ref.kind:
+            case "checkpoint" | "refiner":
+                file = naming.checkpoint(ref.name, field=where, kind=ref.kind)
+                if ref.sha256 and file.hash10 and not ref.sha256.startswith(file.sha256 or file.hash10):
+                    raise ModelNotFound(f"{where}: the server's {file.title} is another file than the one asked for")
+            case "lora":
+                naming.lora(ref.name, field=where)
+            case "vae":
+                naming.vae(ref.name, field=where)
+            case "upscaler":
+                naming.upscaler(ref.name, field=where)
+            case "embedding" | "controlnet":
+                known = inv.embeddings if ref.kind == "embedding" else inv.controlnets
+                if stem_of(ref.name) not in {stem_of(k) for k in known or ()}:
+                    raise missing(ref.kind, ref.name, where)
+            case _:
+                raise InvalidJob(f"{inv.dialect.title} does not tell which of these it has", field=f"{where}.kind")

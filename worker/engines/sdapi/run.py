@@ -1,0 +1,161 @@
+"""One generation on the wire: wait until nothing runs, submit, watch, and leave nothing running behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import structlog
+
+from worker.engines.base import Progress
+from worker.engines.sdapi.client import Answer
+from worker.engines.sdapi.progress import Pulse, Watchdog
+from worker.engines.sdapi.server import Server, interrupt_if_possible, pulse_or_none
+from worker.errors import EngineStalled, WorkerError
+from worker.settings.groups import EngineSettings
+from worker.tasks import cancel_all, run_guarded
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+POLL_S = 0.5
+INTERRUPT_S = 1.0
+QUIET = timedelta(seconds=30)
+"""How long the server may take to react to interrupts, or may show the very same reading, before we go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer and the times; ``interrupted``: the server says that the job was cut short, by whomever."""
+
+    answer: Answer
+    load_s: float
+    generate_s: float
+    interrupted: bool
+
+
+class Run:
+    """What is submitted to one server, one at a time."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._leftover: tuple[Any, ...] | None = None
+
+    def forget(self) -> None:
+        self._leftover = None
+
+    def is_busy(self, pulse: Pulse) -> bool:
+        """Whether something runs; SD.Next goes on saying so after an exception, with the same reading for ever."""
+        return pulse.busy and pulse.signature != self._leftover
+
+    async def wait_for_idle(self, server: Server) -> None:
+        """Interrupt what another left running until it ends. Raises `EngineStalled`, `EngineCrashed`.
+
+        A reading that does not change at all is left over from an exception: the server's own lock will tell.
+        """
+        loop = asyncio.get_running_loop()
+        begun = moved = loop.time()
+        last: tuple[Any, ...] | None = None
+        interrupted = -INTERRUPT_S
+        while (pulse := await server.pulse()) is not None and self.is_busy(pulse):
+            now = loop.time()
+            if pulse.signature != last:
+                last, moved = pulse.signature, now
+            if now - moved > QUIET.total_seconds() and not _loads(pulse):
+                log.warning("engine_progress_stuck")
+                return
+            if now - begun > self._settings.load_timeout.total_seconds():
+                raise EngineStalled("another generation goes on in spite of interrupts")
+            if now - interrupted >= INTERRUPT_S:
+                interrupted = now
+                await interrupt_if_possible(server)
+            await asyncio.sleep(POLL_S)
+
+    async def submit(self, server: Server, endpoint: str, body: Mapping[str, Any], on_progress: Progress) -> Done:
+        """One generation and its answer, whatever that says. Raises `EngineStalled`, `EngineCrashed`.
+
+        A 429 of SD.Next's rate limiter, which counts after the work, is answered by turning it off once more.
+        """
+        done = await self._submit(server, endpoint, body, on_progress)
+        if done.answer.status != 429:
+            return done
+        await server.set_options({"server_rate_limit": 0})
+        return await self._submit(server, endpoint, body, on_progress)
+
+    async def _submit(self, server: Server, endpoint: str, body: Mapping[str, Any], on_progress: Progress) -> Done:
+        loop = asyncio.get_running_loop()
+        watchdog = Watchdog(loop.time(), self._settings.load_timeout, self._settings.stall_timeout)
+        post = asyncio.create_task(server.submit(endpoint, body), name="engine-submit")
+        try:
+            answer = await run_guarded(
+                _result(post), self._watch(server, watchdog, on_progress), name="engine-generate"
+            )
+        finally:
+            if not post.done():
+                await to_the_end(self._stop(server, post))
+        ended = loop.time()
+        pulse = await pulse_or_none(server)
+        self._leftover = pulse.signature if pulse is not None and pulse.busy else None
+        first = watchdog.first_step
+        return Done(
+            answer,
+            load_s=first - watchdog.submitted if first is not None else 0.0,
+            generate_s=ended - (first if first is not None else watchdog.submitted),
+            interrupted=pulse is not None and pulse.interrupted,
+        )
+
+    async def _watch(self, server: Server, watchdog: Watchdog, on_progress: Progress) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(POLL_S)
+            pulse = await pulse_or_none(server)
+            if pulse is not None and not self.is_busy(pulse):
+                pulse = None
+            watchdog.see(pulse, loop.time())
+            if pulse is not None:
+                on_progress(pulse.report)
+
+    async def _stop(self, server: Server, post: asyncio.Task[Answer]) -> None:
+        """Interrupt until the request has returned: the one sure sign that it no longer runs.
+
+        Raises `EngineStalled` when it does not within `QUIET`.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + QUIET.total_seconds()
+        while not post.done():
+            if loop.time() >= ends:
+                await cancel_all({post})
+                raise EngineStalled(f"the server did not react to interrupts for {QUIET.total_seconds():g} s")
+            await interrupt_if_possible(server)
+            await asyncio.wait({post}, timeout=INTERRUPT_S)
+        if isinstance(error := post.exception(), WorkerError):
+            log.info("engine_interrupted", ended=error.message)
+        pulse = await pulse_or_none(server)
+        self._leftover = pulse.signature if pulse is not None and pulse.busy else None
+
+
+def _loads(pulse: Pulse) -> bool:
+    return any("load" in part.lower() for part in pulse.signature)
+
+
+async def _result(post: asyncio.Task[Answer]) -> Answer:
+    await asyncio.wait({post})
+    return post.result()
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run the work to its end even when we are cancelled meanwhile; the cancellation comes out after it."""
+    task = asyncio.create_task(work, name="engine-stop")
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

@@ -1,0 +1,135 @@
+"""The server's verbs as each dialect has them: read its state, change its options and models, stop its work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+from worker.engines.sdapi.client import Answer, Client
+from worker.engines.sdapi.dialects import PROBES, Dialect, recognised
+from worker.engines.sdapi.inventory import LISTS, Inventory, inventory
+from worker.engines.sdapi.progress import Pulse, from_progress, from_status
+from worker.errors import EngineCrashed, WorkerError
+
+API = "/sdapi/v1/"
+LISTING = timedelta(minutes=2)
+"""Lists may wait for the server's lock, or for a scan of a slow disk."""
+
+
+async def recognise(client: Client) -> Dialect:
+    """The dialect of a server that is known to be of the family. Raises `EngineCrashed`, `AuthFailed`."""
+    present = {}
+    for probe in PROBES:
+        answer = await client.get(API + probe)
+        if answer.status in (401, 403):
+            answer.checked()
+        present[probe] = answer.status != 404
+    return recognised(present)
+
+
+class Server:
+    """One server in its dialect. Methods raise `EngineCrashed` when it does not answer, and what its refusals mean."""
+
+    def __init__(self, client: Client, dialect: Dialect) -> None:
+        self._client = client
+        self.dialect = dialect
+
+    async def pulse(self) -> Pulse | None:
+        """How the running work goes; None where the server could not tell, as while it builds a preview."""
+        if self.dialect.reports_status:
+            answer = await self._client.get(API + "status")
+            return from_status(answer.json) if answer.ok else None
+        answer = await self._client.get(API + "progress?skip_current_image=true")
+        return from_progress(answer.json) if answer.ok else None
+
+    async def interrupt(self) -> None:
+        """Stop whatever runs now. It is lost on a request that still waits or loads: to be repeated."""
+        (await self._client.post(API + "interrupt")).checked()
+
+    async def submit(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
+        """One generation; the answer may take as long as it likes."""
+        return await self._client.post(API + endpoint, body, timeout=None)
+
+    async def options(self) -> dict[str, Any]:
+        """The global options; empty where the server fails on a stored one, as typed ones do."""
+        answer = await self._client.get(API + "options", timeout=LISTING)
+        found = answer.json if answer.ok else None
+        return found if isinstance(found, dict) else {}
+
+    async def set_options(self, options: Mapping[str, Any], *, timeout: timedelta = LISTING) -> None:
+        """Change global options. What it answers proves nothing: read them back."""
+        (await self._client.post(API + "options", options, timeout=timeout)).checked()
+
+    async def checkpoint(self) -> Any:
+        """The body of ``/checkpoint`` where there is one."""
+        if not self.dialect.reports_status:
+            return None
+        return (await self._client.get(API + "checkpoint")).json
+
+    async def has_models(self) -> bool:
+        answer = await self._client.get(API + "sd-models", timeout=LISTING)
+        return answer.ok and bool(answer.json)
+
+    async def out_of_memory_count(self) -> int | None:
+        """How often CUDA ran out of memory so far, where the server counts."""
+        answer = await self._client.get(API + "memory")
+        node = answer.json if answer.ok else None
+        for key in ("cuda", "events", "oom"):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node if type(node) is int else None
+
+    async def inventory(self, openapi: Any = None) -> Inventory:
+        """Everything that it lists, and the fields of its own schemas."""
+        lists = {name: await self._listed(API + name) for name in LISTS}
+        return inventory(
+            self.dialect,
+            lists,
+            vaes=await self._listed(API + self.dialect.vaes),
+            controlnets=await self._listed("/controlnet/model_list"),
+            openapi=await self._listed("/openapi.json") if openapi is None else openapi,
+        )
+
+    async def _listed(self, path: str) -> Any:
+        answer = await self._client.get(path, timeout=LISTING)
+        return answer.json if answer.ok else None
+
+    async def refresh(self) -> None:
+        """Have it look for model files again; a list that it cannot refresh is left as it is."""
+        for name in ("refresh-checkpoints", self.dialect.refresh_vae, "refresh-loras", "refresh-embeddings"):
+            await self._client.post(API + name, timeout=LISTING)
+
+    async def unload(self) -> None:
+        (await self._client.post(API + "unload-checkpoint", timeout=LISTING)).checked()
+
+    async def reload(self, *, timeout: timedelta) -> None:
+        (await self._client.post(API + "reload-checkpoint", timeout=timeout)).checked()
+
+    async def select(self, title: str, *, timeout: timedelta) -> None:
+        """Load a listed model now, by the honest way of the dialect; only while nothing runs.
+
+        The current SD.Next has one that tells whether it did; it takes no lock. Elsewhere it is the option, and
+        Forge loads with the next job.
+        """
+        if self.dialect.reports_status:
+            path = f"{API}checkpoint?sd_model_checkpoint={quote(title, safe='')}&force=true"
+            (await self._client.post(path, timeout=timeout)).checked()
+        else:
+            await self.set_options({"sd_model_checkpoint": title}, timeout=timeout)
+
+
+async def pulse_or_none(server: Server) -> Pulse | None:
+    """A reading where there is one: what a poll fails with says nothing of the generation."""
+    try:
+        return await server.pulse()
+    except EngineCrashed:
+        return None
+
+
+async def interrupt_if_possible(server: Server) -> None:
+    """An interrupt that will be repeated may fail."""
+    try:
+        await server.interrupt()
+    except WorkerError:
+        return
