@@ -97,7 +97,8 @@ class Api:
 
     async def _routed(self, request: Request) -> Reply:
         methods = self._routes.get(request.url.path)
-        if methods is None or not self.machine.routes_ready:
+        late = request.url.path.startswith("/sdapi/") and not self.machine.routes_ready
+        if methods is None or late:
             raise OtherAnswer(404, {"detail": "Not Found"})
         if request.method not in methods:
             raise OtherAnswer(405, {"detail": "Method Not Allowed"}, {"allow": ", ".join(methods)})
@@ -113,8 +114,7 @@ class Api:
         """HTTP Basic. Only Forge keeps the header that browsers need."""
         scheme, _, value = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "basic":
-            given = base64.b64decode(value + "==").decode("utf-8", "replace")
-            if secrets.compare_digest(given.encode(), wanted.encode()):
+            if secrets.compare_digest(value.strip(), base64.b64encode(wanted.encode()).decode()):
                 return
             detail = "Unauthorized" if self.machine.dialect.sdnext else "Incorrect username or password"
         else:

@@ -14,6 +14,14 @@ from worker.simulators.models import ModelFile
 from worker.simulators.state import stamp
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The decoded images of an img2img request."""
+
+    image: Image.Image
+    mask: Image.Image | None = None
+
+
 @dataclass
 class Job:
     """A generation as it will really run."""
@@ -30,7 +38,7 @@ class Job:
     subseeds: list[int]
     vae: str | None = None
     loras: list[str] = field(default_factory=list)
-    init: Image.Image | None = None
+    inputs: Inputs | None = None
     first: int = 0
     """Index of the first picture: 1 after a grid."""
 
@@ -124,7 +132,7 @@ def _a1111_pairs(dialect: Dialect, job: Job, n: int) -> dict[str, Any]:
         "Model hash": job.model_hash,
         "Model": job.model.stem,
         "VAE": job.vae,
-        "Denoising strength": request["denoising_strength"] if job.init or request.get("enable_hr") else None,
+        "Denoising strength": request["denoising_strength"] if job.inputs or request.get("enable_hr") else None,
         "Lora hashes": ", ".join(f"{name}: {len(name):012x}" for name in job.loras) or None,
         "Version": dialect.version,
     }
@@ -132,7 +140,7 @@ def _a1111_pairs(dialect: Dialect, job: Job, n: int) -> dict[str, Any]:
 
 def _sdnext_pairs(dialect: Dialect, job: Job, n: int) -> dict[str, Any]:
     request = job.request
-    operation = "img2img" if job.init else "txt2img"
+    operation = "img2img" if job.inputs else "txt2img"
     name = re.sub("[,:]", "", job.model.stem)
     if not dialect.current:
         return {
@@ -148,7 +156,7 @@ def _sdnext_pairs(dialect: Dialect, job: Job, n: int) -> dict[str, Any]:
             "App": "SD.Next",
             "Version": "93f35cc",
             "Operations": operation,
-            "Denoising strength": request["denoising_strength"] if job.init else None,
+            "Denoising strength": request["denoising_strength"] if job.inputs else None,
             "Lora hashes": ", ".join(job.loras) or None,
         }
     return {
@@ -161,9 +169,9 @@ def _sdnext_pairs(dialect: Dialect, job: Job, n: int) -> dict[str, Any]:
         "CFG rescale": 0.0,
         "App": "SD.Next",
         "Version": "unknown",
-        "Pipeline": "StableDiffusionImg2ImgPipeline" if job.init else "StableDiffusionPipeline",
+        "Pipeline": "StableDiffusionImg2ImgPipeline" if job.inputs else "StableDiffusionPipeline",
         "Operations": operation,
-        "Denoising strength": request["denoising_strength"] if job.init else None,
+        "Denoising strength": request["denoising_strength"] if job.inputs else None,
         "Model": name,
         "Model hash": job.model_hash,
         "LoRA networks": ", ".join(job.loras) or None,

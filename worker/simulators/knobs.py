@@ -78,6 +78,10 @@ class Knobs:
     """Whether models are hashed on their first load; None: as the dialect is usually run."""
     keep_alive_seconds: float | None = None
     threads: int = 40
+    memory_pixels: int = 1 << 27
+    """Pixels of a request's pictures together that still fit into the graphics memory."""
+    leak_bytes_per_load: int = 0
+    """Memory of the process that each load of a model uses up."""
     scripts: list[str] = field(default_factory=lambda: ["ControlNet", "ADetailer"])
     """Always-on scripts that are installed."""
     random_seed: int | None = None
@@ -111,11 +115,13 @@ class Knobs:
                 return fault
         return None
 
-    def turn(self, changes: Mapping[str, Any]) -> None:
+    def turn(self, changes: object) -> None:
         """Apply a JSON document: fields of this class, and ``arm``, a fault or a list of them to add.
 
         Raises `ValueError` and changes nothing when a name or a type is wrong.
         """
+        if not isinstance(changes, Mapping):
+            raise ValueError("knobs are a JSON object")
         document = dict(changes)
         added = document.pop("arm", [])
         known = {f.name for f in fields(self)}

@@ -48,6 +48,7 @@ class Machine:
         self.stuck_on: ModelFile | None = None
         self.out_of_memory = 0
         self.released = asyncio.Event()
+        self._leaked: list[bytes] = []
         self.started = time.monotonic()
         self._booted = False
         if self.options["sd_model_checkpoint"] is None and (models := self.disk.of_kind("checkpoint")):
@@ -67,6 +68,10 @@ class Machine:
     def routes_ready(self) -> bool:
         """Whether the API answers anything but 404."""
         return self.uptime >= self.knobs.start_port_seconds + self.knobs.start_routes_seconds
+
+    def notice_boot(self) -> None:
+        """Carry out the end of the first load if it is due by now."""
+        _ = self.booted
 
     @property
     def booted(self) -> bool:
@@ -118,6 +123,7 @@ class Machine:
         self.loaded = model
         self.corrupt = False
         self.disk.note_loaded(model)
+        self._leaked.append(b"\1" * self.knobs.leak_bytes_per_load)
         self.stats.loads.append(model.without_extension)
         if was_configured:
             self.configure(model)
@@ -182,6 +188,7 @@ class Machine:
         self.loaded = None
         try:
             if model is None:
+                self._look_elsewhere(name)
                 return False
             await self.load(model)
         except Unreadable:
@@ -189,6 +196,11 @@ class Machine:
             return False
         self.configure(model)
         return True
+
+    def _look_elsewhere(self, name: str) -> None:
+        """A name like a repository's or a URL makes SD.Next of today download gigabytes; here it is only noted."""
+        if self.dialect.current and self.options["sd_checkpoint_autodownload"] and "/" in name:
+            self.stats.downloads.append(name)
 
     async def prepare(self, request: dict[str, Any]) -> ModelFile | None:
         """The model that a job runs with, loaded; None where SD.Next goes on without one. Raises `ServerError`."""
@@ -263,17 +275,22 @@ class Machine:
         self.stuck_on = self.configured()
         raise ServerError("ValueError", "Failed to recognize model type!") from error
 
+    def put_back(self, request: dict[str, Any], saved: dict[str, Any]) -> None:
+        """Undo `override`, if the request has it so."""
+        if request["override_settings_restore_afterwards"]:
+            self.options |= {k: v for k, v in saved.items() if k != "sd_model_checkpoint"}
+
     async def finish(self, request: dict[str, Any], model: ModelFile, saved: dict[str, Any]) -> None:
         """What follows a job: settings put back or kept, and SD.Next's swap back to the model before."""
+        self.put_back(request, saved)
         if not request["override_settings_restore_afterwards"]:
             self.configure(model)
-            return
-        before = saved.pop("sd_model_checkpoint", None)
-        self.options |= saved
-        if before is not None and self.dialect.sdnext:
-            previous = self.disk.find_loosely(str(before))
+        elif self.dialect.sdnext and "sd_model_checkpoint" in saved:
+            previous = self.disk.find_loosely(str(saved["sd_model_checkpoint"]))
             if previous is not None and previous != self.loaded:
+                interrupted = self.state.interrupted
                 await self.load(previous)
+                self.state.interrupted = interrupted
 
     def override(self, request: dict[str, Any]) -> dict[str, Any]:
         """Apply the other settings of a job; returns what they were."""

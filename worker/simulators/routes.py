@@ -36,7 +36,7 @@ async def _generate(api: Api, request: Request, endpoint: str) -> Reply:
     stats.in_flight += 1
     stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
     try:
-        body, fault = await Generator(machine).answer(endpoint, document)
+        body, fault = await Generator(machine, endpoint, document).answer()
     finally:
         stats.in_flight -= 1
     if fault and fault.kind == "rate_limited":
@@ -82,11 +82,13 @@ def add_state(api: Api) -> None:
 
 async def _progress(api: Api, skip_image: bool) -> dict[str, Any]:
     state, dialect = api.machine.state, api.machine.dialect
+    loading = dialect.sdnext and _first_load(api)
     fraction, eta = state.fraction(), state.eta()
     inner: dict[str, Any] = {"skipped": state.skipped, "interrupted": state.interrupted}
     if not dialect.sdnext:
         inner["stopping_generation"] = False
-    inner |= {"job": state.job, "job_count": state.job_count, "job_timestamp": state.job_timestamp}
+    inner |= {"job": "Load model" if loading else state.job, "job_count": 1 if loading else state.job_count}
+    inner |= {"job_timestamp": state.job_timestamp}
     inner |= {"job_no": state.job_no, "sampling_step": state.sampling_step, "sampling_steps": state.sampling_steps}
     image = None
     if state.sampling_steps and not skip_image and api.machine.options["live_previews_enable"]:
@@ -104,10 +106,15 @@ async def _progress(api: Api, skip_image: bool) -> dict[str, Any]:
     }
 
 
+def _first_load(api: Api) -> bool:
+    """The load at start shows until any job has begun, however early it came."""
+    return not api.machine.booted and api.machine.state.total == 0
+
+
 def _status(api: Api) -> dict[str, Any]:
     machine = api.machine
     state = machine.state
-    loading = not machine.booted and state.total == 0
+    loading = _first_load(api)
     word = "running" if state.job_count or loading else "idle"
     word = "interrupted" if state.interrupted else "skipped" if state.skipped else word
     return {

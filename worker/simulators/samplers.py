@@ -90,8 +90,8 @@ def scheduler_items() -> list[dict[str, Any]]:
 
 def resolved_sampler(dialect: Dialect, request: dict[str, Any]) -> tuple[str, str]:
     """Sampler and scheduler label that really run. Raises `HttpError` 404 where an unknown name is refused."""
-    asked = str(request["sampler_name"] or request["sampler_index"])
     names = sampler_names(dialect)
+    asked = str(request["sampler_name"] or request["sampler_index"] or names[0])
     if dialect.current:
         found = next((n for n in names if n.lower() == asked.lower()), None)
     elif dialect.schedulers:

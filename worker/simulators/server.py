@@ -38,6 +38,7 @@ class _Protocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _QUIET
+        self.access_log = False
 
 
 class Simulator:
@@ -95,7 +96,8 @@ class Simulator:
         self._close()
         if self._reserved is not None:
             self._reserved.close()
-        await asyncio.sleep(0)
+        if tasks := list(self._state.tasks):
+            await asyncio.wait(tasks)
 
     def _fall(self, fault: Fault) -> None:
         if fault.kind == "restart":
@@ -132,7 +134,6 @@ class Simulator:
             self._api,
             log_config=None,
             log_level=None,
-            access_log=False,
             lifespan="off",
             ws="none",
             timeout_keep_alive=self.dialect.keep_alive_seconds if keep_alive is None else keep_alive,  # type: ignore[arg-type]
@@ -148,6 +149,7 @@ class Simulator:
     def _close(self) -> None:
         if self._life is not None:
             self._life.cancel()
+            self._life = None
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -156,7 +158,6 @@ class Simulator:
                 connection.transport.abort()
         for task in list(self._state.tasks):
             task.cancel()
-        self.stats.in_flight = 0
 
 
 def _bound(host: str, port: int) -> socket.socket:

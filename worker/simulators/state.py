@@ -141,6 +141,7 @@ class Stats:
 
     generations: list[Generation] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
     options_posts: list[dict[str, Any]] = field(default_factory=list)
     requests: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
