@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import probes, problems, status
+from worker.api import docs, probes, problems, status
 from worker.api.auth import KeyCheck
 from worker.api.body import BodyLimit
 from worker.live import Live
@@ -51,6 +51,10 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     @guarded.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
         return JSONResponse(problems.described(app.openapi()))
+
+    @guarded.get("/docs", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(docs.PAGE, headers={"content-security-policy": docs.POLICY})
 
     app.include_router(probes.routes(view.status))
     app.include_router(guarded)

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 from typing import Annotated
 
 from fastapi import HTTPException, Security
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
+from fastapi.openapi.models import HTTPBase
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.base import SecurityBase
 from pydantic import SecretStr
+from starlette.requests import HTTPConnection
+
+
+class _BasicPassword(SecurityBase):
+    """The password of HTTP Basic, as the bytes that were sent, read as Latin-1 like any header; None without one."""
+
+    def __init__(self) -> None:
+        self.model = HTTPBase(scheme="basic", description="the API key as password, any user name")
+        self.scheme_name = "HTTPBasic"
+
+    async def __call__(self, request: HTTPConnection) -> str | None:
+        scheme, _, value = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        try:
+            return base64.b64decode(value, validate=True).decode("latin-1").partition(":")[2]
+        except (binascii.Error, ValueError):
+            return None
+
 
 _bearer = HTTPBearer(auto_error=False, description="the API key as a bearer token")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="the API key in a header of its own")
-_basic = HTTPBasic(auto_error=False, realm="sd-worker", description="the API key as password, any user name")
+_basic = _BasicPassword()
 
 CHALLENGE = 'Bearer, Basic realm="sd-worker"'
 
@@ -29,11 +52,11 @@ class KeyCheck:
         self,
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
         header: Annotated[str | None, Security(_header)],
-        basic: Annotated[HTTPBasicCredentials | None, Security(_basic)],
+        basic: Annotated[str | None, Security(_basic)],
     ) -> None:
         if not self._key:
             return
-        given = (bearer and bearer.credentials, header, basic and basic.password)
-        fits = [hmac.compare_digest(guess.encode(), self._key) for guess in given if guess]
+        given = (bearer and bearer.credentials, header, basic)
+        fits = [hmac.compare_digest(guess.encode("latin-1"), self._key) for guess in given if guess]
         if not any(fits):
             raise HTTPException(401, "the API key is missing or wrong", headers={"www-authenticate": CHALLENGE})

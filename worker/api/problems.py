@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -15,8 +14,6 @@ from starlette.exceptions import HTTPException
 
 from worker.errors import FieldError
 from worker.metrics import Metrics
-
-log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 500: "internal"}
@@ -63,7 +60,8 @@ def problem(
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Have every error of the application answered as a problem; one that nobody foresaw counts as a bug."""
+    """Have every error of the application answered as a problem; one that nobody foresaw counts as a bug, and
+    uvicorn logs its traceback."""
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
@@ -75,9 +73,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         return problem(422, "; ".join(map(str, errors)), code="invalid_request", errors=errors)
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def failed(_: Request, __: Exception) -> JSONResponse:
         metrics.bug()
-        log.error("request_failed", path=request.url.path, exc_info=error)
         return problem(500, "the worker failed; its log says how")
 
 
