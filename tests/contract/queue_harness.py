@@ -22,7 +22,9 @@ VISIBILITY = timedelta(seconds=120)
 SOON = timedelta(seconds=10)
 NOW = timedelta(0)
 BRIEF = timedelta(milliseconds=20)
-POLICY = Policy(visibility=VISIBILITY, max_attempts=3, max_deliveries=4, keep_for=timedelta(days=7), keep_done=5)
+POLICY = Policy(
+    visibility=VISIBILITY, max_attempts=3, max_deliveries=4, keep_for=timedelta(days=7), keep_done=5, keep_inline=2
+)
 
 
 class Both(Queue, Producer, Protocol):

@@ -11,6 +11,7 @@ from tests.support.clock import START
 from tests.support.queues import result_of, taken
 from worker.errors import IdConflict, JobCancelled, LeaseLost
 from worker.queues.base import Attempt
+from worker.result import ImageResult
 
 __all__ = ["open_harness"]
 
@@ -218,3 +219,36 @@ async def test_forgetting_by_number(harness: Harness) -> None:
         await put(queue, f"j{number}")
         await queue.ack(await taken(queue), result_of(f"j{number}"))
     assert {state.id for state in await queue.jobs("done")} == {f"j{n}" for n in range(3, POLICY.keep_done + 3)}
+
+
+async def test_inline_images(harness: Harness) -> None:
+    """Images within results can be read of the latest few jobs; of the others all but the images."""
+    queue = harness.driver()
+    image = ImageResult(index=0, base64="AAAA", format="png", width=1, height=1, bytes=3, sha256="0" * 64)
+    results = {f"j{number}": result_of(f"j{number}").model_copy(update={"images": (image,)}) for number in range(4)}
+    for job_id, result in results.items():
+        await put(queue, job_id)
+        await queue.ack(await taken(queue), result)
+    read = {state.id: state.result for state in [await queue.state(job_id) for job_id in results] if state}
+    assert {job_id: result.images[0].base64 for job_id, result in read.items() if result} == {
+        "j0": None,
+        "j1": None,
+        "j2": "AAAA",
+        "j3": "AAAA",
+    }
+    listed = [state.result.images[0] for state in await queue.jobs() if state.result]
+    assert listed == [image.model_copy(update={"base64": None})] * 4
+
+
+async def test_requeue_with_inline_images(harness: Harness) -> None:
+    """Images of a result that was rejected do not outlive it."""
+    queue = harness.driver()
+    image = ImageResult(index=0, base64="AAAA", format="png", width=1, height=1, bytes=3, sha256="0" * 64)
+    await put(queue, "a")
+    for _ in range(2):
+        result = result_of("a", "failed", code="result_too_large").model_copy(update={"images": (image,)})
+        await queue.reject(await taken(queue), result)
+        assert await queue.requeue("a")
+        state = await queue.state("a")
+        assert state is not None
+        assert state.result is None

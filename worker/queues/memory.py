@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import ChainMap
+from collections import ChainMap, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -25,9 +25,11 @@ from worker.queues.policy import (
     deliveries_of,
     end_code,
     fingerprint,
+    has_images,
     is_charged,
     job_code,
     open_status,
+    without_images,
 )
 from worker.queues.wakeup import Wakeup
 from worker.result import Result
@@ -73,6 +75,7 @@ class _Jobs:
     dead: dict[str, _Entry] = field(default_factory=dict)
     places: Iterator[int] = field(default_factory=itertools.count)
     tokens: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    inline: deque[_Entry] = field(default_factory=deque)
     wakeup: Wakeup = field(default_factory=Wakeup)
 
     def find(self, job_id: str) -> _Entry | None:
@@ -173,8 +176,12 @@ class MemoryQueue:
         return None if entry is None else self._state(entry)
 
     async def jobs(self, status: str | None = None, limit: int = 100) -> list[JobState]:
+        """Open jobs in the order of hand-over, then those that are over, the latest end first; without images."""
         ended = sorted([*self._jobs.done.values(), *self._jobs.dead.values()], key=_latest_end_first)
-        states = (self._state(entry) for entry in [*sorted(self._jobs.open.values(), key=lambda e: e.rank), *ended])
+        states = (
+            _without_images(self._state(entry))
+            for entry in [*sorted(self._jobs.open.values(), key=lambda e: e.rank), *ended]
+        )
         return list(itertools.islice((state for state in states if status in (None, state.status)), limit))
 
     async def requeue(self, job_id: str) -> bool:
@@ -184,6 +191,7 @@ class MemoryQueue:
         now = self._clock.now()
         entry.run, entry.place, entry.queued_at, entry.visible_at = entry.run + 1, next(self._jobs.places), now, now
         entry.cancelling, entry.ended, entry.code, entry.result = False, None, None, None
+        self._jobs.inline = deque(one for one in self._jobs.inline if one is not entry)
         self._jobs.open[job_id] = entry
         self._jobs.wakeup.notify()
         return True
@@ -214,6 +222,11 @@ class MemoryQueue:
         entry, now = self._held(delivery), self._clock.now()
         entry.end_hand_over(now, end_code(result), charged=is_charged(result))
         entry.result = result
+        if has_images(result):
+            self._jobs.inline.append(entry)
+            if len(self._jobs.inline) > self._policy.keep_inline:
+                oldest = self._jobs.inline.popleft()
+                oldest.result = oldest.result and without_images(oldest.result)
         self._finish(entry, now, job_code(result), ended)
 
     def _withdraw(self, entry: _Entry, now: datetime) -> None:
@@ -248,3 +261,7 @@ class MemoryQueue:
 
 def _latest_end_first(entry: _Entry) -> float:
     return -entry.ended.timestamp() if entry.ended is not None else 0.0
+
+
+def _without_images(state: JobState) -> JobState:
+    return state if state.result is None else replace(state, result=without_images(state.result))

@@ -41,8 +41,8 @@ class Policy:
     """The limits of a queue.
 
     Jobs that are done are forgotten after ``keep_for``, or earlier when more than ``keep_done`` of them are
-    there, the oldest first; until then their ids are known and their results readable. Dead letters stay
-    until somebody requeues them.
+    there, the oldest first; until then their ids are known and their results readable, the images within
+    results (inline storage) only of the latest ``keep_inline``. Dead letters stay until somebody requeues them.
     """
 
     visibility: timedelta = timedelta(seconds=120)
@@ -50,6 +50,7 @@ class Policy:
     max_deliveries: int = 10
     keep_for: timedelta = timedelta(days=7)
     keep_done: int = 10_000
+    keep_inline: int = 100
 
     def delivery(
         self, job_id: str, body: bytes, queued_at: datetime, current: HandOver, earlier: Sequence[HandOver]
@@ -93,6 +94,18 @@ def open_status(token: int | None, visible_at: datetime, now: datetime) -> str:
 def end_code(result: Result) -> str:
     """How a hand-over that brought this result ended: its error's code, else its status."""
     return result.error.code if result.error is not None else result.status
+
+
+def has_images(result: Result) -> bool:
+    """Whether the images themselves stand in it."""
+    return any(image.base64 is not None for image in result.images)
+
+
+def without_images(result: Result) -> Result:
+    """The same result without the images that stand in it; all else about them stays."""
+    return result.model_copy(
+        update={"images": tuple(image.model_copy(update={"base64": None}) for image in result.images)}
+    )
 
 
 def is_charged(result: Result) -> bool:

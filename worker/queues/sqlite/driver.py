@@ -65,10 +65,10 @@ class SqliteProducer:
         return is_new
 
     async def state(self, job_id: str) -> JobState | None:
-        found = await self._thread.run(lambda db: rows.states(db, self._clock.now(), job_id=job_id))
-        return found[0] if found else None
+        return await self._thread.run(lambda db: rows.state(db, self._clock.now(), job_id))
 
     async def jobs(self, status: str | None = None, limit: int = 100) -> list[JobState]:
+        """Open jobs in the order of hand-over, then those that are over, the latest end first; without images."""
         return await self._thread.run(lambda db: rows.states(db, self._clock.now(), status=status, limit=limit))
 
     async def requeue(self, job_id: str) -> bool:

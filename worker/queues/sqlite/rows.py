@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from worker.errors import IdConflict, LeaseLost
@@ -15,6 +16,7 @@ from worker.queues.policy import (
     attempts_of,
     deliveries_of,
     end_code,
+    has_images,
     is_charged,
     job_code,
     open_status,
@@ -43,6 +45,7 @@ DELETE FROM jobs WHERE place IN (
     SELECT place FROM jobs WHERE status = 'done' ORDER BY ended_at DESC, place DESC LIMIT -1 OFFSET ?
 )
 """
+FORGET_IMAGES = "DELETE FROM inline_results WHERE number <= (SELECT max(number) FROM inline_results) - ?"
 
 
 def stamp(at: datetime) -> int:
@@ -100,7 +103,10 @@ def settle(
     """The job is over: ``done`` or ``dead``, with its result."""
     place, _ = _held(db, delivery)
     _end_hand_over(db, place, stamp(now), end_code(result), charged=is_charged(result))
-    db.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (place, result.to_json()))
+    db.execute("INSERT INTO results VALUES (?, ?)", (place, result.to_json(base64=False)))
+    if has_images(result):
+        db.execute("INSERT INTO inline_results (place, result) VALUES (?, ?)", (place, result.to_json()))
+        db.execute(FORGET_IMAGES, (policy.keep_inline,))
     _finish(db, place, now, status, job_code(result), policy)
 
 
@@ -146,6 +152,7 @@ def requeue(db: sqlite3.Connection, job_id: str, now: datetime) -> bool:
     if found is None:
         return False
     db.execute("DELETE FROM results WHERE place = ?", found)
+    db.execute("DELETE FROM inline_results WHERE place = ?", found)
     db.execute(
         "UPDATE jobs SET status = 'waiting', run = run + 1, queued_at = ?, visible_at = ?, cancelling = 0,"
         " ended_at = NULL, code = NULL WHERE place = ?",
@@ -169,10 +176,18 @@ def cancel(db: sqlite3.Connection, job_id: str, now: datetime, policy: Policy) -
     return True
 
 
+def state(db: sqlite3.Connection, now: datetime, job_id: str) -> JobState | None:
+    found = states(db, now, job_id=job_id)
+    if not found:
+        return None
+    inline = db.execute("SELECT result FROM inline_results JOIN jobs USING (place) WHERE id = ?", (job_id,)).fetchone()
+    return found[0] if inline is None else replace(found[0], result=Result.model_validate_json(inline[0]))
+
+
 def states(
     db: sqlite3.Connection, now: datetime, *, job_id: str | None = None, status: str | None = None, limit: int = 1
 ) -> list[JobState]:
-    """Open jobs in the order of hand-over, then those that are over, the latest end first."""
+    """Open jobs in the order of hand-over, then those that are over, the latest end first; without images."""
     rows = db.execute(
         "SELECT jobs.place, id, run, code, result, CASE"
         " WHEN status IN ('delayed', 'leased') AND visible_at <= :now THEN 'waiting' ELSE status END AS shown"

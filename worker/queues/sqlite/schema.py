@@ -49,6 +49,13 @@ _TABLES = (
     ) STRICT
     """,
     """
+    CREATE TABLE inline_results (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        place  INTEGER NOT NULL UNIQUE REFERENCES jobs (place) ON DELETE CASCADE,
+        result BLOB NOT NULL
+    ) STRICT
+    """,
+    """
     CREATE TABLE hand_overs (
         token    INTEGER PRIMARY KEY AUTOINCREMENT,
         place    INTEGER NOT NULL REFERENCES jobs (place) ON DELETE CASCADE,
@@ -61,7 +68,8 @@ _TABLES = (
     """,
     "CREATE INDEX hand_overs_of ON hand_overs (place, token)",
 )
-"""Bodies and results stand apart, so that renewing a lease does not write a large body again.
+"""Bodies and results stand apart, so that renewing a lease does not write a large body again; ``inline_results``
+holds the results in which images stand, ``results`` all of them without images.
 
 Times are microseconds since 1970 in UTC. ``jobs.token`` is the last hand-over's as long as its holder may still
 answer it. A job whose lease ran out or whose delay is over keeps its status until the next claim.
