@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -42,6 +41,7 @@ _IN_THREAD = 1_000_000
 _AT_ONCE = 4
 _LATER = frozenset({408, 425, 429})
 _DATA_URI = re.compile(r"data:[^,]{0,255};base64,", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{1,31}:", re.IGNORECASE)
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -189,7 +189,7 @@ def decode_base64(value: str, *, field: str) -> bytes:
     import pybase64
 
     head = _DATA_URI.match(value)
-    if head is None and urlsplit(value[:16]).scheme:
+    if head is None and _SCHEME.match(value):
         raise InvalidJob("is neither an http or https URL nor base64", field=field)
     text = value[head.end() :] if head else value
     try:
