@@ -180,11 +180,16 @@ def _add_rest(api: Api) -> None:
             raise ServerError("ResponseValidationError", "1 validation errors:\n  {'type': 'string_type'}")
         return Reply({"api": True, "listen": False, "port": None, "server_name": "[::]", "nowebui": False})
 
+    async def scripts(_: Request) -> Reply:
+        installed = [name.lower() for name in machine.knobs.scripts]
+        return Reply({"txt2img": installed, "img2img": installed} | ({"control": []} if dialect.current else {}))
+
     async def extra(request: Request) -> Reply:
         return Reply(_upscaled(await json_body(request, dialect)))
 
     api.get("/sdapi/v1/memory", memory)
     api.get("/sdapi/v1/cmd-flags", flags)
+    api.get("/sdapi/v1/scripts", scripts)
     api.post("/sdapi/v1/extra-single-image", extra)
     if dialect.sdnext:
         _add_sdnext_rest(api)

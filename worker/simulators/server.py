@@ -68,9 +68,9 @@ class Simulator:
         self._reserved = _bound(host, port)
         port = self._reserved.getsockname()[1]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._begin_life(0.0)
+        opened = self._begin_life(0.0)
         if self.machine.port_due:
-            await self._open()
+            await opened
 
     @property
     def options(self) -> dict[str, Any]:
@@ -107,13 +107,14 @@ class Simulator:
         else:
             asyncio.get_running_loop().call_soon(self._close)
 
-    def _begin_life(self, away: float) -> None:
+    def _begin_life(self, away: float) -> asyncio.Task[None]:
         self.stats.starts += 1
         self.machine.boot()
         self.machine.started += away
         self._state = ServerState()
         self._api = self._new_api()
         self._life = asyncio.create_task(self._open_when_due(), name="simulator-start")
+        return self._life
 
     def _new_api(self) -> Api:
         api = Api(self.machine, self._auth)
@@ -167,7 +168,11 @@ def _bound(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    sock.bind((host, port))
+    try:
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
