@@ -43,7 +43,6 @@ _SDNEXT = {
     "server_rate_limit": 0,
     "keep_incomplete": False,
     "sd_checkpoint_autodownload": False,
-    "live_preview_enable": False,
 }
 
 A1111 = Dialect("a1111", "a1111", "Automatic1111", 512, 512, 50, "Euler", _EVERYWHERE)

@@ -16,7 +16,7 @@ from worker.engines.sdapi.header import read_header
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
 from worker.engines.sdapi.names import ModelFile
-from worker.engines.sdapi.run import Run
+from worker.engines.sdapi.run import NORMAL, Pace, Run
 from worker.engines.sdapi.server import API, Server, recognise
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context, classify
@@ -34,7 +34,7 @@ class SdapiEngine:
     corrupt themselves when such calls overlap a generation.
     """
 
-    def __init__(self, settings: EngineSettings, limits: Limits) -> None:
+    def __init__(self, settings: EngineSettings, limits: Limits, pace: Pace = NORMAL) -> None:
         self.name: str = settings.kind
         """``a1111`` or ``sdnext``; as configured until the server was seen."""
         self._settings = settings
@@ -43,7 +43,7 @@ class SdapiEngine:
         self._server: Server | None = None
         self._inventory: Inventory | None = None
         self._turn = asyncio.Lock()
-        self._run = Run(settings)
+        self._run = Run(settings, pace)
         self._lists_version = 0
         self._refreshes = 0
         self._baseline: dict[str, Any] = {}
@@ -167,7 +167,8 @@ class SdapiEngine:
             await self._run.wait_for_idle(server)
             inventory = await self._known_inventory()
             wanted = await self._wanted(work.expect, server, inventory)
-            await self._have_model(server, wanted, fresh=fresh)
+            if await self._have_model(server, wanted, fresh=fresh) and wanted is None:
+                wanted = await self._wanted(work.expect, server, inventory)
             body, right = await asyncio.to_thread(self._body, work, files, inventory, fresh)
             before = await server.out_of_memory_count() if server.dialect.swallows else None
             done = await self._run.submit(server, work.endpoint, body, on_progress)
@@ -208,16 +209,16 @@ class SdapiEngine:
         options = {} if server.dialect.reports_status else await server.options()
         return loaded_checkpoint(inventory, await server.checkpoint(), options)
 
-    async def _have_model(self, server: Server, wanted: ModelFile | None, *, fresh: bool) -> None:
+    async def _have_model(self, server: Server, wanted: ModelFile | None, *, fresh: bool) -> bool:
         """Load what the server would not load by itself: after `free`, at a fresh run, or on an empty SD.Next.
 
-        Automatic1111 only moves a model to RAM and back; Forge and SD.Next read it from disk again.
+        Automatic1111 only moves a model to RAM and back; Forge and SD.Next read it from disk again. True if it did.
         """
         timeout = self._settings.load_timeout
         dialect = server.dialect
         empty = not dialect.loads_lazily and not (await self._loaded_now(server))[1]
         if not (fresh or empty or self._freed):
-            return
+            return False
         if fresh:
             await server.unload()
         if wanted is not None and (fresh or empty):
@@ -225,6 +226,7 @@ class SdapiEngine:
         if dialect.reloads and not (dialect.reports_status and wanted is not None):
             await server.reload(timeout=timeout)
         self._freed = False
+        return True
 
     def _body(
         self, work: Work, files: Files, inventory: Inventory, fresh: bool

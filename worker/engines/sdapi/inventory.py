@@ -59,9 +59,9 @@ class Inventory:
 
 
 def inventory(
-    dialect: Dialect, lists: Mapping[str, Any], *, vaes: Any = None, controlnets: Any = None, openapi: Any = None
+    dialect: Dialect, lists: Mapping[str, Any], *, vaes: Any, controlnets: Any, fields: Mapping[str, frozenset[str]]
 ) -> Inventory:
-    """The snapshot from the bodies of `LISTS`, of the lists of VAEs and ControlNet models, and of ``/openapi.json``."""
+    """The snapshot from the bodies of `LISTS`, of the lists of VAEs and ControlNet models, and the schemas."""
     options = lists.get("options")
     return Inventory(
         dialect=dialect,
@@ -74,7 +74,7 @@ def inventory(
         embeddings=_embeddings(lists.get("embeddings")),
         controlnets=_model_list(controlnets),
         options=options if isinstance(options, dict) else {},
-        fields={e: found for e in ENDPOINTS if (found := schema_fields(openapi, e))},
+        fields=fields,
     )
 
 
@@ -111,8 +111,12 @@ def _embeddings(body: Any) -> frozenset[str] | None:
     return frozenset([n for n in loaded if isinstance(n, str)]) | frozenset(texts(loaded, "name"))
 
 
-def schema_fields(openapi: Any, endpoint: str) -> frozenset[str]:
-    """The properties of the request's schema; empty where the document does not tell."""
+def all_fields(openapi: Any) -> dict[str, frozenset[str]]:
+    """By endpoint, the properties of the request's schema in ``/openapi.json``, where that tells."""
+    return {endpoint: found for endpoint in ENDPOINTS if (found := _schema_fields(openapi, endpoint))}
+
+
+def _schema_fields(openapi: Any, endpoint: str) -> frozenset[str]:
     try:
         route = openapi["paths"][f"/sdapi/v1/{endpoint}"]["post"]
         schema = route["requestBody"]["content"]["application/json"]["schema"]

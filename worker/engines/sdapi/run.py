@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import structlog
@@ -21,10 +20,18 @@ from worker.tasks import cancel_all, run_guarded
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-POLL_S = 0.5
-INTERRUPT_S = 1.0
-QUIET = timedelta(seconds=30)
-"""How long the server may take to react to interrupts, or may show the very same reading, before we go on."""
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the server is asked, in seconds; ``quiet_s`` bounds how long it may take to react to interrupts,
+    and how long it may show the very same reading before that counts as left over."""
+
+    poll_s: float = 0.5
+    interrupt_s: float = 1.0
+    quiet_s: float = 30.0
+
+
+NORMAL = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +47,9 @@ class Done:
 class Run:
     """What is submitted to one server, one at a time."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, pace: Pace) -> None:
         self._settings = settings
+        self._pace = pace
         self._leftover: tuple[Any, ...] | None = None
 
     def forget(self) -> None:
@@ -59,20 +67,20 @@ class Run:
         loop = asyncio.get_running_loop()
         begun = moved = loop.time()
         last: tuple[Any, ...] | None = None
-        interrupted = -INTERRUPT_S
+        interrupted = -self._pace.interrupt_s
         while (pulse := await server.pulse()) is not None and self.is_busy(pulse):
             now = loop.time()
             if pulse.signature != last:
                 last, moved = pulse.signature, now
-            if now - moved > QUIET.total_seconds() and not _loads(pulse):
+            if now - moved > self._pace.quiet_s and not _loads(pulse):
                 log.warning("engine_progress_stuck")
                 return
             if now - begun > self._settings.load_timeout.total_seconds():
                 raise EngineStalled("another generation goes on in spite of interrupts")
-            if now - interrupted >= INTERRUPT_S:
+            if now - interrupted >= self._pace.interrupt_s:
                 interrupted = now
                 await interrupt_if_possible(server)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._pace.poll_s)
 
     async def submit(self, server: Server, endpoint: str, body: Mapping[str, Any], on_progress: Progress) -> Done:
         """One generation and its answer, whatever that says. Raises `EngineStalled`, `EngineCrashed`.
@@ -110,7 +118,7 @@ class Run:
     async def _watch(self, server: Server, watchdog: Watchdog, on_progress: Progress) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._pace.poll_s)
             pulse = await pulse_or_none(server)
             if pulse is not None and not self.is_busy(pulse):
                 pulse = None
@@ -121,16 +129,16 @@ class Run:
     async def _stop(self, server: Server, post: asyncio.Task[Answer]) -> None:
         """Interrupt until the request has returned: the one sure sign that it no longer runs.
 
-        Raises `EngineStalled` when it does not within `QUIET`.
+        Raises `EngineStalled` when it does not within its pace allows.
         """
         loop = asyncio.get_running_loop()
-        ends = loop.time() + QUIET.total_seconds()
+        ends = loop.time() + self._pace.quiet_s
         while not post.done():
             if loop.time() >= ends:
                 await cancel_all({post})
-                raise EngineStalled(f"the server did not react to interrupts for {QUIET.total_seconds():g} s")
+                raise EngineStalled(f"the server did not react to interrupts for {self._pace.quiet_s:g} s")
             await interrupt_if_possible(server)
-            await asyncio.wait({post}, timeout=INTERRUPT_S)
+            await asyncio.wait({post}, timeout=self._pace.interrupt_s)
         if isinstance(error := post.exception(), WorkerError):
             log.info("engine_interrupted", ended=error.message)
         pulse = await pulse_or_none(server)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from worker.engines.sdapi.client import Answer, Client
 from worker.engines.sdapi.dialects import PROBES, Dialect, recognised
-from worker.engines.sdapi.inventory import LISTS, Inventory, inventory
+from worker.engines.sdapi.inventory import LISTS, Inventory, all_fields, inventory
 from worker.engines.sdapi.progress import Pulse, from_progress, from_status
 from worker.errors import EngineCrashed, WorkerError
 
@@ -35,6 +35,7 @@ class Server:
     def __init__(self, client: Client, dialect: Dialect) -> None:
         self._client = client
         self.dialect = dialect
+        self._fields: dict[str, frozenset[str]] | None = None
 
     async def pulse(self) -> Pulse | None:
         """How the running work goes; None where the server could not tell, as while it builds a preview."""
@@ -80,15 +81,20 @@ class Server:
             node = node.get(key) if isinstance(node, dict) else None
         return node if type(node) is int else None
 
-    async def inventory(self, openapi: Any = None) -> Inventory:
-        """Everything that it lists, and the fields of its own schemas."""
+    async def inventory(self) -> Inventory:
+        """Everything that it lists, and the fields of its own schemas, which are read once.
+
+        The server builds its OpenAPI document once too: not to be called before its routes are complete.
+        """
+        if self._fields is None:
+            self._fields = all_fields(await self._listed("/openapi.json"))
         lists = {name: await self._listed(API + name) for name in LISTS}
         return inventory(
             self.dialect,
             lists,
             vaes=await self._listed(API + self.dialect.vaes),
             controlnets=await self._listed("/controlnet/model_list"),
-            openapi=await self._listed("/openapi.json") if openapi is None else openapi,
+            fields=self._fields,
         )
 
     async def _listed(self, path: str) -> Any:

@@ -102,6 +102,8 @@ def _final(
     """The size of the images that come back; None where the request alone does not settle it."""
     settled = not _resized(body, limits, width, height, root=root)
     if body.get("enable_hr"):
+        if dialect.engine == "sdnext" and body.get("hr_upscaler") in (None, "", "None"):
+            raise InvalidJob("is missing, and the server skips the second pass without it", field=f"{root}.hr_upscaler")
         target = _hires(body, width, height, root=root)
         limits.check_size(*target, field=f"{root}.{'hr_resize_x' if body.get('hr_resize_x') else 'hr_scale'}")
         return target if endpoint == "txt2img" and settled else None
