@@ -137,6 +137,14 @@ def _visited(failure: Exception, url: str | httpx.URL | None) -> str:
         return "request"
 
 
+def parsed(text: str) -> httpx.URL | None:
+    """The URL that a text holds; None where it holds none."""
+    try:
+        return httpx.URL(text)
+    except (httpx.InvalidURL, ValueError):
+        return None
+
+
 def shown(url: str | httpx.URL) -> str:
     """The URL as it may stand in a message: without user information, query and fragment."""
     place = origin(url)

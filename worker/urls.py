@@ -143,10 +143,9 @@ class Guard:
 
     def parsed(self, url: str, *, schemes: tuple[str, ...] = HTTP) -> httpx.URL:
         """The URL, its form checked without any look-up; `UrlForbidden` says what is wrong with it."""
-        try:
-            parsed = httpx.URL(url)
-        except (httpx.InvalidURL, ValueError):
-            raise UrlForbidden("not a valid URL") from None
+        parsed = http.parsed(url)
+        if parsed is None:
+            raise UrlForbidden("not a valid URL")
         if parsed.scheme not in schemes:
             raise UrlForbidden(f"{_named(parsed)}: only {', '.join(schemes)} URLs are visited")
         if not parsed.host:
@@ -273,10 +272,7 @@ def _named(url: httpx.URL) -> str:
 
 
 def _host_name(part: str) -> str:
-    try:
-        url = httpx.URL(f"http://{part}/")
-    except (httpx.InvalidURL, ValueError):
-        url = httpx.URL("")
-    if not url.host or set(part) & set(":@/?#*"):
+    url = http.parsed(f"http://{part}/")
+    if url is None or not url.host or set(part) & set(":@/?#*"):
         raise ValueError("is neither a host nor a network")
     return _canonical(_host(url))

@@ -192,6 +192,8 @@ class Sender:
         try:
             yield updates
         finally:
+            if task.done():
+                log.error("webhook_updates_broke", exc_info=task.exception())
             await cancel_all({task})
 
     async def check(self) -> str:
@@ -334,7 +336,8 @@ def _body(event: str, at: datetime, data: bytes) -> bytes:
 async def _drained(response: httpx.Response) -> None:
     """Read a short answer to its end, so that the connection can be used again; its status already counts."""
     try:
-        async with asyncio.timeout(1):
-            await http.read(response, limit=_DRAIN_MOST, too_large=WebhookFailed)
-    except (TimeoutError, WebhookFailed, httpx.TransportError, httpx.DecodingError):
+        with http.translating(WebhookFailed):
+            async with asyncio.timeout(1):
+                await http.read(response, limit=_DRAIN_MOST, too_large=WebhookFailed)
+    except (TimeoutError, WebhookFailed):
         return

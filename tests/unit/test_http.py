@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -49,6 +51,20 @@ def instance(kind: type[Exception]) -> Exception:
 def test_every_exception_of_httpx_is_either_translated_or_a_known_misuse(kind: type[Exception]) -> None:
     """A new exception class of httpx makes this fail until somebody says what it means."""
     assert (kind in http.REASONS) != (kind in http.BUGS)
+
+
+def test_no_other_module_names_an_exception_of_httpx() -> None:
+    """There is one place of translation, so that no driver forgets a kind of failure."""
+    names = {kind.__name__ for kind in EXCEPTIONS}
+    found = {
+        f"{path.name}: {node.attr}"
+        for path in Path(http.__file__).parent.rglob("*.py")
+        if path.name != "http.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id == "httpx" and node.attr in names
+    }
+    assert found == set()
 
 
 @pytest.mark.parametrize("kind", list(http.REASONS), ids=_name)

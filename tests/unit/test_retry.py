@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual import run as run_virtual
 from worker.errors import DependencyFailed, InvalidJob, UploadFailed, WorkerError
 from worker.retry import Policy, retrying
 
