@@ -40,7 +40,7 @@ FINISHED = datetime(2026, 3, 1, 12, 0, 1, 500_000, tzinfo=UTC)
 
 
 @pytest.fixture
-def all_logs(quiet_logs: None) -> None:
+def all_logs() -> None:
     structlog.reset_defaults()
 
 
