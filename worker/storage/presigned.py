@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TypeVar
 
 import httpx
@@ -71,7 +72,7 @@ class PresignedStorage:
         urls = job.output.result_urls
         if urls is None:
             return None
-        return await self._retrying(lambda: self._look_up(job, urls), self._document_budget)
+        return await self._retrying(partial(self._look_up, job, urls), self._document_budget)
 
     async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
         """The result's ``url`` is the object's address without its signature, which only allowed the upload."""
@@ -89,7 +90,7 @@ class PresignedStorage:
         urls = job.output.result_urls
         if urls is None:
             return result
-        return await self._retrying(lambda: self._claim(job, result, urls), self._document_budget)
+        return await self._retrying(partial(self._claim, job, result, urls), self._document_budget)
 
     async def put_failure(self, job: Job, result: Result, attempt: int) -> None:
         """Goes nowhere: the job's only URL for a document is that of its success."""

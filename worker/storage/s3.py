@@ -15,6 +15,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -139,7 +140,7 @@ class S3Storage:
         return await self._retrying(put, self._patience.image)
 
     async def put_mark(self, job: Job, result: Result) -> Result:
-        return await self._retrying(lambda: self._claim(job, result), self._patience.document)
+        return await self._retrying(partial(self._claim, job, result), self._patience.document)
 
     async def put_failure(self, job: Job, result: Result, attempt: int) -> None:
         key, body = self._keys.failure(job, attempt), result.to_json(base64=False)
