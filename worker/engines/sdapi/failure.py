@@ -93,9 +93,14 @@ def _validation(items: list[Any]) -> str:
     for item in items:
         if isinstance(item, dict):
             loc = item.get("loc")
-            place = ".".join(str(p) for p in loc if p != "body") if isinstance(loc, list) else ""
-            mistakes.append(f"{place}: {item.get('msg', '')}".strip(": "))
+            parts = [str(p) for p in loc if _short(p) and p != "body"] if isinstance(loc, list) else []
+            told = item.get("msg")
+            mistakes.append(f"{'.'.join(parts)}: {told if isinstance(told, str) else ''}".strip(": "))
     return "; ".join(mistakes)
+
+
+def _short(part: Any) -> bool:
+    return isinstance(part, str) or (type(part) is int and abs(part) < 2**31)
 
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> WorkerError:

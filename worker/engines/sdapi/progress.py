@@ -65,7 +65,7 @@ def from_status(body: Any) -> Pulse | None:
         steps=_whole(body.get("steps")),
         fraction=_fraction(body.get("progress")),
         eta_s=_eta(body.get("eta")),
-        signature=tuple(str(body.get(k)) for k in ("id", "task", "timestamp", "job", "step", "current")),
+        signature=tuple(body.get(k) for k in ("id", "task", "timestamp", "job", "step", "current")),
     )
 
 
@@ -81,7 +81,7 @@ def from_progress(body: Any) -> Pulse | None:
         steps=_whole(state.get("sampling_steps")),
         fraction=_fraction(body.get("progress")),
         eta_s=_eta(body.get("eta_relative")),
-        signature=tuple(str(state.get(k)) for k in ("job", "job_count", "job_no", "job_timestamp", "sampling_step")),
+        signature=tuple(state.get(k) for k in ("job", "job_count", "job_no", "job_timestamp", "sampling_step")),
     )
 
 

@@ -146,7 +146,7 @@ class Run:
 
 
 def _loads(pulse: Pulse) -> bool:
-    return any("load" in part.lower() for part in pulse.signature)
+    return any("load" in part.lower() for part in pulse.signature if isinstance(part, str))
 
 
 async def _result(post: asyncio.Task[Answer]) -> Answer:

@@ -162,7 +162,7 @@ def _prove(info: dict[str, Any], expect: Expectation, context: Context) -> tuple
 def _compared(said: _Identity, wanted: ModelFile) -> Proof:
     if said.hash10 and wanted.hash10 and len(wanted.hash10) == 10:
         if said.hash10 != wanted.hash10:
-            raise WrongModel(f"the model {said.name} [{said.hash10}] was used instead of {wanted.title}")
+            raise WrongModel(f"the model {(said.name or '?')[:200]} [{said.hash10}] was used instead of {wanted.title}")
         return "hash"
     if not said.name:
         return "none"
@@ -170,7 +170,7 @@ def _compared(said: _Identity, wanted: ModelFile) -> Proof:
     ours = {_plain(wanted.stem), _plain(wanted.name), _plain(stem_of(wanted.title)), _plain(wanted.title)}
     if theirs & ours:
         return "name"
-    raise WrongModel(f"the model {said.name} was used instead of {wanted.title}")
+    raise WrongModel(f"the model {said.name[:200]} was used instead of {wanted.title}")
 
 
 def _plain(name: str) -> str:
@@ -194,9 +194,8 @@ def _from_infotext(text: str) -> _Identity:
 def _seeds(info: dict[str, Any], count: int, expect: Expectation, context: Context) -> Sequence[int | None]:
     """The seed of each image, which must be the ones that were asked for, where the server tells any."""
     told = info.get("all_seeds")
-    listed = [s for s in told if type(s) is int] if isinstance(told, list) else []
-    if not listed and type(info.get("seed")) is int:
-        listed = [info["seed"]]
+    told = told if isinstance(told, list) and told else [info.get("seed")]
+    listed = [s for s in told if type(s) is int and abs(s) < 2**65]
     if context.scripted or not expect.seeds:
         return [listed[i] if i < len(listed) else None for i in range(count)]
     for ours, theirs in zip(expect.seeds, listed, strict=False):
