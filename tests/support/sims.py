@@ -64,7 +64,7 @@ async def simulated(dialect: str, knobs: Knobs | None = None, **options: Any) ->
     """A running simulator with a client that ignores proxies."""
     async with (
         running(dialect, knobs, **options) as sim,
-        httpx.AsyncClient(base_url=sim.url, trust_env=False, timeout=20) as client,
+        httpx.AsyncClient(base_url=sim.url, trust_env=False, verify=False, timeout=20) as client,
     ):
         yield Sim(sim, client)
 

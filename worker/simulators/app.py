@@ -102,6 +102,7 @@ class Api:
             raise OtherAnswer(404, {"detail": "Not Found"})
         if request.method not in methods:
             raise OtherAnswer(405, {"detail": "Method Not Allowed"}, {"allow": ", ".join(methods)})
+        self.machine.notice_boot()
         route, guarded = methods[request.method]
         if guarded and self._auth is not None:
             self._authenticate(request, self._auth)

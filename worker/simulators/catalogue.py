@@ -30,7 +30,6 @@ def _add_options(api: Api) -> None:
     machine = api.machine
 
     async def read(_: Request) -> Reply:
-        machine.notice_boot()
         return Reply(dict(machine.options))
 
     async def write(request: Request) -> Reply:
@@ -213,7 +212,6 @@ def _add_sdnext_rest(api: Api) -> None:
     machine, dialect = api.machine, api.machine.dialect
 
     async def log(request: Request) -> Reply:
-        machine.notice_boot()
         lines = list(machine.log)[: int(request.query_params.get("lines", 100))]
         if request.query_params.get("clear", "").lower() == "true":
             machine.log.clear()

@@ -52,7 +52,6 @@ class Generator:
         check_scripts(machine, request)
         if self._endpoint == "img2img":
             self._inputs = await asyncio.to_thread(decoded_inputs, machine, request)
-        machine.notice_boot()
         async with machine.lock:
             made = await self._guarded()
         if made is None:

@@ -69,6 +69,11 @@ class Machine:
         """Whether the API answers anything but 404."""
         return self.uptime >= self.knobs.start_port_seconds + self.knobs.start_routes_seconds
 
+    @property
+    def leaked_bytes(self) -> int:
+        """Memory that the loads of models have used up."""
+        return sum(map(len, self._leaked))
+
     def notice_boot(self) -> None:
         """Carry out the end of the first load if it is due by now."""
         _ = self.booted

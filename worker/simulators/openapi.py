@@ -11,17 +11,15 @@ from worker.simulators.validation import request_model
 
 
 def add_openapi(api: Api) -> None:
-    """Must come last: it describes what was added before."""
-    document = _document(api)
+    """The route that describes all others."""
 
     async def openapi(_: Request) -> Reply:
-        return Reply(document)
+        return Reply(_document(api.machine.dialect.name, api.paths()))
 
     api.get("/openapi.json", openapi, guarded=False)
 
 
-def _document(api: Api) -> dict[str, Any]:
-    name = api.machine.dialect.name
+def _document(name: str, paths: dict[str, list[str]]) -> dict[str, Any]:
     schemas = {
         model.__name__: model.model_json_schema(ref_template="#/components/schemas/{model}")
         for model in (request_model(name, image=False), request_model(name, image=True))
@@ -29,7 +27,7 @@ def _document(api: Api) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "FastAPI", "version": "0.1.0"},
-        "paths": {path: {m.lower(): _operation(path) for m in methods} for path, methods in api.paths().items()},
+        "paths": {path: {m.lower(): _operation(path) for m in methods} for path, methods in paths.items()},
         "components": {"schemas": schemas},
     }
 

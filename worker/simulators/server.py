@@ -162,9 +162,12 @@ class Simulator:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address but does not listen yet: connections are refused, and nobody else gets it."""
+    """A socket that has the address but does not listen yet: connections are refused, and nobody else gets it.
+
+    The protocol is named because asyncio turns Nagle's delay off only for sockets that name it.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
