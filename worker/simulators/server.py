@@ -137,6 +137,7 @@ class Simulator:
             log_level=None,
             lifespan="off",
             ws="none",
+            proxy_headers=False,
             timeout_keep_alive=self.dialect.keep_alive_seconds if keep_alive is None else keep_alive,  # type: ignore[arg-type]
         )
         config.load()
