@@ -10,7 +10,6 @@ import pydantic_core
 
 from worker.errors import FieldError, InvalidJob, UnsupportedDocument
 from worker.job import Job, Limits, job_url_of, parse, usable_id
-from worker.settings.groups import Settings
 
 SEEDS = 2**32
 
@@ -60,14 +59,6 @@ def _reseeded(request: dict[str, Any], number: int) -> dict[str, Any]:
         value = request.get(name)
         images *= value if type(value) is int and value > 0 else 1
     return {**request, "seed": (seed + number * images) % SEEDS}
-
-
-def limits_of(settings: Settings) -> Limits:
-    """What a job may ask of this worker."""
-    engine = settings.engine
-    return Limits(
-        engine.max_pixels, engine.max_steps, engine.max_images, engine.job_timeout_max, settings.http.max_body
-    )
 
 
 def checked(documents: list[dict[str, Any]], limits: Limits) -> list[tuple[str, bytes, int]]:

@@ -50,8 +50,9 @@ def run(argv: Sequence[str]) -> int:
     """Run the command that ``argv`` names, in typer's way; the exit code."""
     app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True)
     app.callback()(root)
+    code: object = 0
     try:
         get_command(app).main(args=list(argv), prog_name="sd-worker")
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    return 0
+        code = ended.code
+    return code if isinstance(code, int) else int(code is not None)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.documents import checked, limits_of, multiplied, read_documents
+from worker.cli.documents import checked, multiplied, read_documents
 from worker.cli.output import complain, print_rows
 from worker.cli.start import read_settings
 from worker.clock import SystemClock
@@ -41,7 +41,7 @@ def submit(
     settings = read_settings()
     given = _read(file) if file is not None else [{"params": {"prompt": prompt}}]
     documents = [copy for document in given for copy in multiplied(document, count, _new_id)]
-    jobs = checked(documents, limits_of(settings))
+    jobs = checked(documents, settings.limits)
     sys.exit(asyncio.run(_run(open_producer(settings.queue, SystemClock()), jobs, wait)))
 
 
@@ -85,10 +85,8 @@ async def follow(producer: Producer, ids: Sequence[str]) -> list[JobState | None
     """Wait until each of these jobs has ended, showing how far they are; how they ended."""
     ended: dict[str, JobState | None] = {}
     with _progress(len(ids)) as advance:
-        while len(ended) < len(ids):
-            for job_id in ids:
-                if job_id in ended:
-                    continue
+        while running := [job_id for job_id in ids if job_id not in ended]:
+            for job_id in running:
                 job = await producer.state(job_id)
                 if job is None or job.status in OVER:
                     ended[job_id] = job

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from worker.errors import FieldError
+from worker.job import Limits
 from worker.settings.checks import Bucket, Events, KeyPattern, KeyPrefix, NodeName, PrivateHosts, SigningSecrets
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 
@@ -250,6 +251,18 @@ class Settings(BaseSettings):
     webhook: WebhookSettings = Field(WebhookSettings(), title="webhooks")
     node: NodeSettings = Field(NodeSettings(), title="the rest")
     warnings: tuple[FieldError, ...] = ()
+
+    @property
+    def limits(self) -> Limits:
+        """What a single job may ask for."""
+        engine = self.engine
+        return Limits(
+            max_pixels=engine.max_pixels,
+            max_steps=engine.max_steps,
+            max_images=engine.max_images,
+            max_timeout=engine.job_timeout_max,
+            max_body=self.http.max_body,
+        )
 
     @classmethod
     def settings_customise_sources(

@@ -95,20 +95,18 @@ def _warmup(settings: Settings) -> Found:
         if "://" in warmup:
             check_url(warmup, ("s3", "http", "https"))
         elif warmup.startswith("{"):
-            parse_warmup(warmup.encode(), settings)
+            parse_warmup(warmup.encode(), settings.limits)
         else:
-            parse_warmup(Path(warmup).read_bytes(), settings)
+            parse_warmup(Path(warmup).read_bytes(), settings.limits)
     except OSError as error:
         yield FieldError("WORKER_WARMUP", f"names a file that cannot be read ({error.strerror})")
     except (InvalidJob, UnsupportedDocument, ValueError) as error:
         yield FieldError("WORKER_WARMUP", str(error))
 
 
-def parse_warmup(body: bytes, settings: Settings) -> None:
+def parse_warmup(body: bytes, limits: Limits) -> None:
     """Raise `InvalidJob` or `UnsupportedDocument` when this is no document of a warm-up job."""
-    engine, max_body = settings.engine, settings.http.max_body
-    limits = Limits(engine.max_pixels, engine.max_steps, engine.max_images, engine.job_timeout_max, max_body)
-    parse(document_of(body, max_body=max_body), fallback_id="warmup", limits=limits)
+    parse(document_of(body, max_body=limits.max_body), fallback_id="warmup", limits=limits)
 
 
 @_rule(into=HINTS)

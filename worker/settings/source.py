@@ -34,6 +34,11 @@ def from_environment() -> Settings:
     return load_settings(os.environ)
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of this process without any variable of ours: what a child of it may inherit."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that these variables describe; `ConfigError` with every mistake at once."""
     source = EnvironmentSource(Settings, environ)

@@ -1,0 +1,60 @@
+"""The command line's root: what it knows, and with which codes it ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.cli.conftest import Command
+from worker.cli import COMMANDS
+
+
+def test_help_lists_every_command(command: Command) -> None:
+    """Each with a line about it, though none is imported before it is called."""
+    ran = command("--help")
+    assert ran.code == 0
+    assert all(f"│ {name} " in ran.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, command: Command) -> None:
+    """`--help` works everywhere and touches nothing."""
+    ran = command(name, "--help")
+    assert ran.code == 0
+    assert f"sd-worker {name}" in ran.out
+
+
+@pytest.mark.parametrize("argv", [(), ("cofig",), ("probe", "dead"), ("submit", "--count", "0"), ("config", "--what")])
+def test_wrong_usage_is_typers_two(argv: tuple[str, ...], command: Command) -> None:
+    """64 is kept for wrong settings."""
+    assert command(*argv).code == 2
+
+
+@pytest.mark.parametrize("argv", [("config",), ("submit", "--prompt", "x"), ("queue", "list"), ("check",)])
+def test_bad_settings_end_with_64_and_every_mistake(
+    argv: tuple[str, ...], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the command is, a line for each."""
+    monkeypatch.setenv("WORKER_HTTP_PORT", "x")
+    monkeypatch.setenv("WORKER_ENGINE_ULR", "x")
+    ran = command(*argv)
+    assert ran.code == 64
+    assert ran.out == ""
+    assert [line.split(":")[0] for line in ran.err.splitlines()[1:]] == ["WORKER_ENGINE_ULR", "WORKER_HTTP_PORT"]
+
+
+@pytest.mark.parametrize("argv", [("version",), ("--version",)])
+def test_version_names_python_and_platform(argv: tuple[str, ...], command: Command) -> None:
+    """What a bug report needs."""
+    ran = command(*argv)
+    assert ran.code == 0
+    assert ran.out.startswith("sd-worker 0.")
+    assert "Python" in ran.out
+
+
+def test_a_queue_that_does_not_answer_ends_with_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own errors are told by code and message, without a traceback."""
+    monkeypatch.setenv("WORKER_SQLITE_PATH", "/proc/no/such/folder/q.db")
+    ran = command("queue", "list")
+    assert ran.code in (1, 64)
+    assert "Traceback" not in ran.err
+    assert "/proc/no/such/folder" in ran.err

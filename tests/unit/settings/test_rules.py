@@ -1,0 +1,153 @@
+"""What single values must be, and what ties several of them together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from worker.errors import ConfigError
+from worker.settings import load_settings
+
+KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldY"
+
+
+def mistakes_of(**environ: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(environ)
+    return {mistake.field: mistake.message for mistake in caught.value.mistakes}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORKER_ENGINE_URL", "localhost:7860"),
+        ("WORKER_ENGINE_START_TIMEOUT", "0"),
+        ("WORKER_JOB_TIMEOUT", "0s"),
+        ("WORKER_MAX_PIXELS", "0"),
+        ("WORKER_HTTP_PORT", "65536"),
+        ("WORKER_QUEUE_WINDOW", "0"),
+        ("WORKER_QUEUE_WINDOW", "33"),
+        ("WORKER_QUEUE_VISIBILITY", "100ms"),
+        ("WORKER_QUEUE_VISIBILITY", "13h"),
+        ("WORKER_QUEUE", "kafka"),
+        ("WORKER_S3_BUCKET", "a/b"),
+        ("WORKER_S3_PREFIX", "a//b"),
+        ("WORKER_S3_PREFIX", "../a"),
+        ("WORKER_RESULT_PREFIX", "a/./b"),
+        ("WORKER_S3_ENDPOINT_URL", "s3://bucket"),
+        ("WORKER_S3_PRESIGN_TTL", "8d"),
+        ("WORKER_S3_KEY", "{id}/{index}-{hash}.{format}"),
+        ("WORKER_S3_KEY", "{id}/{index:03}-{hash}"),
+        ("WORKER_S3_KEY", "{id!r}/{index}-{hash}"),
+        ("WORKER_S3_KEY", "{id}/{index}-{hash"),
+        ("WORKER_S3_KEY", "../{id}/{index}-{hash}"),
+        ("WORKER_S3_KEY", "{id}/{}-{index}-{hash}"),
+        ("WORKER_OUTPUT_QUALITY", "101"),
+        ("WORKER_OUTPUT_FLAT", "maybe"),
+        ("WORKER_WEBHOOK_EVENTS", "succeeded,exploded"),
+        ("WORKER_WEBHOOK_EVENTS", ","),
+        ("WORKER_WEBHOOK_SECRET", "hunter2"),
+        ("WORKER_WEBHOOK_SECRET", "whsec_%%%"),
+        ("WORKER_WEBHOOK_SECRET", f"whsec_{KEY} whsec_short"),
+        ("WORKER_URLS_ALLOW_PRIVATE", "10.0.0.0/33"),
+        ("WORKER_NODE_ID", "two words"),
+        ("WORKER_DISK_SIZE", "1GB"),
+        ("WORKER_PRICE_PER_HOUR", "-1"),
+        ("WORKER_DRAIN_TIMEOUT", "2d"),
+        ("WORKER_ENGINE_RESTARTS", "often"),
+        ("WORKER_WARMUP", "/no/such/file.json"),
+        ("WORKER_WARMUP", "{"),
+        ("WORKER_WARMUP", '{"params": {"prompt": "x", "steps": 100000}}'),
+        ("WORKER_WARMUP", '{"v": 9, "params": {"prompt": "x"}}'),
+        ("WORKER_WARMUP", "ftp://host/warmup.json"),
+        ("WORKER_WEBHOOK_SECRETS_FILE", "/no/such/file.json"),
+        ("WORKER_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_is_a_mistake_of_its_variable(name: str, value: str) -> None:
+    """Each bound is checked at the start, by the name that the operator knows; the value is not repeated."""
+    found = mistakes_of(**{name: value})
+    assert set(found) == {name}
+    assert value not in found[name] or len(value) < 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORKER_S3_KEY", "{id}/{hash}/{index}"),
+        ("WORKER_S3_PREFIX", "a/b"),
+        ("WORKER_URLS_ALLOW_PRIVATE", "TRUE"),
+        ("WORKER_URLS_ALLOW_PRIVATE", "minio.internal, 10.0.0.0/8 fd00::/8 [::1]"),
+        ("WORKER_WEBHOOK_SECRET", f"whsec_{KEY} whsec_{KEY}"),
+        ("WORKER_WARMUP", "none"),
+        ("WORKER_WARMUP", "https://example.com/warmup.json"),
+        ("WORKER_WARMUP", '{"params": {"prompt": "a lighthouse", "steps": 4}}'),
+        ("WORKER_DRAIN_TIMEOUT", "0"),
+        ("WORKER_HTTP_PORT", "0"),
+    ],
+)
+def test_a_right_value_is_none(name: str, value: str) -> None:
+    """The bounds leave room for what people use."""
+    assert load_settings({name: value}) != load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable"),
+    [
+        ({"WORKER_JOB_TIMEOUT": "2h"}, "WORKER_JOB_TIMEOUT"),
+        ({"WORKER_STORAGE": "s3"}, "WORKER_S3_BUCKET"),
+        ({"WORKER_WEBHOOK_TIMEOUT": "2m"}, "WORKER_WEBHOOK_TIMEOUT"),
+        ({"WORKER_ENGINE_USERNAME": "u"}, "WORKER_ENGINE_PASSWORD"),
+        ({"WORKER_ENGINE_PASSWORD": "p"}, "WORKER_ENGINE_USERNAME"),
+    ],
+)
+def test_values_that_contradict_each_other_are_mistakes(environ: dict[str, str], variable: str) -> None:
+    """Each value alone is fine; together they cannot work."""
+    assert set(mistakes_of(**environ)) == {variable}
+
+
+@pytest.mark.parametrize(
+    ("environ", "chosen"),
+    [
+        ({}, "directory"),
+        ({"WORKER_S3_BUCKET": "renders"}, "s3"),
+        ({"WORKER_S3_BUCKET": "renders", "WORKER_STORAGE": "inline"}, "inline"),
+        ({"WORKER_STORAGE": "presigned"}, "presigned"),
+    ],
+)
+def test_auto_storage_is_s3_where_there_is_a_bucket(environ: dict[str, str], chosen: str) -> None:
+    """Else images go to the folder beside the embedded queue; what is named wins."""
+    assert load_settings(environ).storage.chosen == chosen
+
+
+def test_what_works_but_hardly_as_meant_is_a_warning() -> None:
+    """An endpoint without a bucket stores nothing there, and webhooks without a secret are not signed."""
+    odd = {"WORKER_S3_ENDPOINT_URL": "http://[::1]:9000", "WORKER_WEBHOOK_URL": "https://example.com/"}
+    assert {w.field for w in load_settings(odd).warnings} == {"WORKER_S3_ENDPOINT_URL", "WORKER_WEBHOOK_SECRET"}
+
+
+def test_a_warmup_file_is_read_and_checked(tmp_path: Path) -> None:
+    """A document that no job could have is told before the node is warmed up with it."""
+    path = tmp_path / "warmup.json"
+    path.write_text('{"params": {"prompt": "x"}}')
+    assert load_settings({"WORKER_WARMUP": str(path)}).engine.warmup == str(path)
+    path.write_text('{"params": {"prompt": "x", "widht": 64}}')
+    assert "widht" in mistakes_of(WORKER_WARMUP=str(path))["WORKER_WARMUP"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": "sesame"}', '{"a": "whsec_sesame!"}'])
+def test_a_secrets_file_must_hold_secrets(content: str, tmp_path: Path) -> None:
+    """What it holds wrongly is told without what it holds."""
+    path = tmp_path / "secrets.json"
+    path.write_text(content)
+    message = mistakes_of(WORKER_WEBHOOK_SECRETS_FILE=str(path))["WORKER_WEBHOOK_SECRETS_FILE"]
+    assert "sesame" not in message
+
+
+def test_a_good_secrets_file_is_accepted(tmp_path: Path) -> None:
+    """Names to `whsec_` secrets."""
+    path = tmp_path / "secrets.json"
+    path.write_text(json.dumps({"shop": f"whsec_{KEY}"}))
+    assert load_settings({"WORKER_WEBHOOK_SECRETS_FILE": str(path)}).webhook.secrets_file == path
