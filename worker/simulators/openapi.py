@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from starlette.requests import Request
@@ -20,15 +21,20 @@ def add_openapi(api: Api) -> None:
 
 
 def _document(name: str, paths: dict[str, list[str]]) -> dict[str, Any]:
-    schemas = {
-        model.__name__: model.model_json_schema(ref_template="#/components/schemas/{model}")
-        for model in (request_model(name, image=False), request_model(name, image=True))
-    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "FastAPI", "version": "0.1.0"},
         "paths": {path: {m.lower(): _operation(path) for m in methods} for path, methods in paths.items()},
-        "components": {"schemas": schemas},
+        "components": {"schemas": _schemas(name)},
+    }
+
+
+@cache
+def _schemas(name: str) -> dict[str, Any]:
+    """Generating them takes as long as fifty requests."""
+    return {
+        model.__name__: model.model_json_schema(ref_template="#/components/schemas/{model}")
+        for model in (request_model(name, image=False), request_model(name, image=True))
     }
 
 
