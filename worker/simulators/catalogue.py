@@ -230,11 +230,16 @@ def _add_sdnext_rest(api: Api) -> None:
         machine.fall(Fault("exit"))
         return Reply(None, status=204)
 
+    async def system_info(_: Request) -> Reply:
+        return Reply({"version": {"app": "sd.next", "hash": dialect.version}, "memory": _memory_in_gb(machine)})
+
     api.get("/sdapi/v1/log", log)
     api.post("/sdapi/v1/shutdown", shutdown)
     if dialect.current:
         api.post("/sdapi/v1/log", write_log)
         api.get("/sdapi/v1/version", version)
+    else:
+        api.get("/sdapi/v1/system-info/status", system_info)
 
 
 def _memory(machine: Machine) -> dict[str, Any]:
@@ -251,6 +256,14 @@ def _memory(machine: Machine) -> dict[str, Any]:
             "events": {"retries": machine.out_of_memory, "oom": machine.out_of_memory},
         },
     }
+
+
+def _memory_in_gb(machine: Machine) -> dict[str, Any]:
+    """The memory block of the system-info extension, which older probes read."""
+    memory = _memory(machine)
+    blocks = {"ram": memory["ram"], "gpu": memory["cuda"]["system"]}
+    shown = {name: {key: round(size / _GB, 2) for key, size in block.items()} for name, block in blocks.items()}
+    return shown | {"events": memory["cuda"]["events"]}
 
 
 def _upscaled(document: Any) -> dict[str, Any]:

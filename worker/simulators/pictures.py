@@ -7,7 +7,7 @@ import binascii
 import io
 import random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -23,12 +23,12 @@ def draw(key: str, width: int, height: int, init: Image.Image | None = None, str
     """
     rng = random.Random(key)
     size = (max(width, 8), max(height, 8))
-    small = Image.frombytes("RGB", (5, 5), rng.randbytes(75)).resize((64, 64), Image.Resampling.BICUBIC)
+    small = Image.frombytes("RGB", (5, 5), rng.randbytes(75)).resize((192, 192), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(small)
     for _ in range(4):
-        x, y, r = rng.randrange(64), rng.randrange(64), rng.randrange(4, 18)
+        x, y, r = rng.randrange(192), rng.randrange(192), rng.randrange(12, 54)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=(rng.randrange(256), rng.randrange(256), rng.randrange(256)))
-    scene = small.resize(size, Image.Resampling.BICUBIC)
+    scene = small.filter(ImageFilter.GaussianBlur(1.5)).resize(size, Image.Resampling.BICUBIC)
     if init is not None:
         scene = Image.blend(init.convert("RGB").resize(size), scene, min(max(strength, 0.0), 1.0))
     grain_size = (max(size[0] // 2, 1), max(size[1] // 2, 1))

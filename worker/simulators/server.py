@@ -28,8 +28,7 @@ from worker.simulators.state import Stats, until
 DEFAULT_MODELS = ("dreamshaper_8.safetensors", "sd_xl_base_1.0.safetensors", "realistic/vision_v6.safetensors")
 
 _QUIET = logging.getLogger("worker.simulators.http")
-_QUIET.addHandler(logging.NullHandler())
-_QUIET.propagate = False
+_QUIET.setLevel(logging.CRITICAL + 1)
 
 
 class _Protocol(H11Protocol):

@@ -50,14 +50,6 @@ class State:
         self.sampling_step = self.sampling_steps = 0
         self.preview = False
 
-    def interrupt(self) -> None:
-        """Stop whatever runs."""
-        self.interrupted = True
-
-    def skip(self) -> None:
-        """Drop the picture that is being made."""
-        self.skipped = True
-
     def fraction(self) -> float:
         """How far, from the start of the first step on, 0 when nothing runs."""
         if self.job_count == 0:

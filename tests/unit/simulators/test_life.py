@@ -11,6 +11,7 @@ import pytest
 from tests.support.sims import ALL, in_background, model_of, simulated
 from tests.support.waiting import wait_until
 from worker.simulators import Knobs
+from worker.simulators.limits import RateLimiter
 
 CUT = (httpx.NetworkError, httpx.RemoteProtocolError)
 
@@ -192,3 +193,55 @@ async def test_small_routes_answer_in_each_dialects_way(dialect: str) -> None:
     assert page == (404 if dialect == "forge" else 200)
     assert embeddings == ([] if dialect == "sdnext" else {})
     assert ("aliases" in sampler) == (dialect != "sdnext")
+
+
+async def test_the_older_probes_find_their_status() -> None:
+    """Salad's fork has the extension's route with memory in GB, and no route of the current server."""
+    async with simulated("sdnext-2023") as s:
+        s.sim.knobs.arm("oom")
+        await s.generate()
+        memory = (await s.get("system-info/status")).json()["memory"]
+    assert memory["gpu"]["total"] == 24
+    assert memory["events"]["oom"] == 1
+
+
+async def test_the_log_can_be_cleared_and_written() -> None:
+    """GET with clear empties it, which is why nobody should; POST takes a line."""
+    async with simulated("sdnext") as s:
+        first = (await s.get("log", params={"clear": "true"})).json()
+        second = (await s.get("log")).json()
+        written = await s.post("log", {"message": "x"})
+        version = (await s.get("version")).json()
+        docs = await s.client.get("/docs")
+    assert (len(first), second) == (1, [])
+    assert written.status_code == 204
+    assert version["hash"] == "058a7f0c"
+    assert docs.headers["content-type"].startswith("text/html")
+
+
+async def test_a_restart_drops_the_queue_inside() -> None:
+    """Who waited for the lock gets no answer either, and the lock is free afterwards."""
+    async with (
+        simulated("a1111", Knobs(step_seconds=0.01)) as s,
+        in_background(s.generate(steps=5000)) as running,
+        in_background(s.generate()) as waiting,
+    ):
+        await wait_until(lambda: s.sim.stats.in_flight == 2)
+        s.sim.restart()
+        for request in (running, waiting):
+            with pytest.raises(CUT):
+                await request
+        await wait_until(lambda: s.sim.listening)
+        assert (await s.generate()).status_code == 200
+
+
+def test_the_limiter_forgets_after_a_minute() -> None:
+    """A sliding window for each client and path."""
+    now = 0.0
+    limiter = RateLimiter(lambda: now)
+    path = "/sdapi/v1/txt2img"
+    assert [limiter.exceeded("a", path, 10) for _ in range(3)] == [False, False, True]
+    assert not limiter.exceeded("b", path, 10)
+    now = 61.0
+    assert not limiter.exceeded("a", path, 10)
+    assert not limiter.exceeded("a", path, 0)
