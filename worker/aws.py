@@ -21,7 +21,7 @@ import httpx
 
 from worker import http
 from worker.clock import CorrectedClock
-from worker.errors import AuthFailed, WorkerError
+from worker.errors import AuthFailed, DownloadFailed, InvalidJob, WorkerError
 
 if TYPE_CHECKING:
     from boto3 import Session
@@ -142,6 +142,8 @@ class Service(Generic[C]):
             raise AuthFailed(f"no usable credentials: {error}") from None
         except exceptions.BotoCoreError as error:
             raise self._unavailable(str(error)) from None
+        except RecursionError:
+            raise self._unavailable("every answer is a redirect, which botocore follows without end") from None
         finally:
             _signing.clock = None
 
@@ -238,3 +240,48 @@ def _refusal(response: Mapping[str, Any]) -> Refusal:
 def _told(metadata: Mapping[str, Any]) -> dict[str, str]:
     headers = metadata.get("HTTPHeaders", {})
     return {name: headers[name] for name in ("date", "age", "retry-after") if name in headers}
+
+
+class S3Documents:
+    """Reads the documents behind ``s3://bucket/key`` URLs of jobs with the operator's credentials."""
+
+    def __init__(self, *, endpoint_url: str | None, region: str | None, clock: CorrectedClock) -> None:
+        self._service: Service[S3Client] = Service(
+            lambda: s3_client(endpoint_url=endpoint_url, region=region, connections=2),
+            clock=clock,
+            threads=2,
+            unavailable=DownloadFailed,
+            name="s3-documents",
+        )
+
+    async def fetch(self, url: str, limit: int) -> bytes:
+        """The whole object, of at most so many bytes.
+
+        Raises `InvalidJob` for the field ``job_url`` when it is missing, forbidden or too large, `DownloadFailed`
+        when the store fails.
+        """
+        parts = urlsplit(url)
+        bucket, key = parts.netloc, parts.path.removeprefix("/")
+        if not bucket or not key:
+            raise InvalidJob("must be s3://bucket/key", field="job_url")
+
+        def read(client: S3Client) -> bytes:
+            body = client.get_object(Bucket=bucket, Key=key)["Body"]
+            try:
+                return body.read(limit + 1)
+            finally:
+                body.close()
+
+        answer = await self._service.ask(read)
+        if isinstance(answer, Refusal):
+            if answer.of_credentials:
+                raise AuthFailed(str(answer))
+            if answer.status in (403, 404):
+                raise InvalidJob(f"s3 answers {answer.status} {answer.code}", field="job_url")
+            raise DownloadFailed(str(answer), retry_after=answer.retry_after)
+        if len(answer) > limit:
+            raise InvalidJob(f"the document has more than {limit} bytes", field="job_url")
+        return answer
+
+    async def aclose(self) -> None:
+        await self._service.aclose()

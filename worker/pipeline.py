@@ -22,8 +22,8 @@ from worker.engines.base import Engine, Files, Output, ProgressReport, Work
 from worker.errors import (
     AuthFailed,
     DeliveryLimit,
-    Disposition,
     DiskFull,
+    Disposition,
     Draining,
     EngineOutOfMemory,
     Expired,
@@ -134,7 +134,7 @@ async def outcome_of(work: Awaitable[Success]) -> Outcome:
         raise
     except WorkerError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - the job shell: one of three places
+    except Exception as error:
         log.exception("job_broke")
         return InternalError(f"{type(error).__name__} (the worker's log has the traceback)")
 

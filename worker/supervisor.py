@@ -88,7 +88,7 @@ class Supervisor:
         return code
 
     async def _until_over(self, services: set[asyncio.Task[None]]) -> ExitCode:
-        stop = asyncio.create_task(self._stop.wait(), name="stop-signal")
+        stop = asyncio.create_task(self._stopped(), name="stop-signal")
         watched: set[asyncio.Task[None]] = set(services)
         try:
             while True:
@@ -101,6 +101,9 @@ class Supervisor:
                     return ExitCode.CLEAN
         finally:
             await cancel_all({stop})
+
+    async def _stopped(self) -> None:
+        await self._stop.wait()
 
     def _code_of(self, service: asyncio.Task[None]) -> ExitCode | None:
         """What the end of a service means for the process, None when it does not matter."""

@@ -17,6 +17,7 @@ from worker.images import Encoding, verify_all
 from worker.inputs import Inputs
 from worker.job import Job, Limits, document_of, parse
 from worker.metrics import Metrics
+from worker.settings.units import Rate
 from worker.status import Phase, Status
 
 log = structlog.get_logger()
@@ -34,20 +35,11 @@ class NodeUnfit(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """So many in such a time."""
-
-    count: int
-    per: timedelta
-
-
-@dataclass(frozen=True, slots=True)
 class Patience:
     """How long the server is waited for, and how many failed recoveries are borne; ``never`` to give up."""
 
     start: timedelta
     restarts: Rate
-    canary: timedelta
     never: bool = False
 
 

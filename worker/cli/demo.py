@@ -63,7 +63,9 @@ class _Demo:
         self.out.mkdir(parents=True, exist_ok=True)
         secret, port = new_secret(), free_port()
         async with AsyncExitStack() as stack:
-            simulator = await stack.enter_async_context(running(self.engine, Knobs(step_seconds=0.03, load_seconds=0.5)))
+            simulator = await stack.enter_async_context(
+                running(self.engine, Knobs(step_seconds=0.03, load_seconds=0.5))
+            )
             receiver = await stack.enter_async_context(Receiver.listening(secret))
             queue = QueueSettings(sqlite_path=self.out / "queue.db")
             producer = open_producer(queue, SystemClock())

@@ -227,7 +227,7 @@ class MemoryQueue:
             if len(self._jobs.inline) > self._policy.keep_inline:
                 oldest = self._jobs.inline.popleft()
                 oldest.result = oldest.result and without_images(oldest.result)
-        self._finish(entry, now, job_code(result), ended)
+        self._finish(entry, now, job_code(result, dead=ended is self._jobs.dead), ended)
 
     def _withdraw(self, entry: _Entry, now: datetime) -> None:
         entry.end_hand_over(entry.visible_at, None)

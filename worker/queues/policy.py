@@ -18,6 +18,7 @@ from worker.queues.base import Attempt, Delivery
 from worker.result import Result
 
 CANCELLED = "cancelled"
+UNDELIVERED = "webhook_undelivered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +114,11 @@ def is_charged(result: Result) -> bool:
     return result.error is not None and result.error.fault in (Fault.JOB, Fault.BUG)
 
 
-def job_code(result: Result) -> str | None:
-    """`JobState.code` of a job that is over with this result."""
-    return None if result.status == "succeeded" else end_code(result)
+def job_code(result: Result, *, dead: bool = False) -> str | None:
+    """`JobState.code` of a job that is over with this result; a success is a dead letter for its webhook alone."""
+    if result.status == "succeeded":
+        return UNDELIVERED if dead else None
+    return end_code(result)
 
 
 def fingerprint(job_id: str, body: bytes) -> str:

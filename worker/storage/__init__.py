@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import Literal, assert_never
 
 import httpx
@@ -43,17 +44,22 @@ class Storages:
                     raise InvalidJob(f"is for presigned storage, not for {name}", field=f"output.{field}")
         return self._by_name[name]
 
+    async def purge(self, now: datetime) -> None:
+        """Delete local images that are older than the operator keeps them."""
+        from worker.storage.directory import DirectoryStorage
+
+        for storage in self._by_name.values():
+            if isinstance(storage, DirectoryStorage):
+                await storage.purge(now)
+
+    async def check(self) -> str:
+        """Try the operator's place and say in a few words what was found."""
+        return await self.default.check()
+
     async def aclose(self) -> None:
         async with AsyncExitStack() as stack:
             for storage in self._by_name.values():
                 stack.push_async_callback(storage.aclose)
-
-
-def resolved_kind(settings: StorageSettings) -> Kind:
-    """What ``auto`` means: s3 when a bucket is set, else the directory."""
-    if settings.kind != "auto":
-        return settings.kind
-    return "s3" if settings.bucket is not None else "directory"
 
 
 def open_storage(
@@ -70,8 +76,7 @@ def open_storage(
     ``inline`` and ``presigned`` always, ``s3`` where a bucket is set, ``directory`` where it is the default or
     ``WORKER_STORAGE_DIRECTORY`` is set.
     """
-    default = resolved_kind(settings)
-    kinds: list[Kind] = [default, "inline", "presigned"]
+    kinds: list[Kind] = [settings.chosen, "inline", "presigned"]
     if settings.bucket is not None:
         kinds.append("s3")
     if "directory" in settings.model_fields_set:

@@ -72,6 +72,10 @@ class Storage(Protocol):
         """
         ...
 
+    def marks(self, job: Job) -> bool:
+        """Whether a success of this job will stand here, to be found by a later delivery."""
+        ...
+
     async def find_mark(self, job: Job) -> Result | None:
         """The standing success of this job, its links signed anew; `IdConflict` when it is of another document.
 

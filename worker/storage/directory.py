@@ -67,6 +67,9 @@ class DirectoryStorage:
     def accepts(self, job: Job, images: int) -> None:
         """Any job of any size."""
 
+    def marks(self, job: Job) -> bool:
+        return True
+
     async def find_mark(self, job: Job) -> Result | None:
         return await asyncio.to_thread(self._find_mark, job)
 

@@ -21,6 +21,9 @@ class InlineStorage:
     def accepts(self, job: Job, images: int) -> None:
         """Any job; only the finished images tell how long they are."""
 
+    def marks(self, job: Job) -> bool:
+        return False
+
     async def find_mark(self, job: Job) -> Result | None:
         return None
 

@@ -68,6 +68,9 @@ class PresignedStorage:
             self._check(job.output.result_urls.put, "output.result_urls.put")
             self._check(job.output.result_urls.get, "output.result_urls.get")
 
+    def marks(self, job: Job) -> bool:
+        return job.output.result_urls is not None
+
     async def find_mark(self, job: Job) -> Result | None:
         urls = job.output.result_urls
         if urls is None:

@@ -107,7 +107,7 @@ def settle(
     if has_images(result):
         db.execute("INSERT INTO inline_results (place, result) VALUES (?, ?)", (place, result.to_json()))
         db.execute(FORGET_IMAGES, (policy.keep_inline,))
-    _finish(db, place, now, status, job_code(result), policy)
+    _finish(db, place, now, status, job_code(result, dead=status == "dead"), policy)
 
 
 def release(

@@ -1,0 +1,293 @@
+"""The composition root: the only file that picks concrete drivers and puts the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from worker import __version__, http, log, warmup
+from worker.api.app import View, create_app
+from worker.api.push import push
+from worker.api.server import serve
+from worker.aws import S3Documents
+from worker.clock import CorrectedClock, SystemClock
+from worker.dependencies import Dependencies, Dependency
+from worker.drain import Drain
+from worker.engines import open_engine
+from worker.engines.base import Engine
+from worker.errors import ConfigError
+from worker.gate import Gate
+from worker.images import Encoding
+from worker.inputs import Inputs
+from worker.intake import Intake
+from worker.job import Limits
+from worker.live import Live
+from worker.lookahead import Pace
+from worker.metrics import Metrics, Observed
+from worker.node import Identity
+from worker.pipeline import Rules, Tools
+from worker.queues import open_queue
+from worker.queues.base import Queue
+from worker.result import WorkerResult
+from worker.settings import Settings
+from worker.settlement import Bench
+from worker.status import Phase, Status
+from worker.storage import Storages, open_storage
+from worker.supervisor import ExitCode, Supervisor
+from worker.tasks import Budget
+from worker.urls import Guard
+from worker.watch import Watch
+from worker.webhooks import Defaults, Sender
+
+PURGE_EVERY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlainNode:
+    """A node on no particular platform."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The parts that touch the world, ready to be used; what was not asked for is None."""
+
+    clock: CorrectedClock
+    guard: Guard
+    node: PlainNode
+    engine: Engine | None = None
+    queue: Queue | None = None
+    storage: Storages | None = None
+
+
+def identify(settings: Settings) -> Identity:
+    """Who this node is."""
+    host = socket.gethostname()
+    return Identity(id=settings.node.node_id or host, machine=host, version=__version__, gpu=None)
+
+
+def limits_of(settings: Settings) -> Limits:
+    engine = settings.engine
+    return Limits(
+        max_pixels=engine.max_pixels,
+        max_steps=engine.max_steps,
+        max_images=engine.max_images,
+        max_timeout=engine.job_timeout_max,
+        max_body=settings.http.max_body,
+    )
+
+
+PARTS = frozenset({"engine", "queue", "storage"})
+
+
+@asynccontextmanager
+async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncIterator[Opened]:
+    """Open the drivers that are asked for, without any I/O of theirs, and close them in reverse order."""
+    wanted = frozenset(parts)
+    clock = CorrectedClock(SystemClock())
+    guard = Guard.from_setting(settings.node.urls_allow_private)
+    node = PlainNode(identify(settings))
+    engine: Engine | None = None
+    queue: Queue | None = None
+    storage: Storages | None = None
+    async with AsyncExitStack() as stack:
+        if "storage" in wanted:
+            client = await stack.enter_async_context(guard.client())
+            storage = open_storage(settings.storage, client=client, guard=guard, clock=clock, rng=random.Random())
+            stack.push_async_callback(storage.aclose)
+        if "queue" in wanted:
+            queue = open_queue(settings.queue, node, clock)
+            stack.push_async_callback(queue.aclose)
+        if "engine" in wanted:
+            engine = open_engine(settings.engine, limits_of(settings))
+            stack.push_async_callback(engine.aclose)
+        yield Opened(clock, guard, node, engine, queue, storage)
+
+
+async def run(
+    settings: Settings, *, stop_at_once: Callable[[], None], on_listening: Callable[[int], None] = lambda port: None
+) -> ExitCode:
+    """The daemon, from open drivers to the end of the drain."""
+    async with opened(settings) as parts, AsyncExitStack() as stack:
+        return await (await composed(settings, parts, stack, stop_at_once, on_listening)).run()
+
+
+async def composed(
+    settings: Settings,
+    parts: Opened,
+    stack: AsyncExitStack,
+    stop_at_once: Callable[[], None],
+    on_listening: Callable[[int], None],
+) -> Supervisor:
+    """Put everything together; what it opens is closed by the stack."""
+    engine, queue, storage = parts.engine, parts.queue, parts.storage
+    if engine is None or queue is None or storage is None:
+        raise ValueError("the daemon needs every part")
+    identity = parts.node.identity
+    log.identify(worker=identity.id, machine=identity.machine)
+    status, live, pace = Status(), Live(), Pace()
+    budget = Budget(settings.storage.unpublished_max)
+    metrics = Metrics(
+        Observed(
+            phases=tuple(map(str, Phase)),
+            phase=lambda: str(status.phase),
+            jobs_held=lambda: len(live),
+            clock_offset_s=parts.clock.offset.total_seconds,
+            unpublished_bytes=lambda: budget.taken,
+        )
+    )
+    drain = Drain(live, pace)
+    gate = Gate(engine)
+    tools = Tools(
+        bench=Bench(
+            queue=queue,
+            stores=storage,
+            sender=await _sender(settings, parts, stack),
+            metrics=metrics,
+            clock=parts.clock,
+            identity=identity,
+            rng=random.Random(),
+            drain_left=drain.left,
+        ),
+        gate=gate,
+        engine=engine,
+        inputs=_inputs(settings, parts, stack),
+        dependencies=Dependencies(),
+        live=live,
+        drain=drain,
+        pace=pace,
+        budget=budget,
+        rules=_rules(settings),
+    )
+    watch = Watch(
+        tools.dependencies,
+        status,
+        gate,
+        metrics,
+        {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check},
+    )
+    service = await _engine_service(settings, tools, status, watch)
+    view = View(status, live, metrics, identity, lambda: dict(service.state), lambda: _extras(tools))
+    http_app = create_app(view, settings.http)
+    services: dict[str, Callable[[], Awaitable[None]]] = {
+        "engine": service.run,
+        "watch": watch.run,
+        "purge": lambda: _purge(storage, parts.clock),
+    }
+    push_url = settings.node.metrics_push_url
+    if push_url is not None:
+        services["push"] = lambda: push(metrics, push_url, identity, parts.clock)
+    return Supervisor(
+        status,
+        drain,
+        Intake(tools, status, window=settings.queue.window, rng=random.Random()),
+        services,
+        lambda: serve(http_app, settings.http.host, settings.http.port, on_listening=on_listening),
+        drain_timeout=settings.node.drain_timeout,
+        stop_at_once=stop_at_once,
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    output = settings.output
+    return Rules(
+        limits=limits_of(settings),
+        encoding=Encoding(format=output.format, quality=output.quality, metadata=output.metadata),
+        flat=output.flat,
+        job_timeout=settings.engine.job_timeout,
+        upload_concurrency=settings.storage.upload_concurrency,
+        price_per_hour=settings.node.price_per_hour,
+    )
+
+
+async def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
+    identity = parts.node.identity
+    sender = Sender(
+        Defaults.of(settings.webhook),
+        guard=parts.guard,
+        clock=parts.clock,
+        rng=random.Random(),
+        timeout=settings.webhook.timeout,
+        budget=settings.webhook.budget,
+        inline=settings.storage.chosen == "inline",
+        worker=WorkerResult(id=identity.id, machine=identity.machine, gpu=identity.gpu, version=identity.version),
+    )
+    stack.push_async_callback(sender.aclose)
+    return sender
+
+
+def _inputs(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Inputs:
+    store = settings.storage
+    documents = S3Documents(endpoint_url=store.endpoint_url, region=store.region, clock=parts.clock)
+    stack.push_async_callback(documents.aclose)
+    inputs = Inputs(
+        parts.guard,
+        clock=parts.clock,
+        rng=random.Random(),
+        max_bytes=settings.http.max_body,
+        fetch_s3=documents.fetch,
+    )
+    stack.push_async_callback(inputs.aclose)
+    return inputs
+
+
+async def _engine_service(settings: Settings, tools: Tools, status: Status, watch: Watch) -> warmup.EngineService:
+    engine = settings.engine
+    generation = engine.load_timeout + engine.job_timeout
+    document = await _warmup_document(engine.warmup)
+    return warmup.EngineService(
+        tools.gate,
+        warmup.Canary(warmup.canary_job(document, tools.rules.limits), tools.inputs, generation),
+        status,
+        tools.bench.metrics,
+        patience=warmup.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
+        warm_at_start=engine.warmup != "none",
+        on_ready=watch.apply,
+    )
+
+
+async def _warmup_document(setting: str) -> bytes:
+    """The warm-up job as the operator names it: a word, inline JSON, a URL or a path."""
+    if setting in ("default", "none"):
+        return json.dumps(warmup.DEFAULT).encode()
+    if setting.lstrip().startswith("{"):
+        return setting.encode()
+    if "://" in setting:
+        with http.translating(lambda message: ConfigError(f"WORKER_WARMUP: {message}"), url=setting):
+            async with http.client(timeout=timedelta(seconds=30), loopback=http.is_loopback(setting)) as client:
+                response = await client.get(setting)
+        if not response.is_success:
+            raise ConfigError(f"WORKER_WARMUP: {http.shown(setting)} answered {response.status_code}")
+        return response.content
+    try:
+        return await asyncio.to_thread(Path(setting).read_bytes)
+    except OSError as error:
+        raise ConfigError(f"WORKER_WARMUP: the file cannot be read: {error.strerror}") from None
+
+
+async def _purge(storage: Storages, clock: CorrectedClock) -> None:
+    """A service: deletes local images that are older than they may be."""
+    while True:
+        await storage.purge(clock.now())
+        await asyncio.sleep(PURGE_EVERY_S)
+
+
+def _extras(tools: Tools) -> dict[str, Any]:
+    return {
+        "gate": {"open": tools.gate.is_open, "reasons": list(tools.gate.reasons)},
+        "paused": {str(name): code for name, code in tools.dependencies.paused.items()},
+        "pace": {
+            "prepare_s": tools.pace.prepare_s,
+            "generate_s": tools.pace.generate_s,
+            "settle_s": tools.pace.settle_s,
+        },
+    }
