@@ -24,7 +24,7 @@ RESERVE = 2_000_000_000
 
 OLDEST_GLIBC = (2, 28)
 _NVIDIA = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
-_MB = 1_000_000
+_GB = 1_000_000_000
 
 
 class Finding(NamedTuple):
@@ -50,7 +50,7 @@ def disk(settings: Settings) -> Finding:
     """The free space where images or the queue are written, beside what WORKER_DISK_SIZE says."""
     folder = _existing(settings.storage.directory)
     free = shutil.disk_usage(folder).free
-    said = f"{size_text(free // _MB * _MB)} free at {folder}, WORKER_DISK_SIZE={size_text(settings.node.disk_size)}"
+    said = f"{free / _GB:.1f} GB free at {folder}, WORKER_DISK_SIZE={size_text(settings.node.disk_size)}"
     if free < RESERVE:
         return Finding.failed(f"{said}: less than the {size_text(RESERVE)} that must stay free")
     return Finding.ok(said) if free >= settings.node.disk_size - RESERVE else Finding.note(said)

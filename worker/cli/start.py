@@ -12,9 +12,11 @@ from worker.settings.source import from_environment
 def read_settings() -> Settings:
     """The settings of this process, their secrets hidden from every line that follows.
 
-    `ConfigError` with every mistake. Log lines of commands go to stderr, so that stdout is the command's own.
+    `ConfigError` with every mistake. Commands log to stderr from warning up (all of it where debug is asked for),
+    so that stdout is the command's own.
     """
     settings = from_environment()
+    level = settings.node.log_level
     log.hide(secrets_of(settings))
-    log.setup(settings.node.log_level, settings.node.log_format, sys.stderr)
+    log.setup("warning" if level == "info" else level, settings.node.log_format, sys.stderr)
     return settings

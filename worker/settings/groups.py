@@ -5,6 +5,7 @@ To add one: a field here. The README's table, the nearest-name hints and ``sd-wo
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -19,6 +20,7 @@ from worker.errors import FieldError
 from worker.job import Limits
 from worker.settings.checks import Bucket, Events, KeyPattern, KeyPrefix, NodeName, PrivateHosts, SigningSecrets
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
+from worker.signature import read_secrets
 
 _ZERO = timedelta(0)
 _DAY = timedelta(days=1)
@@ -306,5 +308,9 @@ def variables() -> tuple[Variable, ...]:
 
 
 def secrets_of(settings: Settings) -> tuple[SecretStr, ...]:
-    """The secrets that are set, so that a log can hide them."""
-    return tuple(value for v in variables() if isinstance(value := v.of(settings), SecretStr))
+    """The secrets that are set, those of the secrets file included, so that a log can hide them."""
+    found = [value for v in variables() if isinstance(value := v.of(settings), SecretStr)]
+    if settings.webhook.secrets_file is not None:
+        keys = (key for keys in read_secrets(settings.webhook.secrets_file).values() for key in keys)
+        found += (SecretStr(f"whsec_{b64encode(key).decode()}") for key in keys)
+    return tuple(found)

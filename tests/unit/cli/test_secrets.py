@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -75,3 +76,13 @@ def test_reading_the_settings_hides_them_from_the_log(command: Command, monkeypa
     monkeypatch.setenv("WORKER_API_KEY", CANARY)
     command("config")
     assert log.redact(f"Bearer {CANARY}") == "Bearer ***"
+
+
+def test_secrets_of_the_webhooks_file_are_hidden_too(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are named by jobs, and no less secret."""
+    (tmp_path / "secrets.json").write_text(json.dumps({"shop": f"whsec_{CANARY}"}))
+    monkeypatch.setenv("WORKER_WEBHOOK_SECRETS_FILE", str(tmp_path / "secrets.json"))
+    assert CANARY not in command("config").out
+    assert log.redact(f"key {CANARY}") == "key ***"
