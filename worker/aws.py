@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from worker import http
-from worker.clock import CorrectedClock
+from worker.clock import Clock, CorrectedClock, SystemClock
 from worker.errors import AuthFailed, DownloadFailed, InvalidJob, WorkerError
 
 if TYPE_CHECKING:
@@ -221,8 +221,8 @@ def _is_aws(endpoint_url: str) -> bool:
 
 def _signing_time(remove_tzinfo: bool = True) -> datetime:
     """Stands in for botocore's own source of the time in the threads that sign for us."""
-    clock: CorrectedClock | None = getattr(_signing, "clock", None)
-    now = clock.now() if clock is not None else datetime.now(UTC)  # noqa: TID251
+    clock: Clock = getattr(_signing, "clock", None) or SystemClock()
+    now = clock.now()
     return now.replace(tzinfo=None) if remove_tzinfo else now
 
 

@@ -204,6 +204,7 @@ async def test_a_success_is_given_back_when_it_is_marked(peer: Peer) -> None:
     """What put_mark gives back is the success that was to be stored."""
     storage, job = peer.opened(), peer.job()
     stands = await _done(peer, storage, job)
+    assert (await peer.opened().find_mark(job) is not None) is storage.marks(job)
     assert (stands.id, stands.status, stands.job_sha256) == (job.id, "succeeded", job.sha256)
     assert await peer.read(stands.images[0]) == an_artifact().data
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,13 +14,9 @@ from structlog.testing import capture_logs
 from tests.support.faulty import Answer, Asked, Deed, FaultyProxy, faulty_proxy, refusal
 from tests.support.s3 import Bucket, set_credentials
 from tests.support.storage import PATIENT, SWIFT, a_failure, a_job, a_result, an_artifact, an_s3_storage
-from worker import http
 from worker.clock import CorrectedClock, SystemClock
-from worker.errors import AuthFailed, InvalidJob, Owner, UploadFailed, UploadForbidden, UrlForbidden
-from worker.job import Job
-from worker.storage.presigned import PresignedStorage
+from worker.errors import AuthFailed, Owner, UploadFailed
 from worker.storage.s3 import S3Storage
-from worker.urls import Guard
 
 pytest_plugins = ("tests.support.s3_fixtures",)
 pytestmark = pytest.mark.usefixtures("credentials")
@@ -318,104 +313,6 @@ async def test_an_upload_in_parts_that_fails_names_nothing(proxy: FaultyProxy, r
     assert rclone_bucket.keys() == set()
     assert "DELETE" in proxy.methods()
     await storage.aclose()
-
-
-@pytest.fixture
-async def presigned() -> AsyncIterator[PresignedStorage]:
-    async with http.client(loopback=True, timeout=timedelta(seconds=5)) as client:
-        yield PresignedStorage(client, Guard.from_setting("127.0.0.1"), rng=random.Random(1), policy=SWIFT)
-
-
-def _job(proxy: FaultyProxy, bucket: Bucket, *, images: int = 1) -> Job:
-    behind = Bucket(proxy.url, bucket.name)
-    return a_job(
-        upload_urls=[behind.presigned("put_object", f"{index}.png") for index in range(images)],
-        result_urls={"put": behind.presigned("put_object", "r.json"), "get": behind.presigned("get_object", "r.json")},
-    )
-
-
-async def test_a_jobs_store_that_fails_for_a_while_is_waited_for(
-    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket
-) -> None:
-    """As with the operator's."""
-    job = _job(proxy, rclone_bucket)
-    proxy.first(1, Answer(503))
-    image = await presigned.put_image(job, an_artifact())
-    assert rclone_bucket.read("0.png") == an_artifact().data
-    assert image.url == f"{proxy.url}/{rclone_bucket.name}/0.png"
-
-
-@pytest.mark.parametrize("deed", [Answer(500), Answer(429), "cut", "lose"])
-async def test_a_jobs_store_that_fails_is_the_jobs(
-    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket, deed: Deed
-) -> None:
-    """Such a failure pauses nobody's intake."""
-    job = _job(proxy, rclone_bucket)
-    proxy.first(99, deed)
-    with pytest.raises(UploadFailed, match=r"output\.upload_urls\.0") as caught:
-        await presigned.put_image(job, an_artifact())
-    assert caught.value.owner is Owner.JOB
-    assert "Signature" not in caught.value.message
-
-
-@pytest.mark.parametrize("status", [401, 403])
-async def test_a_jobs_url_that_refuses_us_ends_the_job(
-    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket, status: int
-) -> None:
-    """At once, at every one of its URLs."""
-    job = _job(proxy, rclone_bucket)
-    proxy.deed = lambda asked: Answer(status)
-    with pytest.raises(UploadForbidden, match=r"upload_urls\.0"):
-        await presigned.put_image(job, an_artifact())
-    with pytest.raises(UploadForbidden, match=r"result_urls\.get"):
-        await presigned.find_mark(job)
-    proxy.first(1, Answer(status))
-    with pytest.raises(UploadForbidden, match=r"result_urls\.put"):
-        await presigned.put_mark(job, a_result(job))
-    assert proxy.methods() == ["PUT", "GET", "GET", "PUT"]
-
-
-@pytest.mark.parametrize("answer", [Answer(404), Answer(302, b"", {"Location": "http://169.254.169.254/"})])
-async def test_a_jobs_url_that_can_never_work_is_invalid(
-    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket, answer: Answer
-) -> None:
-    """No redirect is followed, and no GPU runs again for it."""
-    job = _job(proxy, rclone_bucket)
-    proxy.deed = lambda asked: answer
-    with pytest.raises(InvalidJob, match=rf"output\.upload_urls\.0: answered {answer.status}"):
-        await presigned.put_image(job, an_artifact())
-    assert proxy.methods() == ["PUT"]
-
-
-async def test_a_jobs_private_url_is_not_visited(proxy: FaultyProxy, rclone_bucket: Bucket) -> None:
-    """Unless the operator allows it."""
-    job = _job(proxy, rclone_bucket)
-    guard = Guard.from_setting("")
-    async with guard.client() as client:
-        storage = PresignedStorage(client, guard, rng=random.Random(1), policy=SWIFT)
-        with pytest.raises(UrlForbidden):
-            await storage.put_image(job, an_artifact())
-    assert proxy.seen == []
-
-
-async def test_an_answer_without_end_is_not_read(
-    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket
-) -> None:
-    """What a job's URL answers is bounded."""
-    job = _job(proxy, rclone_bucket)
-    proxy.deed = lambda asked: Answer(200, b"", {"Content-Length": str(2**40)})
-    with pytest.raises(InvalidJob, match="has more than"):
-        await presigned.find_mark(job)
-
-
-async def test_a_jobs_mark_in_a_race_that_leaves_none_is_a_failure(
-    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket
-) -> None:
-    """A 412 for something that is no success is not taken for one."""
-    job = _job(proxy, rclone_bucket)
-    proxy.first(99, Answer(412))
-    with pytest.raises(UploadFailed, match="no success stands there"):
-        await presigned.put_mark(job, a_result(job))
 
 
 async def test_a_cancelled_upload_leaves_the_driver_usable(

@@ -53,7 +53,7 @@ def a_failure(job: Job) -> Result:
     return a_result(job).model_copy(update={"status": "failed", "error": error})
 
 
-def an_s3_storage(endpoint_url: str, bucket: str, *, patience: Patience = PATIENT, **more: Any) -> S3Storage:
+def an_s3_storage(endpoint_url: str | None, bucket: str, *, patience: Patience = PATIENT, **more: Any) -> S3Storage:
     place = {name: more.pop(name) for name in ("public_url", "presign_ttl", "cache_control") if name in more}
     keys = more.pop("keys", Keys(prefix="out"))
     return S3Storage(
