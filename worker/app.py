@@ -28,7 +28,6 @@ from worker.gate import Gate
 from worker.images import Encoding
 from worker.inputs import Inputs
 from worker.intake import Intake
-from worker.job import Limits
 from worker.live import Live
 from worker.lookahead import Pace
 from worker.metrics import Metrics, Observed
@@ -75,17 +74,6 @@ def identify(settings: Settings) -> Identity:
     return Identity(id=settings.node.node_id or host, machine=host, version=__version__, gpu=None)
 
 
-def limits_of(settings: Settings) -> Limits:
-    engine = settings.engine
-    return Limits(
-        max_pixels=engine.max_pixels,
-        max_steps=engine.max_steps,
-        max_images=engine.max_images,
-        max_timeout=engine.job_timeout_max,
-        max_body=settings.http.max_body,
-    )
-
-
 PARTS = frozenset({"engine", "queue", "storage"})
 
 
@@ -108,7 +96,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
             queue = open_queue(settings.queue, node, clock)
             stack.push_async_callback(queue.aclose)
         if "engine" in wanted:
-            engine = open_engine(settings.engine, limits_of(settings))
+            engine = open_engine(settings.engine, settings.limits)
             stack.push_async_callback(engine.aclose)
         yield Opened(clock, guard, node, engine, queue, storage)
 
@@ -135,29 +123,21 @@ async def composed(
     identity = parts.node.identity
     log.identify(worker=identity.id, machine=identity.machine)
     status, live, pace = Status(), Live(), Pace()
+    drain, gate = Drain(live, pace), Gate(engine)
     budget = Budget(settings.storage.unpublished_max)
-    metrics = Metrics(
-        Observed(
-            phases=tuple(map(str, Phase)),
-            phase=lambda: str(status.phase),
-            jobs_held=lambda: len(live),
-            clock_offset_s=parts.clock.offset.total_seconds,
-            unpublished_bytes=lambda: budget.taken,
-        )
+    metrics = _metrics(status, live, budget, parts.clock)
+    bench = Bench(
+        queue=queue,
+        stores=storage,
+        sender=_sender(settings, parts, stack),
+        metrics=metrics,
+        clock=parts.clock,
+        identity=identity,
+        rng=random.Random(),
+        drain_left=drain.left,
     )
-    drain = Drain(live, pace)
-    gate = Gate(engine)
     tools = Tools(
-        bench=Bench(
-            queue=queue,
-            stores=storage,
-            sender=await _sender(settings, parts, stack),
-            metrics=metrics,
-            clock=parts.clock,
-            identity=identity,
-            rng=random.Random(),
-            drain_left=drain.left,
-        ),
+        bench=bench,
         gate=gate,
         engine=engine,
         inputs=_inputs(settings, parts, stack),
@@ -197,10 +177,22 @@ async def composed(
     )
 
 
+def _metrics(status: Status, live: Live, budget: Budget, clock: CorrectedClock) -> Metrics:
+    return Metrics(
+        Observed(
+            phases=tuple(map(str, Phase)),
+            phase=lambda: str(status.phase),
+            jobs_held=lambda: len(live),
+            clock_offset_s=lambda: clock.offset.total_seconds(),
+            unpublished_bytes=lambda: budget.taken,
+        )
+    )
+
+
 def _rules(settings: Settings) -> Rules:
     output = settings.output
     return Rules(
-        limits=limits_of(settings),
+        limits=settings.limits,
         encoding=Encoding(format=output.format, quality=output.quality, metadata=output.metadata),
         flat=output.flat,
         job_timeout=settings.engine.job_timeout,
@@ -209,7 +201,7 @@ def _rules(settings: Settings) -> Rules:
     )
 
 
-async def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
+def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
     identity = parts.node.identity
     sender = Sender(
         Defaults.of(settings.webhook),
