@@ -83,11 +83,13 @@ async def test_a_restart_cuts_what_runs_and_keeps_the_settings(dialect: str) -> 
         await s.post("options", {"samples_format": "webp"})
         async with in_background(s.generate(steps=5000)) as request:
             await s.began()
-            s.sim.restart(0.2)
+            s.sim.knobs.start_port_seconds = math.inf
+            s.sim.restart()
             with pytest.raises(CUT):
                 await request
         with pytest.raises(httpx.ConnectError):
             await s.get("options")
+        s.sim.knobs.start_port_seconds = 0
         await wait_until(lambda: s.sim.listening)
         assert (await s.get("options")).json()["samples_format"] == "webp"
         assert (await s.get("progress")).json()["state"]["job_count"] == 0
