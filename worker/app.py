@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -148,24 +148,17 @@ async def composed(
         budget=budget,
         rules=_rules(settings),
     )
-    watch = Watch(
-        tools.dependencies,
-        status,
-        gate,
-        metrics,
-        {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check},
-    )
+    probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
+    watch = Watch(tools.dependencies, status, gate, metrics, probes)
     service = await _engine_service(settings, tools, status, watch)
     view = View(status, live, metrics, identity, lambda: dict(service.state), lambda: _extras(tools))
     http_app = create_app(view, settings.http)
-    services: dict[str, Callable[[], Awaitable[None]]] = {
+    services = {
         "engine": service.run,
         "watch": watch.run,
         "purge": lambda: _purge(storage, parts.clock),
+        "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
-    push_url = settings.node.metrics_push_url
-    if push_url is not None:
-        services["push"] = lambda: push(metrics, push_url, identity, parts.clock)
     return Supervisor(
         status,
         drain,
@@ -183,7 +176,7 @@ def _metrics(status: Status, live: Live, budget: Budget, clock: CorrectedClock) 
             phases=tuple(map(str, Phase)),
             phase=lambda: str(status.phase),
             jobs_held=lambda: len(live),
-            clock_offset_s=lambda: clock.offset.total_seconds(),
+            clock_offset_s=lambda: clock.offset / timedelta(seconds=1),
             unpublished_bytes=lambda: budget.taken,
         )
     )
@@ -264,6 +257,12 @@ async def _warmup_document(setting: str) -> bytes:
         return await asyncio.to_thread(Path(setting).read_bytes)
     except OSError as error:
         raise ConfigError(f"WORKER_WARMUP: the file cannot be read: {error.strerror}") from None
+
+
+async def _pushed(url: str | None, metrics: Metrics, parts: Opened) -> None:
+    """A service where there is somewhere to push to."""
+    if url is not None:
+        await push(metrics, url, parts.node.identity, parts.clock)
 
 
 async def _purge(storage: Storages, clock: CorrectedClock) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import hashlib
 import json
-import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
@@ -20,64 +15,28 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.support.receiver import Answer, Receiver, ScriptedServer
-from tests.support.waiting import wait_until
-from worker.clock import CorrectedClock, SystemClock
+from tests.support.sending import (
+    IMAGE,
+    OTHER,
+    SECRET,
+    TWICE,
+    clock,
+    job_of,
+    own,
+    result_of,
+    sending,
+)
+from worker.clock import CorrectedClock
 from worker.errors import ConfigError, InvalidJob, Owner, UrlForbidden, WebhookFailed
-from worker.job import Job, Limits, parse
-from worker.result import ImageResult, Result, WorkerResult
-from worker.retry import Policy
 from worker.settings.groups import WebhookSettings
 from worker.signature import decode_secrets
 from worker.urls import Guard
-from worker.webhooks import Defaults, Sender
-
-SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-OTHER = "whsec_" + base64.b64encode(b"another-secret-of-32-bytes-long!").decode()
-WORKER = WorkerResult(id="w1", version="1")
-TWICE = Policy(attempts=2, first=timedelta(milliseconds=1), most=timedelta(milliseconds=1))
-SWIFT = Policy(attempts=50, first=timedelta(milliseconds=5), most=timedelta(milliseconds=20))
-FINISHED = datetime(2026, 3, 1, 12, 0, 1, 500_000, tzinfo=UTC)
+from worker.webhooks import Defaults
 
 
 @pytest.fixture
 def all_logs() -> None:
     structlog.reset_defaults()
-
-
-def job_of(**fields: Any) -> Job:
-    return parse({"params": {"prompt": "a cat"}, **fields}, fallback_id="job-1", limits=Limits())
-
-
-def result_of(job: Job, **fields: Any) -> Result:
-    return Result(id=job.id, status="succeeded", worker=WORKER, created_at=FINISHED, finished_at=FINISHED, **fields)
-
-
-IMAGE = ImageResult(index=0, base64="QUJD", format="png", width=1, height=1, bytes=3, sha256="0" * 64)
-
-
-def clock() -> CorrectedClock:
-    return CorrectedClock(SystemClock())
-
-
-@asynccontextmanager
-async def sending(
-    defaults: Defaults | None = None, *, guard: Guard | None = None, at: CorrectedClock | None = None, **options: Any
-) -> AsyncIterator[Sender]:
-    sender = Sender(
-        defaults or Defaults(),
-        guard=guard or Guard.from_setting("::1"),
-        clock=at or clock(),
-        rng=random.Random(3),
-        **{"policy": SWIFT, "budget": timedelta(seconds=5), **options},
-    )
-    try:
-        yield sender
-    finally:
-        await sender.aclose()
-
-
-def own(server: ScriptedServer, secrets: str = SECRET, events: str = "succeeded failed") -> Defaults:
-    return Defaults(url=server.url("/hook?k=1"), events=frozenset(events.split()), secrets=decode_secrets(secrets))
 
 
 async def test_the_operators_receiver_is_told_and_can_verify() -> None:
@@ -330,96 +289,6 @@ async def test_signatures_use_the_corrected_time() -> None:
             assert receiver.refused[0] == "Message timestamp too old"
             corrected.observe(datetime.now(UTC))
             assert await sender.send("succeeded", job, result_of(job)) == ()
-
-
-async def test_updates_tell_of_start_and_progress() -> None:
-    """A running job's state goes out as started and progress events, the latter numbered."""
-    async with Receiver(secret=SECRET) as receiver:
-        job = job_of(webhook={"url": receiver.url(), "events": ["started", "progress"]}, metadata="m")
-        defaults = Defaults(secrets=decode_secrets(SECRET))
-        async with sending(defaults, worker=WORKER) as sender, sender.updates(job) as updates:
-            updates.started("generate")
-            await wait_until(lambda: receiver.taken)
-            updates.progress(0.123456, "generate")
-            await wait_until(lambda: len(receiver.taken) == 2)
-    started, progress = receiver.documents
-    assert (started["type"], progress["type"]) == ("job.started", "job.progress")
-    assert progress["data"] == {
-        "id": "job-1",
-        "status": "running",
-        "progress": 0.1235,
-        "stage": "generate",
-        "metadata": "m",
-        "worker": {"id": "w1", "version": "1"},
-    }
-    event, digest, sequence = receiver.ids[1].split("_")
-    assert (event, digest) == ("progress", hashlib.sha256(b"job-1").hexdigest()[:32])
-    assert sequence.isdecimal()
-    assert receiver.ids[0] == f"started_{digest}"
-
-
-async def test_updates_are_at_most_one_a_second_and_the_newest() -> None:
-    """What comes too soon waits for its turn and is replaced by what comes after it."""
-    async with Receiver() as receiver:
-        job = job_of(webhook={"url": receiver.url(), "events": ["progress", "succeeded"]})
-        async with sending() as sender, sender.updates(job) as updates:
-            updates.progress(0.1)
-            await wait_until(lambda: receiver.taken)
-            updates.progress(0.2)
-            await sender.send("succeeded", job, result_of(job))
-            updates.progress(0.9)
-            await wait_until(lambda: len(receiver.taken) == 3)
-    assert [document["data"].get("progress") for document in receiver.documents] == [0.1, None, 0.9]
-    assert len(set(receiver.ids)) == 3
-
-
-@pytest.mark.usefixtures("all_logs")
-async def test_updates_that_fail_are_lost_and_the_next_still_goes() -> None:
-    """Progress is never retried, and a failure of it disturbs nobody."""
-    async with Receiver(Answer(500)) as receiver:
-        job = job_of(webhook={"url": receiver.url(), "events": ["progress"]})
-        with capture_logs() as logs:
-            async with sending() as sender, sender.updates(job) as updates:
-                updates.progress(0.1)
-                await wait_until(lambda: receiver.requests)
-                updates.progress(0.5)
-                await wait_until(lambda: receiver.taken)
-    assert [document["data"]["progress"] for document in receiver.documents] == [0.5]
-    assert "webhook_update_lost" in [entry["event"] for entry in logs]
-
-
-async def test_updates_nobody_wants_cost_nothing() -> None:
-    """Without the events in its list a job's progress goes nowhere."""
-    async with Receiver() as receiver, sending(own(receiver)) as sender, sender.updates(job_of()) as updates:
-        updates.started()
-        updates.progress(0.5)
-    assert receiver.requests == []
-
-
-async def test_a_bug_in_telling_updates_is_logged_and_spares_the_job() -> None:
-    """What breaks beside the job neither ends it nor is lost."""
-
-    class Broken:
-        def now(self) -> datetime:
-            raise ArithmeticError("bug")
-
-    with capture_logs() as logs:
-        job = job_of(webhook={"url": "http://[::1]/", "events": ["progress"]})
-        async with sending(at=CorrectedClock(Broken())) as sender, sender.updates(job) as updates:
-            updates.progress(0.1)
-            await wait_until(lambda: "webhook-updates-job-1" not in {task.get_name() for task in asyncio.all_tasks()})
-    (entry,) = [entry for entry in logs if entry["event"] == "webhook_updates_broke"]
-    assert isinstance(entry["exc_info"], ArithmeticError)
-
-
-async def test_updates_end_with_the_job() -> None:
-    """A receiver that hangs on a progress event holds nobody up."""
-    async with Receiver(Answer(hang=True)) as receiver, sending() as sender:
-        job = job_of(webhook={"url": receiver.url(), "events": ["progress"]})
-        async with sender.updates(job) as updates:
-            updates.progress(0.1)
-            await wait_until(lambda: receiver.requests)
-        assert len(receiver.requests) == 1
 
 
 @pytest.mark.parametrize(
