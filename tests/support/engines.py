@@ -20,6 +20,9 @@ from worker.simulators import Knobs, Simulator, running
 ALL = ("sdnext", "sdnext-2023", "a1111", "a1111-1.7", "forge")
 SDNEXT = ("sdnext", "sdnext-2023")
 A1111 = ("a1111", "a1111-1.7", "forge")
+SECOND = "sd_xl_base_1.0.safetensors"
+"""A model that every simulator has, but does not load at its start."""
+
 QUICK = Pace(poll_s=0.02, interrupt_s=0.02, quiet_s=1.0)
 """Tests wait in milliseconds where a worker waits in seconds."""
 
@@ -40,6 +43,9 @@ class Bench:
     sim: Simulator
     engine: SdapiEngine
     reports: list[ProgressReport] = field(default_factory=list)
+
+    async def busy(self) -> bool:
+        return (await self.engine.look()).busy
 
     async def admit(self, document: dict[str, Any] | None = None, **job: Any) -> Work:
         return await self.engine.admit(job_of({**(document or small()), **job}))

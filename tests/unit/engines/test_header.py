@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.support.pictures import encoded, picture
@@ -10,7 +12,7 @@ from worker.engines.sdapi.header import Header, read_header
     ("format", "options"),
     [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("WEBP", {"lossless": True})],
 )
-def test_format_and_size_are_read_without_decoding(format: str, options: dict[str, object]) -> None:
+def test_format_and_size_are_read_without_decoding(format: str, options: dict[str, Any]) -> None:
     """The header of every format that servers send tells its size."""
     header = read_header(encoded(picture(72, 40), format, **options))
     assert header == Header(format.lower(), 72, 40)

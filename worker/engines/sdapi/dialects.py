@@ -88,16 +88,13 @@ SDNEXT = Dialect(
     drops_unknown_overrides=True,
 )
 
-PROBES = ("checkpoint", "sd-modules", "refresh-vaes", "refresh-embeddings", "schedulers")
-"""Routes under ``/sdapi/v1`` whose presence tells the dialects apart; a GET of them changes nothing."""
+PROBES = {
+    "checkpoint": SDNEXT,
+    "sd-modules": FORGE,
+    "refresh-vaes": SDNEXT_2023,
+    "schedulers": A1111,
+    "refresh-embeddings": A1111,
+}
+"""Routes under ``/sdapi/v1``, the first of which that is there tells the dialect; a GET of them changes nothing."""
 
-
-def recognised(present: Mapping[str, bool]) -> Dialect:
-    """The dialect of a server that has the routes of the family, by which of `PROBES` are present."""
-    if present.get("checkpoint"):
-        return SDNEXT
-    if present.get("sd-modules"):
-        return FORGE
-    if present.get("refresh-vaes"):
-        return SDNEXT_2023
-    return A1111 if present.get("refresh-embeddings") or present.get("schedulers") else A1111_17
+OTHERWISE = A1111_17

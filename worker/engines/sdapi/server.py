@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from worker.engines.sdapi.client import Answer, Client
-from worker.engines.sdapi.dialects import PROBES, Dialect, recognised
+from worker.engines.sdapi.dialects import OTHERWISE, PROBES, Dialect
 from worker.engines.sdapi.inventory import LISTS, Inventory, all_fields, inventory
 from worker.engines.sdapi.progress import Pulse, from_progress, from_status
 from worker.errors import EngineCrashed, WorkerError
@@ -20,13 +20,13 @@ LISTING = timedelta(minutes=2)
 
 async def recognise(client: Client) -> Dialect:
     """The dialect of a server that is known to be of the family. Raises `EngineCrashed`, `AuthFailed`."""
-    present = {}
-    for probe in PROBES:
+    for probe, dialect in PROBES.items():
         answer = await client.get(API + probe)
         if answer.status in (401, 403):
             answer.checked()
-        present[probe] = answer.status != 404
-    return recognised(present)
+        if answer.status != 404:
+            return dialect
+    return OTHERWISE
 
 
 class Server:
@@ -98,6 +98,7 @@ class Server:
         )
 
     async def _listed(self, path: str) -> Any:
+        """The body of a list; None where there is no such list."""
         answer = await self._client.get(path, timeout=LISTING)
         return answer.json if answer.ok else None
 
