@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+from tests.support.fakes import flat_output
 from tests.support.virtual import virtual
-from tests.support.world import World, flat_output
+from tests.support.world import World
 from worker.errors import EngineCrashed, EngineOutOfMemory, OutputEmpty, UploadFailed
 from worker.status import Phase
 from worker.supervisor import ExitCode
@@ -19,7 +20,7 @@ async def test_a_job_is_generated_stored_announced_and_acknowledged_once() -> No
     async with world.running() as process:
         await world.submit("a")
         await world.ended("a")
-        assert await world.state("a") == "done"
+        assert await world.status_of("a") == "done"
     assert process.result() is ExitCode.CLEAN
     result = world.storage.results()["a"]
     assert result.status == "succeeded"
@@ -32,7 +33,6 @@ async def test_a_job_is_generated_stored_announced_and_acknowledged_once() -> No
 async def test_ready_only_after_a_warm_up_whose_picture_is_good() -> None:
     """A flat warm-up picture keeps the worker from becoming ready."""
     world = World()
-    world.build()
     world.engine.canary_troubles.append(flat_output)
     async with world.running():
         await world.until(lambda: world.status.phase is Phase.WARMING_UP)
@@ -61,7 +61,7 @@ async def test_empty_answers_are_charged_to_the_job_when_the_canary_is_fine() ->
     async with world.running():
         await world.submit("a")
         await world.ended("a")
-        assert await world.state("a") == "dead"
+        assert await world.status_of("a") == "dead"
         assert await world.code("a") == "output_empty"
     assert world.receiver.ids("failed") == ["a"]
     assert {key for key in world.storage.objects if "failure" in key} == {f"a/failure-{n}.json" for n in (1, 2, 3)}
@@ -72,15 +72,12 @@ async def test_empty_answers_are_the_nodes_fault_when_the_canary_fails_too() -> 
     """The job is given back uncharged and no further turn is taken until the server is fit again."""
     world = World()
     world.engine.trouble("a", OutputEmpty(), OutputEmpty())
-    world.build()
     async with world.running():
         await world.until(lambda: world.status.phase is Phase.READY)
         world.engine.canary_troubles.append(OutputEmpty())
         await world.submit("a")
         await world.ended("a")
-        state = await world.queue.state("a") if world.queue else None
-    assert state is not None
-    assert [(attempt.code, attempt.charged) for attempt in state.attempts][:1] == [("output_empty", False)]
+    assert (await world.ends("a"))[:1] == [("output_empty", False)]
     assert world.storage.results()["a"].status == "succeeded"
 
 
@@ -104,9 +101,7 @@ async def test_a_crash_closes_the_gate_and_the_job_is_done_later() -> None:
     async with world.running():
         await world.submit("a")
         await world.ended("a")
-        state = await world.queue.state("a") if world.queue else None
-    assert state is not None
-    assert [(attempt.code, attempt.charged) for attempt in state.attempts][:1] == [("engine_lost", False)]
+    assert (await world.ends("a"))[:1] == [("engine_lost", False)]
     assert world.engine.prepared == 2
 
 
@@ -114,11 +109,9 @@ async def test_a_crash_closes_the_gate_and_the_job_is_done_later() -> None:
 async def test_storage_away_holds_finished_pictures_and_rejects_nothing() -> None:
     """Fifteen minutes without a store: nothing rejected, hardly anything generated, everything done afterwards."""
     world = World()
-    world.build()
     jobs = [f"job-{n}" for n in range(1000)]
     async with world.running():
-        for job in jobs:
-            await world.submit(job)
+        await world.submit(*jobs)
         await world.until(lambda: len(world.storage.results()) >= 5)
         before = len(world.engine.generated)
         world.storage.down = UploadFailed("503")
@@ -127,7 +120,7 @@ async def test_storage_away_holds_finished_pictures_and_rejects_nothing() -> Non
         assert world.status.ready().reasons == ("upload_failed",)
         world.storage.down = None
         await world.ended(*jobs)
-        assert {await world.state(job) for job in jobs} == {"done"}
+        assert {await world.status_of(job) for job in jobs} == {"done"}
     assert len(world.storage.results()) == len(jobs)
     assert sorted(world.receiver.ids("succeeded")) == sorted(jobs)
 
@@ -136,12 +129,11 @@ async def test_storage_away_holds_finished_pictures_and_rejects_nothing() -> Non
 async def test_a_dead_receiver_does_not_undo_a_success() -> None:
     """A webhook that is down for ever: four redeliveries for it alone, then a dead letter; the mark stands."""
     world = World()
-    world.build()
     async with world.running():
         world.receiver.down_for_ever()
         await world.submit("a")
         await world.ended("a")
-        assert await world.state("a") == "dead"
+        assert await world.status_of("a") == "dead"
         assert await world.code("a") == "webhook_undelivered"
         assert asyncio.get_running_loop().time() > timedelta(minutes=81).total_seconds()
     assert world.engine.generated == ["a"]
@@ -153,17 +145,15 @@ async def test_a_dead_receiver_does_not_undo_a_success() -> None:
 async def test_a_drain_finishes_what_fits_and_gives_back_the_rest() -> None:
     """The running job ends within the deadline; the one waiting for the engine goes back at once, uncharged."""
     world = World()
-    world.build()
     async with world.running() as process:
         await world.submit("first")
         await world.ended("first")
-        for job in ("a", "b"):
-            await world.submit(job)
+        await world.submit("a", "b")
         await world.until(lambda: world.engine.running == 1)
         world.supervisor.stop()
         await asyncio.wait({process})
-        assert await world.state("a") == "done"
-        assert await world.state("b") == "waiting"
+        assert await world.status_of("a") == "done"
+        assert await world.status_of("b") == "waiting"
     assert process.result() is ExitCode.CLEAN
 
 
@@ -172,18 +162,14 @@ async def test_a_drain_interrupts_what_does_not_fit_and_another_worker_does_it()
     """A long generation is interrupted and its job done elsewhere, with no attempt charged."""
     world = World(drain_s=5)
     world.engine.seconds = 60
-    world.build()
     async with world.running():
         await world.submit("a")
         await world.until(lambda: world.engine.running == 1 and world.status.phase is Phase.READY)
         await asyncio.sleep(10)
     assert world.engine.interrupted == ["a"]
-    assert await world.state("a") == "waiting"
-    assert world.queue is not None
+    assert await world.status_of("a") == "waiting"
     other = World(storage=world.storage, queue=world.queue.beside("w2"), worker="w2")
     async with other.running():
         await other.ended("a")
-        state = await other.queue.state("a") if other.queue else None
-    assert state is not None
-    assert state.status == "done"
-    assert [(attempt.code, attempt.charged) for attempt in state.attempts][:1] == [("draining", False)]
+    assert await other.status_of("a") == "done"
+    assert (await other.ends("a"))[:1] == [("draining", False)]

@@ -1,0 +1,342 @@
+"""Fakes that stand at the worker's seams in virtual time: an engine, a store, a receiver, a link to a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import json
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from PIL import Image
+
+from worker.clock import Clock, CorrectedClock
+from worker.engines.base import (
+    EngineState,
+    Expectation,
+    Files,
+    InputRef,
+    Output,
+    Progress,
+    ProgressReport,
+    RawImage,
+    Reach,
+    Work,
+)
+from worker.errors import EngineCrashed, IdConflict, LeaseLost, QueueUnavailable, WebhookFailed, WorkerError
+from worker.inputs import Inputs
+from worker.job import Job
+from worker.live import Hop
+from worker.node import Orders
+from worker.queues.base import Delivery, Received
+from worker.queues.memory import MemoryQueue
+from worker.result import EngineResult, ImageResult, Result
+from worker.storage.base import Artifact
+from worker.urls import Guard
+from worker.webhooks import Defaults, Message, Sender, Target
+
+SIDE = 64
+HOOK = "https://hooks.example/in"
+
+
+@functools.cache
+def png(seed: int, side: int = SIDE, *, flat: bool = False) -> bytes:
+    """A small picture that differs from seed to seed."""
+    image = Image.new("RGB", (side, side), (0, 0, 0))
+    if not flat:
+        image = Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(side * side * 3))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+Trouble = WorkerError | Callable[["FakeEngine", Work], Output]
+
+
+class Delays(dict[tuple[Hop, str], float]):
+    """Seconds by which a hop of a job is held up, once."""
+
+    async def at(self, hop: Hop, job_id: str) -> None:
+        if (seconds := self.pop((hop, job_id), None)) is not None:
+            await asyncio.sleep(seconds)
+
+
+class FakeEngine:
+    """A server that takes ``seconds`` for a picture; ``troubles`` are met by the next generations of a prompt."""
+
+    name = "fake"
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self.seconds = seconds
+        self.delays = Delays()
+        self.reach = Reach.READY
+        self.troubles: dict[str, deque[Trouble]] = {}
+        self.canary_troubles: deque[Trouble] = deque()
+        self.generated: list[str] = []
+        self.fresh: list[str] = []
+        self.interrupted: list[str] = []
+        self.freed = 0
+        self.prepared = 0
+        self.busy_s = 0.0
+        self.running = 0
+        self.most_running = 0
+
+    def trouble(self, prompt: str, *troubles: Trouble) -> None:
+        self.troubles.setdefault(prompt, deque()).extend(troubles)
+
+    async def look(self) -> EngineState:
+        return EngineState(self.reach, self.name, "1")
+
+    async def prepare(self) -> None:
+        self.prepared += 1
+
+    async def admit(self, job: Job) -> Work:
+        assert job.params is not None
+        params = job.params
+        await self.delays.at(Hop.ADMIT, job.id)
+        seed = job.seed if params.seed in (None, -1) else params.seed
+        assert seed is not None
+        count = params.batch_size
+        expect = Expectation(count, SIDE, SIDE, tuple(seed + i for i in range(count)))
+        inputs = (InputRef("params.image", params.image),) if params.image else ()
+        return Work({"prompt": params.prompt, "id": job.id}, "txt2img", expect, inputs=inputs, steps=4)
+
+    async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
+        prompt = str(work.request["prompt"])
+        extra = self.delays.pop((Hop.GENERATE, str(work.request["id"])), 0.0)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        began = asyncio.get_running_loop().time()
+        try:
+            for step in range(4):
+                await asyncio.sleep((self.seconds + extra) / 4)
+                if self.reach is not Reach.READY:
+                    raise EngineCrashed
+                on_progress(ProgressReport((step + 1) / 4, step + 1, 4, sampling=True))
+        except asyncio.CancelledError:
+            self.interrupted.append(str(work.request["id"]))
+            raise
+        finally:
+            self.running -= 1
+            self.busy_s += asyncio.get_running_loop().time() - began
+        canary = work.request["id"] == "warm-up"
+        if not canary:
+            self.generated.append(str(work.request["id"]))
+        if fresh:
+            self.fresh.append(str(work.request["id"]))
+        troubles = self.canary_troubles if canary else self.troubles.get(prompt, deque())
+        if troubles:
+            trouble = troubles.popleft()
+            if isinstance(trouble, WorkerError):
+                raise type(trouble)(trouble.message)
+            return trouble(self, work)
+        return self.output(work)
+
+    def output(self, work: Work, *, flat: bool = False) -> Output:
+        images = tuple(RawImage(png(seed, flat=flat), seed) for seed in work.expect.seeds)
+        return Output(images, EngineResult(name=self.name, model="m", proof="name"), 0.0, self.seconds)
+
+    async def free(self, everything: bool) -> None:
+        self.freed += 1
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def flat_output(engine: FakeEngine, work: Work) -> Output:
+    return engine.output(work, flat=True)
+
+
+class FakeStorage:
+    """Objects in memory, shared by workers that are given the same one; ``down`` is raised by everything."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.delays = Delays()
+        self.objects: dict[str, bytes] = {}
+        self.down: WorkerError | None = None
+        self.seconds = 0.0
+        self.calls: list[str] = []
+        self.keeps_marks = True
+
+    async def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        if self.down is not None:
+            raise type(self.down)(self.down.message)
+
+    def accepts(self, job: Job, images: int) -> None:
+        """Everything fits."""
+
+    def marks(self, job: Job) -> bool:
+        return self.keeps_marks
+
+    async def find_mark(self, job: Job) -> Result | None:
+        await self._call("find_mark")
+        return self._standing(job)
+
+    def _standing(self, job: Job) -> Result | None:
+        body = self.objects.get(f"{job.id}/result.json")
+        if body is None:
+            return None
+        result = Result.model_validate_json(body)
+        if result.job_sha256 != job.sha256:
+            raise IdConflict
+        return result
+
+    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
+        await self.delays.at(Hop.UPLOAD, job.id)
+        await self._call("put_image")
+        key = f"{job.id}/{artifact.index}-{artifact.sha256[:12]}.{artifact.extension}"
+        self.objects[key] = artifact.data
+        return artifact.result(key=key)
+
+    async def put_mark(self, job: Job, result: Result) -> Result:
+        await self._call("put_mark")
+        if not self.keeps_marks:
+            return result
+        standing = self._standing(job)
+        if standing is not None:
+            return standing
+        self.objects[f"{job.id}/result.json"] = result.to_json()
+        return result
+
+    async def put_failure(self, job: Job, result: Result, attempt: int) -> None:
+        await self._call("put_failure")
+        self.objects[f"{job.id}/failure-{attempt}.json"] = result.to_json()
+
+    async def check(self) -> str:
+        await self._call("check")
+        return "ok"
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+    def results(self) -> dict[str, Result]:
+        return {
+            key.removesuffix("/result.json"): Result.model_validate_json(body)
+            for key, body in self.objects.items()
+            if key.endswith("/result.json")
+        }
+
+
+@dataclass
+class FakeStores:
+    default: FakeStorage
+
+    def of(self, job: Job) -> FakeStorage:
+        return self.default
+
+
+class FakeReceiver(Sender):
+    """The real sender, but for the network: messages are kept, and ``answer`` decides each try."""
+
+    def __init__(self, clock: CorrectedClock, defaults: Defaults | None = None) -> None:
+        super().__init__(
+            defaults or Defaults(url=HOOK),
+            guard=Guard.from_setting("true"),
+            clock=clock,
+            rng=random.Random(1),
+        )
+        self.taken: list[tuple[str, dict[str, Any]]] = []
+        self.delays = Delays()
+        self.tries: Counter[str] = Counter()
+        self.answer: Callable[[Message], WorkerError | None] = lambda message: None
+        self.seconds = 0.0
+
+    async def _try(self, target: Target, message: Message) -> tuple[str, ...]:
+        self.tries[message.id] += 1
+        await self.delays.at(Hop.SETTLE, json.loads(message.body)["data"]["id"])
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        if (error := self.answer(message)) is not None:
+            raise error
+        self.taken.append((message.id, json.loads(message.body)))
+        return ()
+
+    def down_for_ever(self) -> None:
+        self.answer = lambda message: WebhookFailed("down")
+
+    def up_again(self) -> None:
+        self.answer = lambda message: None
+
+    def ids(self, event: str) -> list[str]:
+        """The ids taken of one event, with repetitions."""
+        return [body["data"]["id"] for _, body in self.taken if body["type"] == f"job.{event}"]
+
+
+class FakeInputs(Inputs):
+    """The real fetching, but for the network: every URL has a picture, or what ``bodies`` say."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(Guard.from_setting("true"), clock=clock, rng=random.Random(2))
+        self.delays = Delays()
+        self.bodies: dict[str, bytes] = {}
+
+    async def _get(self, url: str, field: str) -> bytes:
+        await self.delays.at(Hop.MODELS, url.rsplit("/", 1)[-1])
+        return self.bodies.get(url) or png(1)
+
+
+class Link:
+    """One worker's way to the queue: ``away`` nothing answers; of a job that is ``lost`` another holds the lease."""
+
+    capacity: int | None = None
+
+    def __init__(self, queue: MemoryQueue) -> None:
+        self.queue = queue
+        self.away = False
+        self._held: dict[str, Delivery] = {}
+        self._lost: set[Any] = set()
+
+    def lose(self, job_id: str) -> None:
+        """The delivery of this job that was received last is no longer ours."""
+        self._lost.add(self._held[job_id].receipt)
+
+    def _reach(self, delivery: Delivery | None = None) -> None:
+        if self.away:
+            raise QueueUnavailable
+        if delivery is not None and delivery.receipt in self._lost:
+            raise LeaseLost
+
+    async def receive(self) -> Received:
+        self._reach()
+        received = await self.queue.receive()
+        if received.delivery is not None:
+            self._held[received.delivery.id] = received.delivery
+        return received
+
+    async def extend(self, delivery: Delivery) -> Orders | None:
+        self._reach(delivery)
+        return await self.queue.extend(delivery)
+
+    async def ack(self, delivery: Delivery, result: Result) -> None:
+        self._reach(delivery)
+        await self.queue.ack(delivery, result)
+
+    async def nack(self, delivery: Delivery, delay: timedelta, code: str, *, charged: bool) -> None:
+        self._reach(delivery)
+        await self.queue.nack(delivery, delay, code, charged=charged)
+
+    async def reject(self, delivery: Delivery, result: Result) -> None:
+        self._reach(delivery)
+        await self.queue.reject(delivery, result)
+
+    async def check(self) -> str:
+        self._reach()
+        return await self.queue.check()
+
+    async def aclose(self) -> None:
+        """The queue stays."""
+
+
+def document(job_id: str, **fields: Any) -> bytes:
+    body: Mapping[str, Any] = {"id": job_id, "params": {"prompt": job_id}, **fields}
+    return json.dumps(body).encode()
