@@ -18,6 +18,7 @@ from tests.support.serving import Service, serving
 from tests.support.waiting import wait_until
 from worker import __version__
 from worker.api.app import View, create_app
+from worker.api.server import _bound
 from worker.live import Hop, Live
 from worker.metrics import Metrics
 from worker.node import Identity
@@ -318,3 +319,9 @@ async def test_requests_at_once(service: Service, client: httpx.AsyncClient) -> 
 def test_this_machine_has_both_families() -> None:
     """The tests here prove something only where the kernel has IPv6."""
     assert socket.has_dualstack_ipv6()
+
+
+def test_answers_are_not_held_back_by_the_kernel() -> None:
+    """asyncio turns Nagle's algorithm off only on sockets that name their protocol."""
+    with _bound(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP

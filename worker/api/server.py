@@ -56,7 +56,8 @@ async def _listening(host: str, port: int) -> socket.socket:
 
 
 def _bound(family: int, address: tuple[Any, ...], *, dual: bool = False) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY only where it sees the protocol; without it an answer waits some 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
