@@ -31,7 +31,7 @@ from worker.intake import Intake
 from worker.live import Live
 from worker.lookahead import Pace
 from worker.metrics import Metrics, Observed
-from worker.node import Identity
+from worker.node import Identity, gpu_name
 from worker.pipeline import Rules, Tools
 from worker.queues import open_queue
 from worker.queues.base import Queue
@@ -68,10 +68,10 @@ class Opened:
     storage: Storages | None = None
 
 
-def identify(settings: Settings) -> Identity:
+async def identify(settings: Settings) -> Identity:
     """Who this node is."""
     host = socket.gethostname()
-    return Identity(id=settings.node.node_id or host, machine=host, version=__version__, gpu=None)
+    return Identity(id=settings.node.node_id or host, machine=host, version=__version__, gpu=await gpu_name())
 
 
 PARTS = frozenset({"engine", "queue", "storage"})
@@ -83,7 +83,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
     wanted = frozenset(parts)
     clock = CorrectedClock(SystemClock())
     guard = Guard.from_setting(settings.node.urls_allow_private)
-    node = PlainNode(identify(settings))
+    node = PlainNode(await identify(settings))
     engine: Engine | None = None
     queue: Queue | None = None
     storage: Storages | None = None
