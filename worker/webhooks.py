@@ -219,7 +219,10 @@ class Sender:
         return job.webhook.url, self._defaults.events if events is None else frozenset(events)
 
     def _target(self, job: Job) -> Target:
+        """Where the job's webhooks go; a URL of the job's whose very form is forbidden is never tried."""
         url, events = self._place(job)
+        if job.webhook is not None:
+            self._guard.parsed(job.webhook.url)
         secrets, name = self._defaults.secrets, job.webhook.secret if job.webhook else None
         if name is not None:
             if name not in self._defaults.named:
