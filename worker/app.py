@@ -32,6 +32,7 @@ from worker.live import Live
 from worker.lookahead import Pace
 from worker.metrics import Metrics, Observed
 from worker.node import Identity, gpu_name
+from worker.patience import Patience
 from worker.pipeline import Rules, Tools
 from worker.queues import open_queue
 from worker.queues.base import Queue
@@ -123,7 +124,7 @@ async def composed(
     identity = parts.node.identity
     log.identify(worker=identity.id, machine=identity.machine)
     status, live, pace = Status(), Live(), Pace()
-    drain, gate = Drain(live, pace), Gate(engine)
+    drain, gate, dependencies = Drain(live, pace), Gate(engine), Dependencies()
     budget = Budget(settings.storage.unpublished_max)
     metrics = _metrics(status, live, budget, parts.clock)
     bench = Bench(
@@ -141,7 +142,8 @@ async def composed(
         gate=gate,
         engine=engine,
         inputs=_inputs(settings, parts, stack),
-        dependencies=Dependencies(),
+        dependencies=dependencies,
+        patience=Patience(storage, dependencies),
         live=live,
         drain=drain,
         pace=pace,
@@ -149,7 +151,7 @@ async def composed(
         rules=_rules(settings),
     )
     probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
-    watch = Watch(tools.dependencies, status, gate, metrics, probes)
+    watch = Watch(dependencies, status, gate, metrics, probes)
     service = await _engine_service(settings, tools, status, watch)
     view = View(status, live, metrics, identity, lambda: dict(service.state), lambda: _extras(tools))
     http_app = create_app(view, settings.http)

@@ -7,11 +7,11 @@ Guards end the work by raising their own error: nobody cancels a job's task.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -20,9 +20,7 @@ from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
 from worker.engines.base import Engine, Files, Output, ProgressReport, Work
 from worker.errors import (
-    AuthFailed,
     DeliveryLimit,
-    DiskFull,
     Disposition,
     Draining,
     EngineOutOfMemory,
@@ -34,8 +32,6 @@ from worker.errors import (
     OutputEmpty,
     OutputFlat,
     OutputMismatch,
-    Owner,
-    UploadFailed,
     WorkerError,
     WrongModel,
 )
@@ -48,6 +44,7 @@ from worker.lease import Lease
 from worker.live import Hop, Live
 from worker.log import bind_job
 from worker.lookahead import Pace
+from worker.patience import Patience
 from worker.queues.base import Delivery
 from worker.result import ImageResult, Result
 from worker.settlement import (
@@ -65,13 +62,9 @@ from worker.storage.base import Artifact, Storage
 from worker.tasks import Budget, gather_bare, run_guarded
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 DOUBTFUL = (OutputEmpty, OutputMismatch, WrongModel, EngineOutOfMemory)
 """Answers that get one new turn, then a verdict on the server."""
-
-STORE_PATIENCE_S = 3600.0
-"""How long finished images wait for the operator's store under their lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +88,7 @@ class Tools:
     engine: Engine
     inputs: Inputs
     dependencies: Dependencies
+    patience: Patience
     live: Live
     drain: Drain
     pace: Pace
@@ -187,7 +181,7 @@ async def standing_success(job: Job, storage: Storage, journey: Journey, tools: 
     """An earlier delivery's result, looked up only when there may have been one."""
     if journey.delivery.redelivered is False:
         return None
-    result = await depending(storage, lambda: storage.find_mark(job), tools)
+    result = await tools.patience.once(storage, lambda: storage.find_mark(job))
     return None if result is None else Success(result, marked=True, standing=True)
 
 
@@ -323,7 +317,7 @@ async def publish(
             async with width, journey.lease.effect(Effect.UPLOAD):
                 return await storage.put_image(job, artifact)
 
-        stored = await persistently(storage, put, tools)
+        stored = await tools.patience.until_taken(storage, put)
         tools.bench.metrics.uploaded(len(picture.data))
         return stored
 
@@ -332,9 +326,10 @@ async def publish(
 
     async def mark() -> Result:
         async with journey.lease.effect(Effect.MARK):
+            journey.live.commit()
             return await storage.put_mark(job, result)
 
-    return Success(await persistently(storage, mark, tools), marked=storage.marks(job))
+    return Success(await tools.patience.until_taken(storage, mark), marked=storage.marks(job))
 
 
 def succeeded(job: Job, output: Output, images: tuple[ImageResult, ...], journey: Journey, tools: Tools) -> Result:
@@ -363,37 +358,3 @@ def succeeded(job: Job, output: Output, images: tuple[ImageResult, ...], journey
         created_at=journey.delivery.queued_at or journey.received_at,
         finished_at=bench.clock.now(),
     )
-
-
-async def depending(storage: Storage, call: Callable[[], Awaitable[T]], tools: Tools) -> T:
-    """One try, counted for or against the operator's store where that is the one used."""
-    counts = storage is tools.bench.stores.default
-    try:
-        result = await call()
-    except (UploadFailed, AuthFailed, DiskFull) as error:
-        if counts:
-            tools.dependencies.failed(Dependency.STORAGE, error)
-        raise
-    if counts:
-        tools.dependencies.succeeded(Dependency.STORAGE)
-    return result
-
-
-async def persistently(storage: Storage, call: Callable[[], Awaitable[T]], tools: Tools) -> T:
-    """Try until the operator's store takes it: finished images wait for it under their lease, at most an hour."""
-    give_up_at = asyncio.get_running_loop().time() + STORE_PATIENCE_S
-    pause_s = 1.0
-    while True:
-        try:
-            return await depending(storage, call, tools)
-        except (UploadFailed, AuthFailed) as error:
-            if error.owner is Owner.JOB or asyncio.get_running_loop().time() >= give_up_at:
-                raise
-            log.warning("upload_waits", code=error.code, error=error.message)
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 2, 30.0)
-        try:
-            async with asyncio.timeout_at(give_up_at):
-                await tools.dependencies.resumed(Dependency.STORAGE)
-        except TimeoutError:
-            log.error("upload_given_up", store=storage.name)

@@ -11,7 +11,6 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import structlog
 
@@ -39,7 +38,7 @@ from worker.node import Identity
 from worker.queues.base import Delivery, Queue
 from worker.result import AttemptResult, ErrorResult, Result, Timings, WorkerResult
 from worker.stages import StageClock
-from worker.storage.base import Storage
+from worker.storage.base import Stores
 from worker.webhooks import Sender
 
 log = structlog.get_logger()
@@ -48,14 +47,6 @@ WEBHOOK_DELAYS = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=
 """After which a standing success is handed over again for its webhook alone."""
 
 UNDELIVERED = "webhook_undelivered"
-
-
-class Stores(Protocol):
-    """Which storage a job's images and documents go to."""
-
-    @property
-    def default(self) -> Storage: ...
-    def of(self, job: Job) -> Storage: ...
 
 
 @dataclass(slots=True)

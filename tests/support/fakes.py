@@ -164,6 +164,7 @@ class FakeStorage:
         self.seconds = 0.0
         self.calls: list[str] = []
         self.keeps_marks = True
+        self.mark_answer_s = 0.0
 
     async def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -206,6 +207,7 @@ class FakeStorage:
         if standing is not None:
             return standing
         self.objects[f"{job.id}/result.json"] = result.to_json()
+        await asyncio.sleep(self.mark_answer_s)
         return result
 
     async def put_failure(self, job: Job, result: Result, attempt: int) -> None:

@@ -24,6 +24,7 @@ from worker.live import Hop, Live
 from worker.lookahead import Pace
 from worker.metrics import Metrics
 from worker.node import Identity
+from worker.patience import Patience
 from worker.pipeline import Rules, Tools
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
@@ -69,10 +70,11 @@ class World:
         self.dependencies = Dependencies()
         self.limits = Limits()
         self.exits: list[str] = []
+        stores = FakeStores(self.storage)
         self.tools = Tools(
             bench=Bench(
                 queue=self.link,
-                stores=FakeStores(self.storage),
+                stores=stores,
                 sender=self.receiver,
                 metrics=self.metrics,
                 clock=self.clock,
@@ -84,6 +86,7 @@ class World:
             engine=self.engine,
             inputs=self.inputs,
             dependencies=self.dependencies,
+            patience=Patience(stores, self.dependencies),
             live=self.live,
             drain=self.drain,
             pace=self.pace,

@@ -102,3 +102,14 @@ class Storage(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+class Stores(Protocol):
+    """The places there are: ``default`` is the operator's, `of` the one that a job's images and documents go to."""
+
+    @property
+    def default(self) -> Storage: ...
+
+    def of(self, job: Job) -> Storage:
+        """Raises `InvalidJob` for a place that is not configured."""
+        ...
