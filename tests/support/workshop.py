@@ -1,0 +1,240 @@
+"""Everything around a worker on real sockets, and workers as real processes that may be killed and frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.failing_worker import Failure
+from tests.support.ledger import Ledger, Made, Told
+from tests.support.receiver import Answer, Receiver, Request
+from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, made_bucket, running_rclone
+from tests.support.waiting import wait_until
+from worker.clock import SystemClock
+from worker.queues.sqlite.driver import SqliteProducer
+from worker.simulators import Knobs, Simulator, running
+
+ROOT = Path(__file__).parents[2]
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+VISIBILITY_S = 2
+MODEL, OTHER_MODEL = "dreamshaper_8.safetensors", "sd_xl_base_1.0.safetensors"
+
+
+class Hook(Receiver):
+    """The webhook receiver of these tests: verifies, and remembers when it was told what."""
+
+    def __init__(self) -> None:
+        super().__init__(secret=SECRET)
+        self.told: list[Told] = []
+
+    def answer(self, request: Request) -> Answer:
+        answer = super().answer(request)
+        if answer.status == 200 and request.method == "POST":
+            document = json.loads(request.body)
+            told = Told(time.time(), request.headers["webhook-id"], document["type"], document["data"])
+            self.told.append(told)
+        return answer
+
+    def ended(self) -> set[str]:
+        """Ids of the jobs that were told to have ended."""
+        return {one.data["id"] for one in self.told}
+
+
+@dataclass(slots=True)
+class Life:
+    """One process of a worker, from its start to its end."""
+
+    process: asyncio.subprocess.Process
+    log: Path
+
+    @property
+    def over(self) -> bool:
+        return self.process.returncode is not None
+
+    async def died(self) -> int:
+        return await self.process.wait()
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """Ask it to drain; its exit code."""
+        self.process.terminate()
+        return await self.process.wait()
+
+    async def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+        await self.frozen()
+
+    async def frozen(self) -> None:
+        """Wait until the whole process stands still."""
+        await wait_until(self._stands_still, timeout=30)
+
+    def _stands_still(self) -> bool:
+        if self.over:
+            raise AssertionError(f"it ended with {self.process.returncode}\n{self.tail()}")
+        return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of that event, whole ones only."""
+        lines = self.log.read_text().rpartition("\n")[0].splitlines()
+        documents = [json.loads(line) for line in lines if line.startswith("{")]
+        return [one for one in documents if one.get("event") == name]
+
+    def tail(self) -> str:
+        return self.log.read_text()[-4000:]
+
+
+@dataclass
+class Workshop:
+    """A queue file, a store, an image server and a receiver; what they saw is judged by `ledger`."""
+
+    folder: Path
+    simulators: list[Simulator]
+    bucket: Bucket
+    stored: Path
+    receiver: Hook
+    producer: SqliteProducer
+    wanted: dict[str, str | None] = field(default_factory=dict)
+    lives: int = 0
+    kills: int = 0
+
+    async def submit(self, job_id: str, *, code: str | None = None, **fields: Any) -> None:
+        """A small job whose prompt is its id; ``code`` is how it must end, None: well."""
+        params = {"prompt": job_id, "width": 64, "height": 64, "steps": 4, **fields}
+        self.wanted[job_id] = code
+        await self.producer.submit(job_id, json.dumps({"v": 1, "id": job_id, "params": params}).encode())
+
+    async def submit_many(self, count: int, **fields: Any) -> None:
+        for number in range(len(self.wanted), len(self.wanted) + count):
+            await self.submit(f"job-{number:04d}", **fields)
+
+    def environment(self, worker: str, **changes: str) -> dict[str, str]:
+        """What configures a worker's process; nothing else does."""
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        return {
+            **inherited,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "WORKER_ENGINE": "sdnext",
+            "WORKER_ENGINE_URL": self.simulators[0].url,
+            "WORKER_HTTP_PORT": "0",
+            "WORKER_QUEUE": "sqlite",
+            "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
+            "WORKER_QUEUE_MAX_DELIVERIES": "1000",
+            "WORKER_SQLITE_PATH": str(self.folder / "queue.db"),
+            "WORKER_S3_BUCKET": self.bucket.name,
+            "WORKER_S3_ENDPOINT_URL": self.bucket.endpoint_url,
+            "WORKER_S3_REGION": REGION,
+            "WORKER_WEBHOOK_URL": self.receiver.url("/hook"),
+            "WORKER_WEBHOOK_SECRET": SECRET,
+            "WORKER_WARMUP": "none",
+            "WORKER_NODE_ID": worker,
+            "WORKER_LOG_FORMAT": "json",
+            "WORKER_STRICT": "true",
+            **changes,
+        }
+
+    @asynccontextmanager
+    async def worker(self, name: str, *failures: Failure, **changes: str) -> AsyncIterator[Life]:
+        """A worker at work, failing as told; what is left of it at the end of the block is killed."""
+        self.lives += 1
+        log = self.folder / f"{name}-{self.lives}.log"
+        module = ("tests.support.failing_worker", *map(str, failures)) if failures else ("worker",)
+        with log.open("wb") as sink:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *module, "run"),
+                env=self.environment(name, **changes),
+                cwd=ROOT,
+                stdout=sink,
+                stderr=sink,
+            )
+        life = Life(process, log)
+        try:
+            yield life
+        finally:
+            if not life.over:
+                await life.kill()
+
+    async def ended(self, *lives: Life, timeout: float = 60) -> None:
+        """Wait until every job is over; the lives must last so long."""
+        open_jobs = list(self.wanted)
+
+        async def over() -> bool:
+            for life in lives:
+                assert not life.over, f"it ended with {life.process.returncode}\n{life.tail()}"
+            if len(self.receiver.ended()) < len(self.wanted):
+                return False
+            while open_jobs:
+                state = await self.producer.state(open_jobs[-1])
+                if state is None or state.status not in ("done", "dead"):
+                    return False
+                open_jobs.pop()
+            return True
+
+        await wait_until(over, timeout)
+
+    async def finished(self, name: str = "w1", **changes: str) -> None:
+        """Let a worker that nothing befalls do what is left, and drain."""
+        async with self.worker(name, **changes) as life:
+            await self.ended(life)
+            assert await life.stop() == 0, life.tail()
+
+    async def ledger(self, *, one_result: bool = True) -> Ledger:
+        """Everything as it stands now."""
+        objects = await asyncio.to_thread(lambda: {key: self.bucket.read(key) for key in all_keys(self.bucket)})
+        marks = [key for key in objects if key.endswith("/result.json")]
+        return Ledger(
+            wanted=dict(self.wanted),
+            states=await self.producer.jobs(limit=1_000_000),
+            objects=objects,
+            stood_since={key: (self.stored / key).stat().st_mtime for key in marks},
+            told=self.receiver.told,
+            made=[Made(one.started, one.prompt) for sim in self.simulators for one in sim.stats.generations],
+            refused=self.receiver.refused,
+            one_result=one_result,
+        )
+
+    def generations(self) -> int:
+        """How many were begun so far, warm-ups included."""
+        return sum(len(simulator.stats.generations) for simulator in self.simulators)
+
+    async def breaches(self) -> list[str]:
+        return (await self.ledger()).breaches()
+
+
+def all_keys(bucket: Bucket) -> list[str]:
+    pages = bucket.client().get_paginator("list_objects_v2").paginate(Bucket=bucket.name)
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+@asynccontextmanager
+async def workshop(
+    folder: Path, knobs: Knobs | None = None, *, models: tuple[str, ...] = (MODEL,)
+) -> AsyncIterator[Workshop]:
+    """One of its own for a test. Each of ``models`` gets an image server; another model draws other pictures."""
+    knobs = knobs or Knobs(step_seconds=0.005, load_seconds=0.0)
+    async with AsyncExitStack() as stack:
+        simulators = [await stack.enter_async_context(running("sdnext", knobs, models=(name,))) for name in models]
+        (folder / "store").mkdir()
+        bucket = made_bucket(stack.enter_context(running_rclone(folder / "store")))
+        receiver = await stack.enter_async_context(Hook())
+        producer = SqliteProducer(folder / "queue.db", SystemClock())
+        stack.push_async_callback(producer.aclose)
+        yield Workshop(folder, simulators, bucket, folder / "store" / bucket.name, receiver, producer)
