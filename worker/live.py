@@ -39,6 +39,7 @@ class LiveJob:
     hop: Hop = Hop.RECEIVED
     progress: float | None = None
     eta_s: float | None = None
+    committed: bool = False
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, hop: Hop) -> None:
@@ -53,10 +54,15 @@ class LiveJob:
     def cancel(self) -> None:
         self._cancelled.set()
 
+    def commit(self) -> None:
+        """The mark is about to be sent: from now on the success may stand, and a cancellation comes too late."""
+        self.committed = True
+
     async def cancelled(self) -> None:
-        """A guard: raises `JobCancelled` once somebody cancels the job."""
+        """A guard: raises `JobCancelled` once somebody cancels the job in time."""
         await self._cancelled.wait()
-        raise JobCancelled
+        if not self.committed:
+            raise JobCancelled
 
 
 class Live:
