@@ -44,6 +44,7 @@ class Intake:
             received = await self._receive()
             if received.delivery is not None:
                 self._start(received.delivery)
+                await self._tools.live.changed()
             if received.orders is not None:
                 for job_id in received.orders.cancel:
                     self._tools.live.cancel(job_id)
