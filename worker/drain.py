@@ -8,6 +8,9 @@ from worker.errors import Draining
 from worker.live import Hop, Live, LiveJob
 from worker.lookahead import Pace
 
+ENOUGH = 0.1
+"""Of a generation must have been seen before its speed is believed."""
+
 
 def fits(job: LiveJob, *, now: float, deadline: float, pace: Pace) -> bool:
     """Whether a held job can be expected to end before the deadline; event loop times.
@@ -25,13 +28,18 @@ def fits(job: LiveJob, *, now: float, deadline: float, pace: Pace) -> bool:
 
 
 def remaining(job: LiveJob, *, now: float, pace: Pace) -> float | None:
-    """Seconds that a running generation takes yet: by its own progress, else by this node's average."""
-    spent = now - job.hop_since
-    if job.progress is not None and job.progress >= 0.1:
-        return spent * (1 - job.progress) / job.progress
-    if job.eta_s is not None and job.eta_s > 0:
-        return job.eta_s
-    return None if pace.generate_s is None else max(0.0, pace.generate_s - spent)
+    """Seconds that a running generation takes yet: by its own speed, the server's estimate, or this node's average.
+
+    Its speed counts from the first report, so that loading a model is no part of it.
+    """
+    if job.progress is not None and job.progress_from is not None:
+        first_at, first = job.progress_from
+        gained, since = job.progress - first, now - job.progress_at
+        if gained >= ENOUGH:
+            return max(0.0, (job.progress_at - first_at) * (1 - job.progress) / gained - since)
+        if job.eta_s is not None and job.eta_s > 0:
+            return max(0.0, job.eta_s - since)
+    return None if pace.generate_s is None else max(0.0, pace.generate_s - (now - job.hop_since))
 
 
 class Drain:

@@ -30,7 +30,10 @@ class Hop(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class LiveJob:
-    """One job held; times are the event loop's, ``progress`` a fraction of the running generation."""
+    """One job held; times are the event loop's, ``progress`` a fraction of the running generation.
+
+    ``progress_from`` is the time and fraction of its first report, ``progress_at`` the time of the last that grew.
+    """
 
     id: str
     _stir: Callable[[], None]
@@ -39,16 +42,24 @@ class LiveJob:
     hop: Hop = Hop.RECEIVED
     progress: float | None = None
     eta_s: float | None = None
+    progress_from: tuple[float, float] | None = None
+    progress_at: float = 0.0
     committed: bool = False
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, hop: Hop) -> None:
         self.hop, self.hop_since = hop, asyncio.get_running_loop().time()
-        self.progress = self.eta_s = None
+        self.progress = self.eta_s = self.progress_from = None
         self._stir()
 
     def report(self, fraction: float, eta_s: float | None) -> None:
-        self.progress, self.eta_s = fraction, eta_s
+        """Note how far the generation is; a fraction that did not grow is no news of the time it takes."""
+        if fraction != self.progress:
+            self.progress_at = asyncio.get_running_loop().time()
+            self.eta_s = eta_s
+        if self.progress_from is None and fraction > 0:
+            self.progress_from = (self.progress_at, fraction)
+        self.progress = fraction
         self._stir()
 
     def cancel(self) -> None:
