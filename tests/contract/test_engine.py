@@ -18,6 +18,7 @@ from worker.engines.base import Files, Reach
 from worker.errors import (
     AuthFailed,
     ConfigError,
+    EngineCrashed,
 )
 from worker.job import Limits
 from worker.simulators import Knobs
@@ -79,6 +80,21 @@ async def test_a_look_tells_when_it_works(dialect: str) -> None:
         await asyncio.wait([running])
 
 
+async def test_a_port_that_does_not_speak_is_not_ready() -> None:
+    """Something listens, but gives no answer that could be a server's."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "::1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        engine = open_engine(settings_for(f"http://[::1]:{port}"), Limits())
+        assert engine.name == "auto"
+        state = await engine.look()
+        assert (state.reach, state.name) == (Reach.ROUTES_MISSING, None)
+        assert state.detail
+        with pytest.raises(EngineCrashed):
+            await engine.prepare()
+        await engine.aclose()
+
+
 async def test_where_ipv6_refuses_ipv4_is_tried() -> None:
     """A server that listens on 127.0.0.1 alone is found by the default URL."""
     async with bench("a1111", prepare=False, host="127.0.0.1") as b:
@@ -125,6 +141,18 @@ async def test_prepare_makes_answers_honest(dialect: str) -> None:
         for key in wanted.keys() & b.sim.options.keys():
             assert b.sim.options[key] == wanted[key], key
         assert not {"server_rate_limit"} & b.sim.options.keys() or dialect == "sdnext"
+
+
+async def test_settings_that_cannot_be_changed_are_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with frozen settings says yes and changes nothing: answers are verified all the same."""
+    async with bench("sdnext", prepare=False) as b:
+
+        async def frozen(_: object) -> dict[str, list[object]]:
+            return {"updated": []}
+
+        monkeypatch.setattr(b.sim.machine, "set_options", frozen)
+        await b.engine.prepare()
+        assert opened((await b.make()).images[0].data).format == "JPEG"
 
 
 @pytest.mark.parametrize(("dialect", "kind"), [("sdnext", "a1111"), ("forge", "sdnext"), ("sdnext-2023", "a1111")])

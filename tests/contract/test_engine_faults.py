@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.engines import ALL, SDNEXT, bench, small
+from tests.support.engines import A1111, ALL, SDNEXT, bench, small
 from tests.support.pictures import opened
 from tests.support.waiting import wait_until
 from worker import http
@@ -212,3 +212,34 @@ async def test_one_generation_at_a_time(dialect: str) -> None:
         outputs = await asyncio.gather(*(b.run(w) for w in works))
         assert all(o.images for o in outputs)
         assert b.sim.stats.max_in_flight == 1
+
+
+@every
+async def test_progress_that_cannot_be_read_does_not_block(dialect: str) -> None:
+    """Where every poll fails, the server's own lock decides."""
+    async with bench(dialect) as b:
+        b.sim.knobs.arm("progress_500", times=None)
+        assert (await b.make()).images
+
+
+@pytest.mark.parametrize("dialect", SDNEXT)
+async def test_a_picture_of_an_interrupted_job_is_refused(dialect: str) -> None:
+    """Somebody else's interrupt gives a partial picture or none, and nothing in the answer says so."""
+    async with bench(dialect, Knobs(step_seconds=0.02)) as b, http.client(loopback=True) as other:
+        b.sim.options["keep_incomplete"] = True
+        running = asyncio.create_task(b.make(small(steps=100)))
+        await wait_until(lambda: bool(b.reports) and b.reports[-1].sampling)
+        await other.post(f"{b.sim.url}/sdapi/v1/interrupt")
+        with pytest.raises((OutputEmpty, OutputMismatch)):
+            await running
+
+
+@pytest.mark.parametrize("dialect", A1111)
+async def test_a_partial_picture_is_refused(dialect: str) -> None:
+    """Automatic1111 decodes what there is and answers 200; the state that stays behind tells."""
+    async with bench(dialect, Knobs(step_seconds=0.02)) as b, http.client(loopback=True) as other:
+        running = asyncio.create_task(b.make(small(steps=100)))
+        await wait_until(lambda: bool(b.reports) and b.reports[-1].sampling)
+        await other.post(f"{b.sim.url}/sdapi/v1/interrupt")
+        with pytest.raises(OutputMismatch, match="interrupted"):
+            await running

@@ -40,7 +40,7 @@ def test_a_checkpoint_becomes_a_lasting_override() -> None:
         assert work.request["override_settings"] == {"sd_model_checkpoint": "base.safetensors [0123456789]"}
         assert work.request["override_settings_restore_afterwards"] is False
         assert "sd_model_checkpoint" not in work.request
-        assert work.expect.checkpoint == "base"
+        assert work.expect.checkpoint == "base.safetensors"
         assert [(m.kind, m.name) for m in work.models] == [("checkpoint", "base.safetensors")]
 
 
@@ -79,6 +79,7 @@ def test_two_names_for_two_models_are_refused() -> None:
         ({"alwayson_scripts": []}, "request.alwayson_scripts"),
         ({"refiner_checkpoint": 3}, "request.refiner_checkpoint"),
         ({"seed": "random"}, "request.seed"),
+        ({"seed": 2**64}, "request.seed"),
     ],
 )
 def test_native_fields_that_would_be_dropped_or_replaced(request_: dict[str, Any], field: str) -> None:

@@ -116,6 +116,7 @@ TRAPS: list[tuple[str, bytes, dict[str, Any], type[WorkerError], str]] = [
     ("cut in its header", answer((b64(encoded(picture(64, 48))[:20]),)), {}, OutputMismatch, "cut off"),
     ("live preview as result", answer((b64(encoded(picture(8, 6), "JPEG")),)), {}, OutputMismatch, "8x6"),
     ("preview after out of memory", answer((b64(encoded(picture(8, 6))),)), {"oom": True}, EngineOutOfMemory, "8x6"),
+    ("interrupted by a lack of memory", answer(), {"interrupted": True, "oom": True}, EngineOutOfMemory, "interrupted"),
     ("partial picture of an interrupted job", answer(), {"interrupted": True}, OutputMismatch, "interrupted"),
     ("another model by hash", answer(info=info_of("other", "0123456789")), {"checkpoint": DREAM}, WrongModel, "other"),
     ("another model by name", answer(info=info_of("other", None)), {"checkpoint": DREAM}, WrongModel, "other"),

@@ -34,7 +34,6 @@ class Dialect:
     refresh_vae: str = "refresh-vae"
     vaes: str = "sd-vae"
     reloads: bool = True
-    drops_unknown_overrides: bool = False
 
 
 _EVERYWHERE = {"samples_format": "png", "live_previews_enable": False, "return_grid": False}
@@ -85,7 +84,6 @@ SDNEXT = Dialect(
     reports_status=True,
     swallows=True,
     inpaints_full=False,
-    drops_unknown_overrides=True,
 )
 
 PROBES = {

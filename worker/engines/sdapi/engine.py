@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pybase64
@@ -11,7 +12,7 @@ import structlog
 
 from worker.engines.base import EngineState, Expectation, Files, Output, Progress, Reach, Work
 from worker.engines.sdapi import sizes
-from worker.engines.sdapi.client import Client
+from worker.engines.sdapi.client import Answer, Client
 from worker.engines.sdapi.header import read_header
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
@@ -20,7 +21,7 @@ from worker.engines.sdapi.run import NORMAL, Pace, Run
 from worker.engines.sdapi.server import API, Server, recognise
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context, classify
-from worker.errors import ConfigError, EngineCrashed, EngineOutOfMemory, FieldError, ModelNotFound, OutputError
+from worker.errors import ConfigError, EngineCrashed, FieldError, ModelNotFound, OutputError
 from worker.job import Job, Limits
 from worker.settings.groups import EngineSettings
 
@@ -180,16 +181,8 @@ class SdapiEngine:
                 scripted=is_scripted(work.request),
                 single=work.endpoint == "extra-single-image",
             )
-            answer = done.answer
-            self._settle_options(body, answer.ok)
-            try:
-                output = await asyncio.to_thread(
-                    classify, answer.status, answer.headers, answer.body, work.expect, context
-                )
-            except OutputError as error:
-                if await self._ran_out(server, before):
-                    raise EngineOutOfMemory(f"{error.message}; the server ran out of memory meanwhile") from None
-                raise
+            self._settle_options(body, done.answer.ok)
+            output = await self._judged(done.answer, work.expect, context, server, before)
             self._learn(output, inventory, wanted)
             return Output(
                 output.images,
@@ -202,7 +195,7 @@ class SdapiEngine:
     async def _wanted(self, expect: Expectation, server: Server, inventory: Inventory) -> ModelFile | None:
         """The model that must be used: the one named, else the one that the server holds now."""
         if expect.checkpoint is not None:
-            named = [c for c in inventory.checkpoints if c.name == expect.checkpoint]
+            named = [c for c in inventory.checkpoints if c.label == expect.checkpoint]
             if len(named) != 1:
                 raise ModelNotFound(f"the server no longer lists the checkpoint {expect.checkpoint}")
             return named[0]
@@ -259,6 +252,18 @@ class SdapiEngine:
         sent.pop("sd_model_checkpoint", None)
         changed = {k for k, v in sent.items() if k not in self._baseline or self._baseline[k] != v}
         self._dirty = changed if ok else self._dirty | set(sent)
+
+    async def _judged(
+        self, answer: Answer, expect: Expectation, context: Context, server: Server, before: int | None
+    ) -> Output:
+        """The verdict; one that may come of memory is given again when the server's counter of that has grown."""
+        said = answer.status, answer.headers, answer.body, expect
+        try:
+            return await asyncio.to_thread(classify, *said, context)
+        except OutputError:
+            if not await self._ran_out(server, before):
+                raise
+            return await asyncio.to_thread(classify, *said, replace(context, oom=True))
 
     async def _ran_out(self, server: Server, before: int | None) -> bool:
         if before is None:

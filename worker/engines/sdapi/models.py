@@ -34,7 +34,7 @@ class Naming:
 
     def need(self, kind: str, file: ModelFile) -> ModelFile:
         name = PurePosixPath(file.filename or file.name).name
-        ref = ModelRef(kind=kind, name=name) if name else None
+        ref = ModelRef(kind=kind, name=name) if name and "\\" not in name else None
         if ref is not None and ref not in self.refs:
             self.refs.append(ref)
         return file

@@ -46,6 +46,11 @@ class ModelFile:
     alias: str = ""
 
     @property
+    def label(self) -> str:
+        """Its title without the hash that a first load may add: the same for as long as the file is listed."""
+        return _BRACKET.sub("", self.title)
+
+    @property
     def stem(self) -> str:
         return stem_of(self.filename or self.title)
 
@@ -55,7 +60,7 @@ class ModelFile:
 
     def _identities(self) -> tuple[frozenset[str], ...]:
         """What it may be called, most certain first."""
-        bare = _BRACKET.sub("", self.title)
+        bare = self.label
         path = PurePosixPath(self.filename.replace("\\", "/"))
         tails = {"/".join(path.parts[-n:]) for n in range(2, len(path.parts))} if self.filename else set()
         hashes = {h for h in (self.short_hash, self.sha256, self.sha256[:10] if self.sha256 else None) if h}

@@ -32,6 +32,8 @@ class Pace:
 
 
 NORMAL = Pace()
+UNREAD = 4
+"""Polls in a row that may fail, as while a preview is built, before a job is submitted without a reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,16 @@ class Run:
         loop = asyncio.get_running_loop()
         begun = moved = loop.time()
         last: tuple[Any, ...] | None = None
-        interrupted = -self._pace.interrupt_s
-        while (pulse := await server.pulse()) is not None and self.is_busy(pulse):
-            now = loop.time()
+        interrupted, unread = -self._pace.interrupt_s, 0
+        while unread < UNREAD:
+            pulse = await server.pulse()
+            if pulse is None:
+                unread += 1
+                await asyncio.sleep(self._pace.poll_s)
+                continue
+            if not self.is_busy(pulse):
+                return
+            unread, now = 0, loop.time()
             if pulse.signature != last:
                 last, moved = pulse.signature, now
             if now - moved > self._pace.quiet_s and not _loads(pulse):
@@ -88,7 +97,7 @@ class Run:
         A 429 of SD.Next's rate limiter, which counts after the work, is answered by turning it off once more.
         """
         done = await self._submit(server, endpoint, body, on_progress)
-        if done.answer.status != 429:
+        if done.answer.status != 429 or not server.dialect.reports_status:
             return done
         await server.set_options({"server_rate_limit": 0})
         return await self._submit(server, endpoint, body, on_progress)

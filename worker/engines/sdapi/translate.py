@@ -81,7 +81,7 @@ def _work(
             width=None if scripted else settled.width,
             height=None if scripted else settled.height,
             seeds=seeds,
-            checkpoint=checkpoint.name if checkpoint is not None else None,
+            checkpoint=checkpoint.label if checkpoint is not None else None,
         ),
         models=models,
         inputs=draft.inputs,
@@ -224,6 +224,8 @@ def _settle_seeds(draft: _Draft, job: Job, settled: Sizes) -> tuple[int, ...]:
     body, root = draft.body, draft.root
     seed = sizes.whole(body, "seed", -1, root=root)
     seed = job.seed if seed == -1 else seed
+    if not -(2**63) <= seed < 2**64:
+        raise InvalidJob("does not fit into 64 bits", field=f"{root}.seed")
     strength = sizes.number(body, "subseed_strength", 0, root=root)
     body["seed"] = seed
     if strength > 0 and sizes.whole(body, "subseed", -1, root=root) == -1:

@@ -67,7 +67,7 @@ def classify(
     for data in datas:
         _check_picture(data, expect, context)
     if context.interrupted:
-        raise OutputMismatch("the server says that the generation was interrupted or skipped")
+        raise _spoilt("the server says that the generation was interrupted or skipped", context)
     proof, identity = _prove(info, expect, context)
     warnings = ("model_unproven",) if context.checkpoint is not None and proof == "none" else ()
     seeds = _seeds(info, len(datas), expect, context)
@@ -132,9 +132,14 @@ def _check_picture(data: bytes, expect: Expectation, context: Context) -> None:
     if context.scripted or not right or size in right:
         return
     said = f"an image has {size[0]}x{size[1]} pixels instead of {' or '.join(f'{w}x{h}' for w, h in sorted(right))}"
+    raise _spoilt(said, context)
+
+
+def _spoilt(said: str, context: Context) -> OutputMismatch | EngineOutOfMemory:
+    """SD.Next gives its preview as the result when it runs out of memory, and calls the job interrupted."""
     if context.oom:
-        raise EngineOutOfMemory(f"{said}, and the server ran out of memory meanwhile")
-    raise OutputMismatch(said)
+        return EngineOutOfMemory(f"{said}, and it ran out of memory meanwhile")
+    return OutputMismatch(said)
 
 
 def _prove(info: dict[str, Any], expect: Expectation, context: Context) -> tuple[Proof, _Identity]:
