@@ -29,11 +29,13 @@ from worker.engines.sdapi.engine import SdapiEngine
 from worker.errors import WorkerError
 from worker.queues.base import Delivery, JobState
 from worker.queues.sqlite import SqliteQueue
+from worker.retry import Policy
 from worker.settings import Settings, load_settings
 from worker.simulators import Knobs, Simulator, running
 from worker.storage import Storages
 from worker.storage.base import Storage
 from worker.supervisor import ExitCode, Supervisor
+from worker.webhooks import Sender
 
 SECRET = "whsec_" + base64.b64encode(b"a key of the tests, 32 bytes now").decode()
 SMALL = {"width": 64, "height": 64, "steps": 2}
@@ -57,6 +59,8 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Shorten the waits that no setting names."""
     for module, name, seconds in _WAITS:
         patch.setattr(module, name, seconds)
+    defaults = Sender.__init__.__kwdefaults__ or {}
+    patch.setitem(defaults, "policy", Policy(first=timedelta(milliseconds=50), most=timedelta(milliseconds=200)))
     delay = settlement.retry_delay
 
     def shorter(error: WorkerError, delivery: Delivery, rng: random.Random) -> timedelta:
@@ -123,8 +127,9 @@ class RunningWorker:
 
         await wait_until(is_unready, PATIENCE_S)
 
-    async def submit(self, job_id: str, body: bytes | None = None, **fields: Any) -> None:
-        assert await self.queue.submit(job_id, document(job_id, **fields) if body is None else body)
+    async def submit(self, job_id: str, body: bytes | None = None, *, priority: int = 0, **fields: Any) -> None:
+        body = document(job_id, **fields) if body is None else body
+        assert await self.queue.submit(job_id, body, priority=priority)
 
     async def state(self, job_id: str) -> JobState:
         found = await self.queue.state(job_id)
@@ -199,11 +204,12 @@ async def running_worker(
     knobs: Knobs | None = None,
     *,
     storage: Storage | None = None,
+    queue: SqliteQueue | None = None,
     ready: bool = True,
     changed: Callable[[pytest.MonkeyPatch], None] = lambda patch: None,
     **variables: str,
 ) -> AsyncIterator[RunningWorker]:
-    """A worker that is READY, if asked to; ``storage`` stands in for the operator's place.
+    """A worker that is READY, if asked to; ``storage`` and ``queue`` stand in for those of the settings.
 
     ``changed`` may patch more before anything is opened.
     """
@@ -222,6 +228,9 @@ async def running_worker(
         if storage is not None:
             parts = dataclasses.replace(parts, storage=Storages(storage, ()))
             stack.push_async_callback(storage.aclose)
+        if queue is not None:
+            parts = dataclasses.replace(parts, queue=queue)
+            stack.push_async_callback(queue.aclose)
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         supervisor = await composed(settings, parts, stack, _never, listening.set_result)
         process = asyncio.create_task(supervisor.run(), name="worker")
