@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 from datetime import datetime
 
-import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from tests.support.receiver import Answer, Receiver
@@ -23,11 +21,6 @@ from tests.support.waiting import wait_until
 from worker.clock import CorrectedClock
 from worker.signature import decode_secrets
 from worker.webhooks import Defaults
-
-
-@pytest.fixture
-def all_logs() -> None:
-    structlog.reset_defaults()
 
 
 async def test_updates_tell_of_start_and_progress() -> None:
@@ -71,7 +64,6 @@ async def test_updates_are_at_most_one_a_second_and_the_newest() -> None:
     assert len(set(receiver.ids)) == 3
 
 
-@pytest.mark.usefixtures("all_logs")
 async def test_updates_that_fail_are_lost_and_the_next_still_goes() -> None:
     """Progress is never retried, and a failure of it disturbs nobody."""
     async with Receiver(Answer(500)) as receiver:

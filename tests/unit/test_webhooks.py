@@ -10,7 +10,6 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-import structlog
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -32,11 +31,6 @@ from worker.settings.groups import WebhookSettings
 from worker.signature import decode_secrets
 from worker.urls import Guard
 from worker.webhooks import Defaults
-
-
-@pytest.fixture
-def all_logs() -> None:
-    structlog.reset_defaults()
 
 
 async def test_the_operators_receiver_is_told_and_can_verify() -> None:
@@ -135,7 +129,6 @@ async def test_large_results_are_signed_all_the_same() -> None:
     assert receiver.documents[0]["data"]["images"][0]["base64"] == large.base64
 
 
-@pytest.mark.usefixtures("all_logs")
 async def test_a_failing_receiver_is_tried_again_with_the_same_message() -> None:
     """500, 302, 429 and a broken answer are retried; id and body never change, and each try verifies."""
     answers = (

@@ -11,12 +11,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from worker import http
 from worker.cli import FAILED, OK
 from worker.cli.demo_parts import (
     Receiver,
@@ -28,7 +29,7 @@ from worker.cli.demo_parts import (
 )
 from worker.cli.output import complain, print_rows
 from worker.clock import SystemClock
-from worker.errors import ConfigError, FieldError
+from worker.errors import ConfigError, DownloadFailed, FieldError
 from worker.queues import open_producer
 from worker.queues.base import JobState
 from worker.settings.groups import QueueSettings
@@ -124,12 +125,12 @@ async def _worker(environment: dict[str, str], log_file: Path) -> AsyncIterator[
 
 async def _doing(port: int) -> str:
     """What the worker says of itself, in a few words."""
-    import httpx
-
-    async with httpx.AsyncClient(trust_env=False, timeout=1) as client:
+    url = f"http://[::1]:{port}/v1/status"
+    async with http.client(timeout=timedelta(seconds=1), loopback=True) as client:
         try:
-            status = (await client.get(f"http://[::1]:{port}/v1/status")).json()
-        except (httpx.HTTPError, ValueError):
+            with http.translating(DownloadFailed, url=url):
+                status = (await client.get(url)).json()
+        except (DownloadFailed, ValueError):
             return "starting"
     jobs = [
         f"{job['id'].rsplit('-', 1)[-1]} {job['hop']}" + (f" {job['progress']:.0%}" if job.get("progress") else "")
