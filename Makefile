@@ -11,7 +11,8 @@ demo: $(READY)
 	$(BIN)/sd-worker demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -q --tb=short --show-capture=no --cov --cov-report= $(ARGS)
+	$(BIN)/python -m tests.branches
 
 check: $(READY)
 	$(BIN)/ruff check .
