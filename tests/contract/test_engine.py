@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from typing import Any
 
@@ -298,9 +299,40 @@ async def test_progress_is_reported(dialect: str) -> None:
         assert output.generate_s > 0
 
 
+async def test_each_request_has_a_connection_of_its_own_and_wants_plain_bytes() -> None:
+    """Kept connections fail when the server closes them idle; gzip hardly shrinks base64 and costs the server CPU."""
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+            writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "::1", 0)
+    async with server:
+        engine = open_engine(settings_for(f"http://[::1]:{server.sockets[0].getsockname()[1]}"), Limits())
+        assert (await engine.look()).reach is Reach.ROUTES_MISSING
+        await engine.aclose()
+    assert len(heads) == 1
+    assert b"accept-encoding: identity" in heads[0]
+    assert b"connection: close" in heads[0]
+
+
+async def test_sdnext_is_never_asked_to_draw_a_preview() -> None:
+    """Asking for the progress makes the preview that a failed generation then gives as its result."""
+    async with bench("sdnext", Knobs(step_seconds=0.02)) as b:
+        running = asyncio.create_task(b.make(small(steps=20)))
+        await wait_until(b.busy)
+        await running
+        assert b.reports
+        assert b.sim.stats.requests["GET /sdapi/v1/status"] > 1
+        assert b.sim.stats.requests["GET /sdapi/v1/progress"] == 0
+
+
 @every
-async def test_bodies_are_asked_for_uncompressed_and_connections_are_fresh(dialect: str) -> None:
-    """A server that closes idle connections at once does not matter."""
+async def test_idle_connections_that_the_server_closes_do_not_matter(dialect: str) -> None:
+    """None is kept."""
     async with bench(dialect, Knobs(keep_alive_seconds=0.001)) as b:
         for _ in range(5):
             assert (await b.make()).images

@@ -18,7 +18,7 @@ from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
 from worker.engines.sdapi.names import ModelFile
 from worker.engines.sdapi.run import NORMAL, Pace, Run
-from worker.engines.sdapi.server import API, Server, recognise
+from worker.engines.sdapi.server import ANYWHERE, API, Server, recognise
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context, classify
 from worker.errors import ConfigError, EngineCrashed, FieldError, ModelNotFound, OutputError
@@ -62,14 +62,15 @@ class SdapiEngine:
             return EngineState(Reach.ROUTES_MISSING, detail=error.message)
 
     async def _look(self) -> EngineState:
-        answer = await self._client.get(API + "progress?skip_current_image=true")
+        known = self._server
+        answer = await (known.state() if known is not None else self._client.get(API + ANYWHERE))
         if answer.status in (401, 403):
             answer.checked()
-        if answer.status == 404 or (answer.ok and not isinstance(answer.json, dict)):
+        if answer.status == 404 or (answer.ok and answer.json is None):
             self._forget()
-            return EngineState(Reach.ROUTES_MISSING, detail=f"the port answers, {API}progress does not yet")
+            return EngineState(Reach.ROUTES_MISSING, detail=f"the port answers, but not yet below {API}")
         server = await self._known()
-        pulse = await server.pulse()
+        pulse = server.read(answer) if known is not None else await server.pulse()
         busy = pulse is None or self._run.is_busy(pulse)
         model, ready = await self._loaded_now(server)
         return EngineState(

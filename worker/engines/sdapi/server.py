@@ -14,6 +14,10 @@ from worker.engines.sdapi.progress import Pulse, from_progress, from_status
 from worker.errors import EngineCrashed, WorkerError
 
 API = "/sdapi/v1/"
+PROGRESS = "progress?skip_current_image=true"
+ANYWHERE = "samplers"
+"""A list that every server of the family has, to see whether its routes are there."""
+
 LISTING = timedelta(minutes=2)
 """Lists may wait for the server's lock, or for a scan of a slow disk."""
 
@@ -37,13 +41,22 @@ class Server:
         self.dialect = dialect
         self._fields: dict[str, frozenset[str]] | None = None
 
+    async def state(self) -> Answer:
+        """Its raw word on the running work.
+
+        Never ``/progress`` where there is ``/status``: asking for it makes SD.Next draw the very preview that it
+        gives as the result when the generation then fails.
+        """
+        return await self._client.get(API + ("status" if self.dialect.reports_status else PROGRESS))
+
     async def pulse(self) -> Pulse | None:
         """How the running work goes; None where the server could not tell, as while it builds a preview."""
-        if self.dialect.reports_status:
-            answer = await self._client.get(API + "status")
-            return from_status(answer.json) if answer.ok else None
-        answer = await self._client.get(API + "progress?skip_current_image=true")
-        return from_progress(answer.json) if answer.ok else None
+        return self.read(await self.state())
+
+    def read(self, state: Answer) -> Pulse | None:
+        if not state.ok:
+            return None
+        return from_status(state.json) if self.dialect.reports_status else from_progress(state.json)
 
     async def interrupt(self) -> None:
         """Stop whatever runs now. It is lost on a request that still waits or loads: to be repeated."""
