@@ -198,7 +198,7 @@ async def test_no_progress_is_a_stall(dialect: str) -> None:
 async def test_a_load_that_takes_too_long_is_a_stall(dialect: str) -> None:
     """Nothing sampled within the time for loading: it is interrupted, and the server lives on."""
     async with bench(dialect, Knobs(), settings={"load_timeout": timedelta(seconds=0.1)}) as b:
-        b.sim.knobs.arm("slow", seconds=0.4)
+        b.sim.knobs.arm("slow", seconds=0.7)
         with pytest.raises(EngineStalled, match="first step"):
             await b.make(small(steps=1))
         assert b.sim.stats.in_flight == 0
