@@ -135,7 +135,7 @@ async def composed(
         clock=parts.clock,
         identity=identity,
         rng=random.Random(),
-        drain_left=drain.left,
+        drain=drain,
     )
     tools = Tools(
         bench=bench,

@@ -75,6 +75,12 @@ class Drain:
                 break
         raise Draining
 
+    async def over(self) -> None:
+        """A guard: raises `TimeoutError` at the deadline."""
+        await self._begun.wait()
+        await asyncio.sleep(self.left() or 0.0)
+        raise TimeoutError("the drain's deadline has come")
+
     def left(self) -> float | None:
         """Seconds until the deadline, None while not draining."""
         if self.deadline is None:

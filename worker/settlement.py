@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from worker.clock import Clock
+from worker.drain import Drain
 from worker.errors import (
     ENGINE_FAULT_CODES,
     DeliveryLimit,
@@ -39,6 +40,7 @@ from worker.queues.base import Delivery, Queue
 from worker.result import AttemptResult, ErrorResult, Result, Timings, WorkerResult
 from worker.stages import StageClock
 from worker.storage.base import Stores
+from worker.tasks import run_guarded
 from worker.webhooks import Sender
 
 log = structlog.get_logger()
@@ -100,7 +102,7 @@ class Bench:
     clock: Clock
     identity: Identity
     rng: random.Random
-    drain_left: Callable[[], float | None]
+    drain: Drain
 
 
 async def settle(outcome: Outcome, journey: Journey, bench: Bench) -> None:
@@ -127,9 +129,8 @@ async def _settle_success(success: Success, journey: Journey, bench: Bench) -> s
 async def _retry_webhook_later(result: Result, journey: Journey, bench: Bench) -> str:
     """The success stands for ever; only its webhook is still owed, by later deliveries."""
     tried = sum(attempt.code == UNDELIVERED for attempt in journey.delivery.attempts)
-    if bench.drain_left() is not None:
-        await _nack(Draining(), timedelta(0), journey, bench)
-        return "released"
+    if bench.drain.begun:
+        return await _release(journey, bench)
     if tried < len(WEBHOOK_DELAYS):
         delay = WEBHOOK_DELAYS[tried]
         await _answer(
@@ -150,8 +151,7 @@ async def _settle_error(error: WorkerError, journey: Journey, bench: Bench) -> s
     error = final(error, journey.delivery, bench.identity.id)
     match error.disposition:
         case Disposition.REJECT:
-            await _reject(error, journey, bench)
-            return "failed"
+            return await _reject(error, journey, bench)
         case Disposition.ACK:
             result = failure_of(error, journey, bench)
             await _tell("cancelled", result, journey, bench)
@@ -194,13 +194,22 @@ def retry_delay(error: WorkerError, delivery: Delivery, rng: random.Random) -> t
     return timedelta(seconds=grown_s * rng.uniform(0.75, 1))
 
 
-async def _reject(error: WorkerError, journey: Journey, bench: Bench) -> None:
+async def _reject(error: WorkerError, journey: Journey, bench: Bench) -> str:
     result = failure_of(error, journey, bench)
     if not isinstance(error, IdConflict):
         await _keep_failure(result, journey, bench)
         if not await _tell("failed", result, journey, bench):
+            if bench.drain.begun:
+                return await _release(journey, bench)
             result = result.model_copy(update={"warnings": (*result.warnings, UNDELIVERED)})
     await _answer(Effect.REJECT, lambda: bench.queue.reject(journey.delivery, result), journey, bench)
+    return "failed"
+
+
+async def _release(journey: Journey, bench: Bench) -> str:
+    """The drain has cut a webhook off: the next delivery owes it."""
+    await _nack(Draining(), timedelta(0), journey, bench)
+    return "released"
 
 
 async def _nack(error: WorkerError, delay: timedelta, journey: Journey, bench: Bench) -> None:
@@ -220,8 +229,8 @@ async def _tell(event: str, result: Result, journey: Journey, bench: Bench) -> b
         return True
     try:
         async with journey.lease.effect(Effect.WEBHOOK):
-            async with asyncio.timeout(bench.drain_left()):
-                warnings = await bench.sender.send(event, journey.known, result)
+            send = bench.sender.send(event, journey.known, result)
+            warnings = await run_guarded(send, bench.drain.over(), name=f"webhook-{journey.id}")
         journey.warnings.extend(warnings)
         bench.metrics.webhook("delivered")
     except (WebhookFailed, TimeoutError) as error:
@@ -261,7 +270,7 @@ async def _answer(effect: Effect, call: Callable[[], Awaitable[None]], journey: 
                 await call()
             return
         except QueueUnavailable as error:
-            left = bench.drain_left()
+            left = bench.drain.left()
             if left is not None and left <= 0:
                 log.warning("job_unanswered", effect=str(effect), error=error.message)
                 return

@@ -40,7 +40,7 @@ from worker.storage.base import Artifact
 from worker.urls import Guard
 from worker.webhooks import Defaults, Message, Sender, Target
 
-SIDE = 64
+SIDE = 16
 HOOK = "https://hooks.example/in"
 
 

@@ -80,7 +80,7 @@ class World:
                 clock=self.clock,
                 identity=Identity(worker, "machine", "0"),
                 rng=random.Random(3),
-                drain_left=self.drain.left,
+                drain=self.drain,
             ),
             gate=self.gate,
             engine=self.engine,
