@@ -64,10 +64,10 @@ async def crash_at_random(shop: Workshop, rng: random.Random, kills: int) -> int
 
 
 async def two_workers(shop: Workshop, rng: random.Random, jobs: int) -> None:
-    """Each worker with its own server, on one queue; the first is killed until few jobs are left."""
+    """Each worker with its own server, on one queue; the first is killed until a third of the jobs is left."""
     await shop.submit_many(jobs)
     async with shop.worker("w2", WORKER_ENGINE_URL=shop.simulators[1].url) as steady:
-        while len(shop.receiver.ended()) < jobs - 10:
+        while len(shop.receiver.ended()) < jobs - 20:
             await killed_sometime(shop, rng)
         async with shop.worker("w1") as last:
             await shop.ended(steady, last)

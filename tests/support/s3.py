@@ -87,8 +87,13 @@ def running_rclone(root: Path, *, host: str = "[::1]") -> Iterator[str]:
             started = next((line for line in stderr if "Starting s3 server on" in line), None)
             if started is None:
                 raise RuntimeError("rclone ended before it served")
-            threading.Thread(target=lambda: deque(stderr, maxlen=0), name="rclone-stderr", daemon=True).start()
-            yield started.split("[", 1)[1].strip().removesuffix("]").rstrip("/")
+            reading = threading.Thread(target=lambda: deque(stderr, maxlen=0), name="rclone-stderr", daemon=True)
+            reading.start()
+            try:
+                yield started.split("[", 1)[1].strip().removesuffix("]").rstrip("/")
+            finally:
+                process.terminate()
+                reading.join()
         finally:
             process.terminate()
 

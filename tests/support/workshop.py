@@ -8,16 +8,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.support.failing_worker import Failure
 from tests.support.ledger import Ledger, Made, Told
 from tests.support.receiver import Answer, Receiver, Request
-from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, made_bucket, running_rclone
+from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, made_bucket, running_moto, running_rclone
 from tests.support.waiting import wait_until
 from worker.clock import SystemClock
 from worker.queues.sqlite.driver import SqliteProducer
@@ -26,6 +27,8 @@ from worker.simulators import Knobs, Simulator, running
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 VISIBILITY_S = 2
+Store = Literal["rclone", "moto"]
+"""rclone ignores ``If-None-Match``, moto honours it."""
 MODEL, OTHER_MODEL = "dreamshaper_8.safetensors", "sd_xl_base_1.0.safetensors"
 
 
@@ -198,43 +201,56 @@ class Workshop:
 
     async def ledger(self, *, one_result: bool = True) -> Ledger:
         """Everything as it stands now."""
-        objects = await asyncio.to_thread(lambda: {key: self.bucket.read(key) for key in all_keys(self.bucket)})
-        marks = [key for key in objects if key.endswith("/result.json")]
+        times = await asyncio.to_thread(all_keys, self.bucket)
+        objects = await asyncio.to_thread(lambda: {key: self.bucket.read(key) for key in times})
         return Ledger(
             wanted=dict(self.wanted),
             states=await self.producer.jobs(limit=1_000_000),
             objects=objects,
-            stood_since={key: (self.stored / key).stat().st_mtime for key in marks},
+            stood_since={key: self._stored_at(key, told) for key, told in times.items()},
             told=self.receiver.told,
             made=[Made(one.started, one.prompt) for sim in self.simulators for one in sim.stats.generations],
             refused=self.receiver.refused,
             one_result=one_result,
         )
 
+    def _stored_at(self, key: str, told: datetime) -> float:
+        """When it was stored, in Unix seconds: of what S3 tells in whole seconds, the end of that second."""
+        file = self.stored / key
+        return file.stat().st_mtime if file.exists() else told.timestamp() + 1
+
     def generations(self) -> int:
-        """How many were begun so far, warm-ups included."""
-        return sum(len(simulator.stats.generations) for simulator in self.simulators)
+        """How many the first server has begun so far, warm-ups included."""
+        return len(self.simulators[0].stats.generations)
 
     async def breaches(self) -> list[str]:
         return (await self.ledger()).breaches()
 
 
-def all_keys(bucket: Bucket) -> list[str]:
+def all_keys(bucket: Bucket) -> dict[str, datetime]:
+    """Every object, and since when it is so."""
     pages = bucket.client().get_paginator("list_objects_v2").paginate(Bucket=bucket.name)
-    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+    return {item["Key"]: item["LastModified"] for page in pages for item in page.get("Contents", [])}
+
+
+@contextmanager
+def _store(kind: Store, root: Path) -> Iterator[str]:
+    with running_rclone(root) if kind == "rclone" else running_moto() as url:
+        yield url
 
 
 @asynccontextmanager
 async def workshop(
-    folder: Path, knobs: Knobs | None = None, *, models: tuple[str, ...] = (MODEL,)
+    folder: Path, knobs: Knobs | None = None, *, models: tuple[str, ...] = (MODEL,), store: Store = "rclone"
 ) -> AsyncIterator[Workshop]:
     """One of its own for a test. Each of ``models`` gets an image server; another model draws other pictures."""
     knobs = knobs or Knobs(step_seconds=0.005, load_seconds=0.0)
+    root = folder / "store"
+    root.mkdir()
     async with AsyncExitStack() as stack:
         simulators = [await stack.enter_async_context(running("sdnext", knobs, models=(name,))) for name in models]
-        (folder / "store").mkdir()
-        bucket = made_bucket(stack.enter_context(running_rclone(folder / "store")))
+        bucket = made_bucket(stack.enter_context(_store(store, root)))
         receiver = await stack.enter_async_context(Hook())
         producer = SqliteProducer(folder / "queue.db", SystemClock())
         stack.push_async_callback(producer.aclose)
-        yield Workshop(folder, simulators, bucket, folder / "store" / bucket.name, receiver, producer)
+        yield Workshop(folder, simulators, bucket, root / bucket.name, receiver, producer)
