@@ -54,7 +54,7 @@ class Sim:
         """Wait until so many generations have begun to sample."""
 
         def sampling() -> bool:
-            return len(self.sim.stats.generations) >= count and self.sim.machine.state.sampling_steps > 0
+            return len(self.sim.stats.generations) >= count and self.sim.machine.state.sampling
 
         await wait_until(sampling)
 

@@ -119,7 +119,7 @@ def _checkpoint(machine: Machine) -> dict[str, Any]:
 
 async def _select_without_lock(machine: Machine, name: str) -> bool:
     """The one selection that waits for nobody: during a generation it ruins the loaded pipeline."""
-    if machine.state.sampling_steps:
+    if machine.state.sampling:
         machine.corrupt = True
         return False
     machine.options["sd_model_checkpoint"] = name

@@ -57,7 +57,7 @@ def add_state(api: Api) -> None:
         if machine.knobs.take("", progress=True):
             raise ServerError("RuntimeError", "Expected all tensors to be on the same device")
         skip_image = request.query_params.get("skip_current_image", "").lower() in ("1", "true", "yes", "on")
-        if machine.state.sampling_steps:
+        if machine.state.sampling:
             machine.state.preview = True
         return Reply(await _progress(api, skip_image))
 
@@ -91,7 +91,7 @@ async def _progress(api: Api, skip_image: bool) -> dict[str, Any]:
     inner |= {"job_timestamp": state.job_timestamp}
     inner |= {"job_no": state.job_no, "sampling_step": state.sampling_step, "sampling_steps": state.sampling_steps}
     image = None
-    if state.sampling_steps and not skip_image and api.machine.options["live_previews_enable"]:
+    if state.sampling and not skip_image and api.machine.options["live_previews_enable"]:
         kind = "jpeg" if dialect.sdnext else "png"
         picture = await asyncio.to_thread(pictures.draw, state.id, 64, 64)
         image = pictures.to_base64(pictures.encode(picture, kind, 80, ""))
@@ -126,8 +126,8 @@ def _status(api: Api) -> dict[str, Any]:
         "job": state.job_no,
         "jobs": 1 if loading else state.job_count,
         "total": state.total,
-        "step": state.sampling_step,
-        "steps": state.sampling_steps,
+        "step": state.sampling_steps * state.job_no + state.sampling_step,
+        "steps": state.sampling_steps * state.job_count,
         "queued": 0,
         "uptime": int(machine.uptime),
         "elapsed": round(time.monotonic() - state.began, 2) if state.job_count else None,

@@ -44,10 +44,14 @@ class State:
         self.preview = False
         self.total += 1
 
+    @property
+    def sampling(self) -> bool:
+        """Whether a job is among its steps."""
+        return self.job_count != 0 and self.sampling_steps > 0
+
     def end(self) -> None:
-        """Nothing runs any more; the flags stay for who looks."""
+        """Nothing runs any more; the flags and the steps stay for who looks, until the next job."""
         self.id, self.job, self.job_count, self.job_no = "", "", 0, 0
-        self.sampling_step = self.sampling_steps = 0
         self.preview = False
 
     def fraction(self) -> float:

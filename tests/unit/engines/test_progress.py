@@ -46,18 +46,18 @@ def test_loading_counts_as_busy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "jobs", "busy", "interrupted"),
+    ("word", "task", "busy", "interrupted"),
     [
-        ("idle", 0, False, False),
-        ("paused", 1, True, False),
-        ("interrupted", 0, False, True),
-        ("interrupted", 1, True, True),
-        ("skipped", 0, False, True),
+        ("idle", "", False, False),
+        ("paused", "Inference", True, False),
+        ("interrupted", "", False, True),
+        ("interrupted", "Inference", True, True),
+        ("skipped", "", False, True),
     ],
 )
-def test_interrupted_is_told_from_running(word: str, jobs: int, busy: bool, interrupted: bool) -> None:
-    """SD.Next says "interrupted" while such a job ends and after it; only the first is busy."""
-    pulse = from_status({**STATUS, "status": word, "jobs": jobs, "step": 0})
+def test_interrupted_is_told_from_running(word: str, task: str, busy: bool, interrupted: bool) -> None:
+    """SD.Next says "interrupted" while such a job ends and after it, with its last step; only the first is busy."""
+    pulse = from_status({**STATUS, "status": word, "task": task, "jobs": 1 if task else 0, "step": 2})
     assert pulse is not None
     assert (pulse.busy, pulse.interrupted) == (busy, interrupted)
 

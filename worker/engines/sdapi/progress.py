@@ -53,13 +53,15 @@ def _eta(value: Any) -> float | None:
 
 
 def from_status(body: Any) -> Pulse | None:
-    """The current SD.Next's ``/status``; it says ``interrupted`` while such a job ends, and until the next one."""
+    """The current SD.Next's ``/status``; it says ``interrupted`` while such a job ends, and until the next one.
+
+    Only ``task`` tells the two apart: the step at which a job was cut short stays in sight after it.
+    """
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     status = body["status"]
-    running = _whole(body.get("jobs")) != 0 or _whole(body.get("step")) != 0
     return Pulse(
-        busy=status in ("running", "paused") or (running and status in ("interrupted", "skipped")),
+        busy=status == "running" or (bool(body.get("task")) and status in ("paused", "interrupted", "skipped")),
         interrupted=status in ("interrupted", "skipped"),
         step=_whole(body.get("step")),
         steps=_whole(body.get("steps")),
