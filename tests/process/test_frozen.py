@@ -16,5 +16,5 @@ async def test_frozen(cell: str, tmp_path: Path) -> None:
     async with workshop(tmp_path, models=(MODEL, OTHER_MODEL)) as shop:
         published, ledger = await frozen_at(shop, cell)
     assert published.changed(ledger) == set()
-    assert published.marks.keys() == {"job/result.json"}
+    assert published.marks.keys() == {"first/result.json", "job/result.json"}
     assert ledger.breaches() == []

@@ -49,45 +49,59 @@ class Published:
 async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
     """Freeze a worker there, let another do the job, and let the first go on: what was published, and the end.
 
-    The two have servers that draw different pictures of the same job, as two GPUs may.
+    It happens at the worker's second job, when all its connections are made. The two have servers that draw
+    different pictures of the same job, as two GPUs may.
     """
     when, _, effect = cell.partition("_")
-    refused = Effect(effect) in (Effect.FAILURE, Effect.REJECT)
-    await shop.submit("job", code="invalid_job" if refused else None, steps=10_000 if refused else 4, width=SIDE)
+    failures = [] if when == "during" else [Failure(cell, hit=2, signal="STOP")]
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(turnstile(shop.bucket.endpoint_url))
         hook = await stack.enter_async_context(turnstile(shop.receiver.url()))
-        failures = [] if when == "during" else [Failure(cell, signal="STOP")]
         zombie = await stack.enter_async_context(
             shop.worker("zombie", *failures, WORKER_S3_ENDPOINT_URL=store.url, WORKER_WEBHOOK_URL=f"{hook.url}/hook")
         )
+        await _submit(shop, "first", effect)
+        await shop.ended(zombie)
         if when == "during":
-            await _held(hook if effect == Effect.WEBHOOK else store, PLACES[Effect(effect)], zombie)
-            await zombie.freeze()
+            await _freeze_during(zombie, shop, effect, hook if effect == Effect.WEBHOOK else store)
         else:
+            await _submit(shop, "job", effect)
             await zombie.frozen()
         async with shop.worker("heir", WORKER_ENGINE_URL=shop.simulators[1].url) as heir:
             await wait_until(lambda: heir.over or heir.events("listening"), timeout=30)
             await shop.ended(heir)
             if cell not in ("after_ack", "after_reject"):
-                assert (await shop.producer.jobs())[0].attempts[-1].worker == "heir"
+                state = await shop.producer.state("job")
+                assert state is not None
+                assert state.attempts[-1].worker == "heir"
             published = Published(await shop.ledger())
+            passed = store.passed
             zombie.thaw()
             for place in (store, hook):
                 place.release()
-            await _at_rest(zombie)
+            if cell == "before_upload":
+                await wait_until(lambda: store.passed > passed, timeout=30)
+            await wait_until(lambda: zombie.over or at_rest(zombie), timeout=30)
             for place in (store, hook):
                 await place.idle()
             assert [await life.stop() for life in (heir, zombie)] == [0, 0], zombie.tail()
     return published, await shop.ledger(one_result=False)
 
 
-async def _held(place: Turnstile, wanted: Place, life: Life) -> None:
-    place.hold(wanted)
+async def _submit(shop: Workshop, job_id: str, effect: str) -> None:
+    refused = effect in (Effect.FAILURE, Effect.REJECT)
+    await shop.submit(job_id, code="invalid_job" if refused else None, steps=10_000 if refused else 4, width=SIDE)
+
+
+async def _freeze_during(life: Life, shop: Workshop, effect: str, place: Turnstile) -> None:
+    """Freeze it when half of the request's body has arrived."""
+    place.hold(PLACES[Effect(effect)])
+    await _submit(shop, "job", effect)
     await wait_until(lambda: place.held.is_set() or life.over, timeout=30)
     assert place.held.is_set(), life.tail()
+    await life.freeze()
 
 
-async def _at_rest(life: Life) -> None:
-    """Wait until the worker has done with the job that it held."""
-    await wait_until(lambda: life.events("job_abandoned") or life.events("job_settled") or life.over, timeout=30)
+def at_rest(life: Life) -> bool:
+    """Whether the worker has done with both jobs."""
+    return len(life.events("job_abandoned")) + len(life.events("job_settled")) >= 2

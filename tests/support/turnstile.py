@@ -18,13 +18,14 @@ Wanted = Callable[[str, str], bool]
 
 
 class Turnstile:
-    """``hold`` names the next request to be held, by method and path; ``url`` stands for the server's."""
+    """``hold`` names the next request to be held, by method and path; ``passed`` counts them."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = urlsplit(upstream)
         self._wanted: Wanted | None = None
         self._going = asyncio.Event()
         self._under_way = 0
+        self.passed = 0
         self.held = asyncio.Event()
         self.url = ""
 
@@ -49,6 +50,7 @@ class Turnstile:
         with suppress(ConnectionError):
             await writer.wait_closed()
         self._under_way -= 1
+        self.passed += 1
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")

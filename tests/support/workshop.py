@@ -194,8 +194,9 @@ class Workshop:
         await wait_until(over, timeout)
 
     async def finished(self, name: str = "w1", **changes: str) -> None:
-        """Let a worker that nothing befalls do what is left, and drain."""
-        async with self.worker(name, **changes) as life:
+        """Let a worker that nothing befalls do what is left, and drain; its coverage is measured where ours is."""
+        measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
+        async with self.worker(name, **measured, **changes) as life:
             await self.ended(life)
             assert await life.stop() == 0, life.tail()
 
