@@ -8,6 +8,9 @@ from dataclasses import dataclass
 SLACK_S = 0.25
 """Held in reserve for what no average tells."""
 
+GRAIN_S = 0.001
+"""A shorter wait is none: what is left of one by rounding may never end."""
+
 
 @dataclass(slots=True)
 class Pace:
@@ -44,4 +47,5 @@ def when(*, held: int, running_left_s: float | None, waiting: int, window: int, 
     if pace.generate_s is None or pace.prepare_s is None:
         return 0.0 if held < 2 else math.inf
     busy_s = (running_left_s or 0.0) + waiting * pace.generate_s
-    return max(0.0, busy_s - 1.5 * pace.prepare_s - SLACK_S)
+    wait_s = busy_s - 1.5 * pace.prepare_s - SLACK_S
+    return wait_s if wait_s >= GRAIN_S else 0.0
