@@ -21,9 +21,10 @@ from tests.support.storage import an_s3_storage
 from tests.support.waiting import wait_until
 from worker import settlement
 from worker.clock import SystemClock
+from worker.node import Orders
+from worker.queues.base import Delivery
 from worker.queues.sqlite import SqliteQueue
 from worker.result import Result
-from worker.simulators import Knobs
 from worker.supervisor import ExitCode
 
 pytest_plugins = ("tests.support.s3_fixtures",)
@@ -190,6 +191,17 @@ async def test_a_full_disk_pauses_and_loses_nothing(tmp_path: Path, monkeypatch:
         await worker.goes_on("no-space")
 
 
+class Renewing(SqliteQueue):
+    """Tells how often a lease was renewed."""
+
+    renewals = 0
+
+    async def extend(self, delivery: Delivery) -> Orders | None:
+        orders = await super().extend(delivery)
+        self.renewals += 1
+        return orders
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Another connection holds the queue's file, once it is free."""
@@ -201,12 +213,14 @@ def locked(path: Path) -> Iterator[None]:
 
 async def test_a_locked_queue_is_waited_for(tmp_path: Path) -> None:
     """Longer than the driver waits: the running job goes on, is answered when the lock is gone, and runs once."""
-    queue = SqliteQueue(tmp_path / "queue.db", SystemClock(), worker="w1", busy=timedelta(milliseconds=50))
-    async with running_worker(tmp_path, knobs=Knobs(step_seconds=0.01), queue=queue, WORKER_QUEUE_WINDOW="1") as worker:
+    queue = Renewing(tmp_path / "queue.db", SystemClock(), worker="w1", busy=timedelta(milliseconds=50))
+    async with running_worker(tmp_path, queue=queue, WORKER_QUEUE_WINDOW="1") as worker:
+        worker.sim.knobs.step_seconds = 0.1
         await worker.submit("held", params={"prompt": "a picture of held", **SLOW})
         await worker.submit("next")
-        await wait_until(lambda: worker.sim.machine.state.sampling_step > 0)
+        await wait_until(lambda: queue.renewals and worker.sim.machine.state.sampling_step)
         with locked(tmp_path / "queue.db"):
+            worker.sim.knobs.step_seconds = 0.001
             await worker.unready("queue_unavailable")
             await wait_until(lambda: worker.told("held") == ["job.succeeded"])
             assert [(await worker.state(job_id)).status for job_id in ("held", "next")] == ["leased", "waiting"]
