@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.engines import ALL, bench
+from tests.support.engines import ALL, bench, settings_for, small
 from tests.support.waiting import wait_until
+from worker.engines.sdapi.client import Client
+from worker.engines.sdapi.dialects import SDNEXT
 from worker.engines.sdapi.run import Pace
+from worker.engines.sdapi.server import Server
 from worker.simulators import Knobs
 
 
@@ -28,3 +32,40 @@ async def test_what_an_interrupted_job_leaves_behind_is_not_work(dialect: str) -
         assert not await b.busy()
         await b.make()
         assert b.sim.stats.interrupts == 1
+
+
+async def test_a_stored_settings_file_hides_no_option() -> None:
+    """SD.Next with a settings file lists only what differs from the defaults; all settings are made all the same."""
+    async with bench("sdnext", prepare=False) as b:
+        listed = (await httpx_get(b.sim.url, "options")).keys()
+        assert "samples_format" not in listed
+        await b.engine.prepare()
+        assert b.sim.options["samples_format"] == "png"
+        assert b.sim.options["server_rate_limit"] == 0
+        assert b.sim.options["keep_incomplete"] is False
+        assert b.sim.options["sd_checkpoint_autodownload"] is False
+
+
+async def test_an_unlisted_option_may_be_overridden_and_is_put_back() -> None:
+    """What a job overrides is known by its default, and the next job runs without it."""
+    async with bench("sdnext") as b:
+        await b.make(small(override_settings={"token_merging_ratio": 0.5}))
+        assert b.sim.options["token_merging_ratio"] == 0.5
+        await b.make()
+        assert b.sim.options["token_merging_ratio"] == 0.0
+
+
+@pytest.mark.parametrize("new_install", [True, False])
+async def test_options_are_complete_on_a_new_install_and_later(new_install: bool) -> None:
+    """The inventory holds every option, whatever the server lists."""
+    async with bench("sdnext", Knobs(new_install=new_install), prepare=False) as b:
+        client = Client(settings_for(b.sim.url))
+        assert (await Server(client, SDNEXT).options()).keys() == b.sim.options.keys()
+        await client.aclose()
+
+
+async def httpx_get(url: str, path: str) -> dict[str, Any]:
+    """The body of a GET below ``/sdapi/v1``."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
+        body: dict[str, Any] = (await client.get(f"/sdapi/v1/{path}")).json()
+        return body

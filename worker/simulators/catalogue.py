@@ -30,7 +30,11 @@ def _add_options(api: Api) -> None:
     machine = api.machine
 
     async def read(_: Request) -> Reply:
-        return Reply(dict(machine.options))
+        return Reply(machine.listed_options())
+
+    async def describe(_: Request) -> Reply:
+        described = {name: {"label": name, "default": value} for name, value in machine.defaults.items()}
+        return Reply({"options": described, "sections": []})
 
     async def write(request: Request) -> Reply:
         document = await json_body(request, machine.dialect)
@@ -40,6 +44,8 @@ def _add_options(api: Api) -> None:
 
     api.get("/sdapi/v1/options", read)
     api.post("/sdapi/v1/options", write)
+    if machine.dialect.current:
+        api.get("/sdapi/v1/options-info", describe)
 
 
 def _add_models(api: Api) -> None:

@@ -74,6 +74,8 @@ class Knobs:
     faults: list[Fault] = field(default_factory=list)
     gzip: bool = True
     no_ipv6: bool = False
+    new_install: bool = False
+    """There is no settings file yet: only then does the current SD.Next list all its settings."""
     hashing: bool | None = None
     """Whether models are hashed on their first load; None: as the dialect is usually run."""
     keep_alive_seconds: float | None = None

@@ -31,6 +31,7 @@ class Machine:
         self.disk = disk
         self.rng = random.Random(knobs.random_seed)
         self.options = default_options(dialect)
+        self.defaults = default_options(dialect)
         self.fall: Callable[[Fault], None] = lambda _: None
         """What brings the process down; the server sets it."""
         self.boot()
@@ -47,6 +48,7 @@ class Machine:
         self.corrupt = False
         self.stuck_on: ModelFile | None = None
         self.out_of_memory = 0
+        self._set_now: set[str] = set()
         self.released = asyncio.Event()
         self._leaked: list[bytes] = []
         self.started = time.monotonic()
@@ -138,6 +140,12 @@ class Machine:
         self.options["sd_model_checkpoint"] = self.disk.title(model)
         self.options["sd_checkpoint_hash"] = model.sha256 if self.disk.known_hash(model) else None
 
+    def listed_options(self) -> dict[str, Any]:
+        """`GET /options`: on the current SD.Next only what its file holds, the changed ones, and what was set since."""
+        if not self.dialect.current or self.knobs.new_install:
+            return dict(self.options)
+        return {k: v for k, v in self.options.items() if v != self.defaults[k] or k in self._set_now}
+
     async def set_options(self, changes: dict[str, Any]) -> Any:
         """`POST /options`: the answer's body. Raises `ServerError`."""
         self.stats.options_posts.append(changes)
@@ -174,6 +182,7 @@ class Machine:
         if name not in self.options or self.options[name] == value:
             return False
         self.options[name] = value
+        self._set_now.add(name)
         if name == "sd_model_checkpoint":
             async with self.lock:
                 await self.select(str(value))

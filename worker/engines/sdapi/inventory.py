@@ -21,9 +21,8 @@ LISTS = (
     "latent-upscale-modes",
     "scripts",
     "embeddings",
-    "options",
 )
-"""What is read under ``/sdapi/v1`` beside the list of VAEs, whose route differs; a missing route is None."""
+"""What is read under ``/sdapi/v1`` beside options and VAEs, whose ways differ; a missing route is None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +108,14 @@ def _embeddings(body: Any) -> frozenset[str] | None:
     if not isinstance(loaded, list):
         return None
     return frozenset([n for n in loaded if isinstance(n, str)]) | frozenset(texts(loaded, "name"))
+
+
+def option_defaults(described: Any) -> dict[str, Any]:
+    """Each option's default, from the body of SD.Next's ``/options-info``."""
+    items = described.get("options") if isinstance(described, dict) else None
+    if not isinstance(items, dict):
+        return {}
+    return {name: item["default"] for name, item in items.items() if isinstance(item, dict) and "default" in item}
 
 
 def all_fields(openapi: Any) -> dict[str, frozenset[str]]:

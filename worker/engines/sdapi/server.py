@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from worker.engines.sdapi.client import Answer, Client
 from worker.engines.sdapi.dialects import OTHERWISE, PROBES, Dialect
-from worker.engines.sdapi.inventory import LISTS, Inventory, all_fields, inventory
+from worker.engines.sdapi.inventory import LISTS, Inventory, all_fields, inventory, option_defaults
 from worker.engines.sdapi.progress import Pulse, from_progress, from_status
 from worker.errors import EngineCrashed, WorkerError
 
@@ -67,10 +67,15 @@ class Server:
         return await self._client.post(API + endpoint, body, timeout=None)
 
     async def options(self) -> dict[str, Any]:
-        """The global options; empty where the server fails on a stored one, as typed ones do."""
-        answer = await self._client.get(API + "options", timeout=LISTING)
-        found = answer.json if answer.ok else None
-        return found if isinstance(found, dict) else {}
+        """The global options; empty where the server fails on a stored one, as typed ones do.
+
+        The current SD.Next lists only those that its settings file holds or that were set since its start: the
+        defaults of all others come from its descriptions.
+        """
+        found = await self._listed(API + "options")
+        if not isinstance(found, dict) or not self.dialect.reports_status:
+            return found if isinstance(found, dict) else {}
+        return option_defaults(await self._listed(API + "options-info")) | found
 
     async def set_options(self, options: Mapping[str, Any], *, timeout: timedelta = LISTING) -> None:
         """Change global options. What it answers proves nothing: read them back."""
@@ -101,7 +106,7 @@ class Server:
         """
         if self._fields is None:
             self._fields = all_fields(await self._listed("/openapi.json"))
-        lists = {name: await self._listed(API + name) for name in LISTS}
+        lists = {name: await self._listed(API + name) for name in LISTS} | {"options": await self.options()}
         return inventory(
             self.dialect,
             lists,
