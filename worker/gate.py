@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
 
 from worker.engines.base import Engine, Files, Output, Progress, Work
-from worker.errors import EngineCrashed, EngineStalled, GpuFault, WorkerError
+from worker.errors import AuthFailed, EngineCrashed, EngineStalled, GpuFault, WorkerError
 
 log = structlog.get_logger()
 
-FAULTS = (EngineCrashed, EngineStalled, GpuFault)
+FAULTS = (AuthFailed, EngineCrashed, EngineStalled, GpuFault)
 """Errors that close the gate wherever they arise."""
 
 
@@ -49,18 +49,12 @@ class Turn:
         self._engine = engine
 
     async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
-        try:
+        with self._gate.noticing():
             return await self._engine.generate(work, files, on_progress, fresh=fresh)
-        except FAULTS as error:
-            self._gate.fault(error)
-            raise
 
     async def free(self, everything: bool) -> None:
-        try:
+        with self._gate.noticing():
             await self._engine.free(everything)
-        except FAULTS as error:
-            self._gate.fault(error)
-            raise
 
 
 class Gate:
@@ -118,6 +112,15 @@ class Gate:
         """A turn for the engine service, which a closed gate grants."""
         async with self._lock:
             yield self.engine
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Faults of the server that come out of the block close the gate."""
+        try:
+            yield
+        except FAULTS as error:
+            self.fault(error)
+            raise
 
     def fault(self, error: WorkerError) -> None:
         """Close the gate for a fault of the server and have the engine service look into it."""

@@ -192,7 +192,8 @@ async def accepted(job: Job, storage: Storage, journey: Journey, tools: Tools) -
     in_time(job, tools)
     await tools.bench.sender.accepts(job)
     await tools.gate.opened()
-    work = await tools.engine.admit(job)
+    with tools.gate.noticing():
+        work = await tools.engine.admit(job)
     storage.accepts(job, work.expect.count)
     journey.warnings.extend(work.warnings)
     return work
