@@ -17,7 +17,7 @@ from worker import warmup
 from worker.clock import SystemClock
 from worker.errors import Fault
 from worker.queues.sqlite import SqliteQueue
-from worker.simulators import Knobs
+from worker.simulators import Knobs, Simulator
 from worker.simulators.knobs import FaultKind
 from worker.supervisor import ExitCode
 
@@ -268,3 +268,36 @@ async def test_a_node_whose_canary_never_passes_is_given_up(tmp_path: Path) -> N
         delivery = await taken(other)
         assert [(a.code, a.charged) for a in delivery.attempts] == [("output_flat", False)]
         await other.aclose()
+
+
+async def test_a_server_that_is_away_at_admission_closes_the_gate(tmp_path: Path) -> None:
+    """A job that makes the worker look for new models finds the server gone: it is given back once, not again and
+    again until nobody takes it any more."""
+    async with running_worker(tmp_path) as worker:
+        worker.sim.restart(3600)
+        await worker.submit("curious", checkpoint="no-such-model")
+        await worker.unready("engine_port_closed")
+        worker.sim.restart()
+        state = await worker.ended("curious")
+        assert (state.status, ends(state)) == ("dead", [("engine_lost", False), ("model_not_found", True)])
+        await worker.goes_on("curious")
+
+
+def restart_behind(sim: Simulator, auth: str) -> None:
+    """The server comes back with another login."""
+    sim._auth = auth
+    sim.restart()
+
+
+async def test_a_server_that_refuses_us_from_now_on_closes_the_gate(tmp_path: Path) -> None:
+    """Its operator changed the password: no job is handed around for it, and one change back resumes."""
+    async with running_worker(
+        tmp_path, auth="user:right", WORKER_ENGINE_USERNAME="user", WORKER_ENGINE_PASSWORD="right"
+    ) as worker:
+        restart_behind(worker.sim, "user:changed")
+        await worker.submit("locked-out")
+        await worker.unready("auth_failed")
+        restart_behind(worker.sim, "user:right")
+        state = await worker.ended("locked-out")
+        assert (state.status, ends(state)) == ("done", [("auth_failed", False), ("succeeded", False)])
+        await worker.goes_on("locked-out")

@@ -205,20 +205,21 @@ async def running_worker(
     *,
     storage: Storage | None = None,
     queue: SqliteQueue | None = None,
+    auth: str | None = None,
     ready: bool = True,
     changed: Callable[[pytest.MonkeyPatch], None] = lambda patch: None,
     **variables: str,
 ) -> AsyncIterator[RunningWorker]:
     """A worker that is READY, if asked to; ``storage`` and ``queue`` stand in for those of the settings.
 
-    ``changed`` may patch more before anything is opened.
+    ``auth`` is "user:password" that the image server asks for; ``changed`` may patch more before anything is opened.
     """
     async with AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         hurry(patch)
         patch.setattr(log, "_identity", {})
         changed(patch)
-        sim = await stack.enter_async_context(running(dialect, knobs))
+        sim = await stack.enter_async_context(running(dialect, knobs, auth=auth))
         receiver = await stack.enter_async_context(Receiver(secret=SECRET))
         settings = load_settings(environment(root, sim, receiver, variables))
         parts = await stack.enter_async_context(opened(settings, {"queue", "storage"}))
