@@ -104,7 +104,10 @@ def _size(machine: Machine, request: dict[str, Any]) -> tuple[int, int]:
     """The size of the result: a multiple of eight, larger with the high-resolution pass."""
     standard = machine.dialect.size if machine.dialect.current else 0
     width, height = (request[side] or standard for side in ("width", "height"))
-    if request.get("enable_hr") and (not machine.dialect.sdnext or request["hr_upscaler"] not in (None, "None")):
+    upscales = not machine.dialect.sdnext or request["hr_upscaler"] not in (None, "None")
+    if machine.dialect.current:
+        upscales = upscales and request["hr_resize_mode"] > 0
+    if request.get("enable_hr") and upscales:
         if request["hr_resize_x"] and request["hr_resize_y"]:
             width, height = request["hr_resize_x"], request["hr_resize_y"]
         else:

@@ -87,6 +87,7 @@ ROWS: list[tuple[str, int, Any, type[WorkerError], str]] = [
     ("bad image", 500, {"detail": "Invalid encoded image"}, GenerationRejected, "Invalid encoded image"),
     ("local URL", 500, {"detail": "Request to local resource not allowed"}, GenerationRejected, "not allowed"),
     ("unknown option", 500, forge("KeyError", "'nosuch'"), GenerationRejected, "nosuch"),
+    ("answer of a wrong form", 500, a1111("ValidationError", "html_info"), GenerationRejected, "html_info"),
     ("missing refiner", 500, a1111("Exception", "Could not find checkpoint with name x"), GenerationRejected, "x"),
     ("too large", 413, None, GenerationRejected, "413"),
     ("out of memory", 500, a1111("OutOfMemoryError", OOM), EngineOutOfMemory, "OutOfMemoryError"),

@@ -39,6 +39,23 @@ def test_what_comes_back(body: dict[str, Any], dialect: Dialect, size: tuple[int
 
 
 @pytest.mark.parametrize(
+    ("body", "mode", "size"),
+    [
+        ({}, 1, (512, 512)),
+        ({"hr_resize_mode": 2}, 2, (512, 512)),
+        ({"hr_resize_mode": 0}, 0, (256, 256)),
+        ({"hr_scale": 1.3}, 1, (None, None)),
+    ],
+)
+def test_sdnext_enlarges_only_when_told_how(body: dict[str, Any], mode: int, size: tuple[int | None, ...]) -> None:
+    """Its second pass leaves the size as it is without ``hr_resize_mode``, and knows no grid."""
+    body = {"enable_hr": True, "width": 256, "height": 256, "hr_upscaler": "Latent Nearest", **body}
+    found = settled(body, dialect=SDNEXT)
+    assert body["hr_resize_mode"] == mode
+    assert (found.width, found.height) == size
+
+
+@pytest.mark.parametrize(
     ("body", "field"),
     [
         ({"width": 8}, "width"),

@@ -252,7 +252,8 @@ async def test_img2img_lets_the_input_shine_through(dialect: str) -> None:
     [
         ("a1111", {"enable_hr": True, "hr_scale": 1.5}, (96, 96)),
         ("a1111", {"enable_hr": True, "hr_resize_x": 128, "hr_resize_y": 80}, (128, 80)),
-        ("sdnext", {"enable_hr": True, "hr_upscaler": "Lanczos"}, (128, 128)),
+        ("sdnext", {"enable_hr": True, "hr_upscaler": "Lanczos", "hr_resize_mode": 1}, (128, 128)),
+        ("sdnext", {"enable_hr": True, "hr_upscaler": "Lanczos"}, (64, 64)),
         ("sdnext", {"enable_hr": True}, (64, 64)),
         ("sdnext", {"width": 69}, (64, 64)),
         ("sdnext", {"width": 0}, (1024, 64)),

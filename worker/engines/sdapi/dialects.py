@@ -17,6 +17,7 @@ class Dialect:
     job (as far as the server knows them). ``reports_status``: ``GET /status`` and ``/checkpoint`` exist.
     ``swallows``: it answers 200 without an image, or with a preview, where others answer 500.
     ``inpaints_full``: a masked image comes back at the size of the input unless told otherwise.
+    ``hires_wants_mode``: the second pass enlarges nothing without ``hr_resize_mode``, and to the very pixel with it.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Dialect:
     reports_status: bool = False
     swallows: bool = False
     inpaints_full: bool = True
+    hires_wants_mode: bool = False
     refresh_vae: str = "refresh-vae"
     vaes: str = "sd-vae"
     reloads: bool = True
@@ -84,6 +86,7 @@ SDNEXT = Dialect(
     reports_status=True,
     swallows=True,
     inpaints_full=False,
+    hires_wants_mode=True,
 )
 
 PROBES = {

@@ -54,6 +54,8 @@ _REFUSED = re.compile(
     r"Init image not found|Sampler not found|Script .* not found|Always on script not found",
     re.IGNORECASE,
 )
+_ALWAYS = frozenset({"KeyError", "ValidationError", "ResponseValidationError"})
+"""What comes again however often it is tried: an option or a field that there is not, an answer it cannot put."""
 
 
 def parsed(body: bytes) -> Any:
@@ -126,7 +128,7 @@ def _broken(status: int, document: Any, text: str, said: str) -> WorkerError:
         return EngineOutOfMemory(said)
     if _GPU.search(everything):
         return GpuFault(said)
-    if kind == "KeyError" or _REFUSED.search(text):
+    if (isinstance(kind, str) and kind in _ALWAYS) or _REFUSED.search(text):
         return GenerationRejected(said)
     if status in (502, 503, 504):
         return EngineCrashed(said)

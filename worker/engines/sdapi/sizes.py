@@ -13,6 +13,9 @@ from worker.errors import InvalidJob
 from worker.job import Limits
 
 LEAST = 64
+FIXED = 1
+"""SD.Next's mode that resizes to the size asked for; without one it leaves the first pass as it is."""
+
 GRID = 8
 """All servers give sides that are multiples of this, rounding down without a word."""
 
@@ -97,14 +100,19 @@ def settle(body: dict[str, Any], endpoint: str, dialect: Dialect, limits: Limits
 
 
 def _final(
-    body: Mapping[str, Any], endpoint: str, dialect: Dialect, limits: Limits, width: int, height: int, *, root: str
+    body: dict[str, Any], endpoint: str, dialect: Dialect, limits: Limits, width: int, height: int, *, root: str
 ) -> tuple[int, int] | None:
     """The size of the images that come back; None where the request alone does not settle it."""
     settled = not _resized(body, limits, width, height, root=root)
     if body.get("enable_hr"):
         if dialect.engine == "sdnext" and body.get("hr_upscaler") in (None, "", "None"):
             raise InvalidJob("is missing, and the server skips the second pass without it", field=f"{root}.hr_upscaler")
-        target = _hires(body, width, height, root=root)
+        exact = _hires(body, width, height, root=root)
+        target = floor8(exact[0]), floor8(exact[1])
+        if dialect.hires_wants_mode:
+            if not body.setdefault("hr_resize_mode", FIXED):
+                target = exact = width, height
+            settled = settled and target == exact
         limits.check_size(*target, field=f"{root}.{'hr_resize_x' if body.get('hr_resize_x') else 'hr_scale'}")
         return target if endpoint == "txt2img" and settled else None
     if endpoint == "img2img":
@@ -127,8 +135,8 @@ def _hires(body: Mapping[str, Any], width: int, height: int, *, root: str) -> tu
         scale = number(body, "hr_scale", 2.0, root=root)
         if not 1 <= scale <= 16:
             raise InvalidJob("must be from 1 to 16", field=f"{root}.hr_scale")
-        return floor8(width * scale), floor8(height * scale)
-    return floor8(x or y * width // height), floor8(y or x * height // width)
+        return int(width * scale), int(height * scale)
+    return x or y * width // height, y or x * height // width
 
 
 def _resized(body: Mapping[str, Any], limits: Limits, width: int, height: int, *, root: str) -> bool:
