@@ -181,7 +181,9 @@ async def standing_success(job: Job, storage: Storage, journey: Journey, tools: 
     """An earlier delivery's result, looked up only when there may have been one."""
     if journey.delivery.redelivered is False:
         return None
+    journey.may_stand = True
     result = await tools.patience.once(storage, lambda: storage.find_mark(job))
+    journey.may_stand = False
     return None if result is None else Success(result, marked=True, standing=True)
 
 
@@ -328,6 +330,7 @@ async def publish(
     async def mark() -> Result:
         async with journey.lease.effect(Effect.MARK):
             journey.live.commit()
+            journey.may_stand = True
             return await storage.put_mark(job, result)
 
     return Success(await tools.patience.until_taken(storage, mark), marked=storage.marks(job))

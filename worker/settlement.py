@@ -19,12 +19,14 @@ from worker.drain import Drain
 from worker.errors import (
     ENGINE_FAULT_CODES,
     DeliveryLimit,
+    DependencyFailed,
     Disposition,
     Draining,
     Fault,
     IdConflict,
     InternalError,
     JobCancelled,
+    Owner,
     QueueUnavailable,
     UnsupportedDocument,
     WebhookFailed,
@@ -53,7 +55,10 @@ UNDELIVERED = "webhook_undelivered"
 
 @dataclass(slots=True)
 class Journey:
-    """What one delivery has gathered on its way; ``job`` is None until its document was understood."""
+    """What one delivery has gathered on its way; ``job`` is None until its document was understood.
+
+    ``may_stand``: a success of the job may stand in the store, though nobody could tell us.
+    """
 
     delivery: Delivery
     live: LiveJob
@@ -62,6 +67,7 @@ class Journey:
     received_at: datetime
     job: Job | None = None
     salvaged: Job | None = None
+    may_stand: bool = False
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -148,7 +154,7 @@ async def _retry_webhook_later(result: Result, journey: Journey, bench: Bench) -
 async def _settle_error(error: WorkerError, journey: Journey, bench: Bench) -> str:
     if isinstance(error, InternalError):
         bench.metrics.bug()
-    error = final(error, journey.delivery, bench.identity.id)
+    error = final(error, journey.delivery, bench.identity.id, may_stand=journey.may_stand)
     match error.disposition:
         case Disposition.REJECT:
             return await _reject(error, journey, bench)
@@ -166,11 +172,11 @@ async def _settle_error(error: WorkerError, journey: Journey, bench: Bench) -> s
             return "released"
 
 
-def final(error: WorkerError, delivery: Delivery, worker: str) -> WorkerError:
+def final(error: WorkerError, delivery: Delivery, worker: str, *, may_stand: bool = False) -> WorkerError:
     """What an error means for this delivery: charged engine faults, last attempts and last deliveries.
 
     A server that breaks is the node's fault the first time, and charged to the job from the second different
-    node on.
+    node on. No limit ends a job whose success may stand while the operator's store cannot tell.
     """
     elsewhere = any(a.code in ENGINE_FAULT_CODES and a.worker != worker for a in delivery.attempts)
     if error.code in ENGINE_FAULT_CODES and elsewhere and error.disposition is Disposition.NACK:
@@ -178,6 +184,7 @@ def final(error: WorkerError, delivery: Delivery, worker: str) -> WorkerError:
     if error.disposition is Disposition.NACK_CHARGED and delivery.last_attempt:
         error.disposition = Disposition.REJECT
     released = isinstance(error, Draining | UnsupportedDocument)
+    released |= may_stand and isinstance(error, DependencyFailed) and error.owner is Owner.OPERATOR
     if error.disposition in (Disposition.NACK, Disposition.NACK_CHARGED) and delivery.last_delivery and not released:
         return DeliveryLimit(f"handed over {delivery.deliveries} times, lastly: {error.message}", fault=error.fault)
     return error
