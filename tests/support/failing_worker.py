@@ -1,7 +1,8 @@
-"""A worker that kills or freezes itself: `python -m tests.support.failing_worker POINT:HIT:SIGNAL ... run`.
+"""A worker that fails at a failpoint: `python -m tests.support.failing_worker POINT:HIT:DEED ... run`.
 
-At the HIT-th time that it comes by the failpoint POINT it sends itself the SIGNAL (KILL or STOP). Everything else
-is the product's own command line, which knows nothing of this.
+At the HIT-th time that it comes by the failpoint POINT it is killed (``kill``), or says so in its log and stands
+there until a byte comes on its standard input (``hold``). Everything else is the product's own command line, which
+knows nothing of this.
 """
 
 from __future__ import annotations
@@ -20,17 +21,29 @@ class Failure(NamedTuple):
 
     point: str
     hit: int = 1
-    signal: str = "KILL"
+    deed: str = "kill"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        point, hit, name = text.split(":")
+        point, hit, deed = text.split(":")
         if point not in failpoints.POINTS:
             raise SystemExit(f"there is no failpoint {point}")
-        return cls(point, int(hit), name)
+        return cls(point, int(hit), deed)
 
     def __str__(self) -> str:
         return ":".join(map(str, self))
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hold() -> None:
+    os.write(1, b'{"event": "failpoint_held"}\n')
+    os.read(0, 1)
+
+
+DEEDS = {"kill": kill, "hold": hold}
 
 
 def arm(*failures: Failure) -> None:
@@ -41,7 +54,7 @@ def arm(*failures: Failure) -> None:
         passed[point] += 1
         for failure in failures:
             if (failure.point, failure.hit) == (point, passed[point]):
-                os.kill(os.getpid(), getattr(signal, f"SIG{failure.signal}"))
+                DEEDS[failure.deed]()
 
     failpoints.install(at)
 

@@ -53,7 +53,7 @@ async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
     different pictures of the same job, as two GPUs may.
     """
     when, _, effect = cell.partition("_")
-    failures = [] if when == "during" else [Failure(cell, hit=2, signal="STOP")]
+    failures = [] if when == "during" else [Failure(cell, hit=2, deed="hold")]
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(turnstile(shop.bucket.endpoint_url))
         hook = await stack.enter_async_context(turnstile(shop.receiver.url()))
@@ -66,7 +66,8 @@ async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
             await _freeze_during(zombie, shop, effect, hook if effect == Effect.WEBHOOK else store)
         else:
             await _submit(shop, "job", effect)
-            await zombie.frozen()
+            await zombie.held()
+            await shop.freeze(zombie)
         async with shop.worker("heir", WORKER_ENGINE_URL=shop.simulators[1].url) as heir:
             await wait_until(lambda: heir.over or heir.events("listening"), timeout=30)
             await shop.ended(heir)
@@ -99,7 +100,7 @@ async def _freeze_during(life: Life, shop: Workshop, effect: str, place: Turnsti
     await _submit(shop, "job", effect)
     await wait_until(lambda: place.held.is_set() or life.over, timeout=30)
     assert place.held.is_set(), life.tail()
-    await life.freeze()
+    await shop.freeze(life)
 
 
 def at_rest(life: Life) -> bool:

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -75,21 +77,20 @@ class Life:
         self.process.terminate()
         return await self.process.wait()
 
-    async def freeze(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-        await self.frozen()
+    async def held(self) -> None:
+        """Wait until it stands at the failpoint where it is to be held."""
+        await wait_until(lambda: self.over or self.events("failpoint_held"), timeout=30)
+        assert not self.over, f"it ended with {self.process.returncode}\n{self.tail()}"
 
-    async def frozen(self) -> None:
-        """Wait until the whole process stands still."""
-        await wait_until(self._stands_still, timeout=30)
-
-    def _stands_still(self) -> bool:
-        if self.over:
-            raise AssertionError(f"it ended with {self.process.returncode}\n{self.tail()}")
+    def stands_still(self) -> bool:
+        """Whether a signal has stopped it."""
         return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def thaw(self) -> None:
+        """Let it go on, from a failpoint too."""
         self.process.send_signal(signal.SIGCONT)
+        assert self.process.stdin is not None
+        self.process.stdin.write(b".")
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of that event, whole ones only."""
@@ -114,6 +115,10 @@ class Workshop:
     wanted: dict[str, str | None] = field(default_factory=dict)
     lives: int = 0
     kills: int = 0
+
+    @property
+    def queue(self) -> Path:
+        return self.folder / "queue.db"
 
     async def submit(self, job_id: str, *, code: str | None = None, **fields: Any) -> None:
         """A small job whose prompt is its id; ``code`` is how it must end, None: well."""
@@ -141,7 +146,7 @@ class Workshop:
             "WORKER_QUEUE": "sqlite",
             "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
             "WORKER_QUEUE_MAX_DELIVERIES": "1000",
-            "WORKER_SQLITE_PATH": str(self.folder / "queue.db"),
+            "WORKER_SQLITE_PATH": str(self.queue),
             "WORKER_S3_BUCKET": self.bucket.name,
             "WORKER_S3_ENDPOINT_URL": self.bucket.endpoint_url,
             "WORKER_S3_REGION": REGION,
@@ -165,6 +170,7 @@ class Workshop:
                 *(sys.executable, "-m", *module, "run"),
                 env=self.environment(name, **changes),
                 cwd=ROOT,
+                stdin=PIPE,
                 stdout=sink,
                 stderr=sink,
             )
@@ -192,6 +198,14 @@ class Workshop:
             return True
 
         await wait_until(over, timeout)
+
+    async def freeze(self, life: Life) -> None:
+        """Stop a process as it is; but not within a transaction, since the file's lock would stay its own."""
+        with closing(sqlite3.connect(self.queue, isolation_level=None, timeout=20)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            life.process.send_signal(signal.SIGSTOP)
+            await wait_until(life.stands_still)
+            db.execute("ROLLBACK")
 
     async def finished(self, name: str = "w1", **changes: str) -> None:
         """Let a worker that nothing befalls do what is left, and drain; its coverage is measured where ours is."""
