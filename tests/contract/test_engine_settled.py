@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.engines import ALL, bench, settings_for, small
 from tests.support.waiting import wait_until
+from worker.engines.base import Reach
 from worker.engines.sdapi.client import Client
 from worker.engines.sdapi.dialects import SDNEXT
 from worker.engines.sdapi.run import Pace
@@ -62,6 +63,39 @@ async def test_options_are_complete_on_a_new_install_and_later(new_install: bool
         client = Client(settings_for(b.sim.url))
         assert (await Server(client, SDNEXT).options()).keys() == b.sim.options.keys()
         await client.aclose()
+
+
+@pytest.mark.parametrize("changes", [{"sd_model_checkpoint": "model.safetensors"}, {"sd_checkpoint_autoload": False}])
+async def test_a_server_that_loads_nothing_by_itself_is_told_to(changes: dict[str, Any]) -> None:
+    """A new SD.Next has models and none selected, or is told to load none: it is ready, and the first job loads one."""
+    async with bench("sdnext", prepare=False) as b:
+        b.sim.options.update(changes)
+        b.sim.restart()
+        await wait_until(lambda: b.sim.listening)
+        assert (await b.engine.look()).reach is Reach.READY
+        await b.engine.prepare()
+        output = await b.make()
+        assert output.engine.model == "dreamshaper_8"
+        assert (await b.engine.look()).model == "dreamshaper_8"
+
+
+async def test_a_server_without_models_is_not_ready() -> None:
+    """There is nothing to choose from."""
+    async with bench("sdnext", prepare=False, models=()) as b:
+        assert (await b.engine.look()).reach is Reach.MODEL_NOT_LOADED
+
+
+async def test_a_selected_model_is_waited_for_and_then_loaded() -> None:
+    """What SD.Next lost after its start it does not load again until somebody asks; a while of silence tells."""
+    async with bench("sdnext", pace=Pace(poll_s=0.02, interrupt_s=0.02, quiet_s=0.5)) as b:
+        b.sim.machine.loaded = None
+        assert (await b.engine.look()).reach is Reach.MODEL_NOT_LOADED
+
+        async def ready() -> bool:
+            return (await b.engine.look()).reach is Reach.READY
+
+        await wait_until(ready)
+        assert (await b.make()).engine.model == "dreamshaper_8"
 
 
 async def httpx_get(url: str, path: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Machine:
     def _finish_boot(self) -> None:
         self._booted = True
         self.log.append(f"Startup time: {self.uptime:.2f}")
-        model = self.configured()
+        model = self.configured() if self.options.get("sd_checkpoint_autoload", True) else None
         if model is not None and not self.dialect.lazy_load and self.disk.exists(model):
             self._now_loaded(model)
 

@@ -50,6 +50,7 @@ class SdapiEngine:
         self._baseline: dict[str, Any] = {}
         self._dirty: set[str] = set()
         self._freed = False
+        self._empty_since: float | None = None
         self._server_version: str | None = None
 
     async def look(self) -> EngineState:
@@ -73,8 +74,13 @@ class SdapiEngine:
         pulse = server.read(answer) if known is not None else await server.pulse()
         busy = pulse is None or self._run.is_busy(pulse)
         model, ready = await self._loaded_now(server)
+        ready = ready or self._freed
+        if ready or busy or server.dialect.loads_lazily:
+            self._empty_since = None
+        else:
+            ready = await self._stays_empty(server)
         return EngineState(
-            Reach.READY if ready or self._freed else Reach.MODEL_NOT_LOADED,
+            Reach.READY if ready else Reach.MODEL_NOT_LOADED,
             name=server.dialect.engine,
             version=self._server_version,
             model=model,
@@ -94,9 +100,15 @@ class SdapiEngine:
         title = (await server.options()).get("sd_model_checkpoint")
         return (title if isinstance(title, str) else None), True
 
+    async def _stays_empty(self, server: Server) -> bool:
+        """Whether SD.Next, idle and without a model, will load none by itself, so that `generate` has to."""
+        now = asyncio.get_running_loop().time()
+        self._empty_since = now if self._empty_since is None else self._empty_since
+        return await server.waits_for_choice() or (now - self._empty_since > self._run.quiet_s)
+
     def _forget(self) -> None:
         """What was known of a server that went away."""
-        self._server = self._inventory = None
+        self._server = self._inventory = self._empty_since = None
         self._freed = False
         self._run.forget()
 
@@ -219,8 +231,17 @@ class SdapiEngine:
             await server.select(wanted.title, timeout=timeout)
         if dialect.reloads and not (dialect.reports_status and wanted is not None):
             await server.reload(timeout=timeout)
+        if empty and wanted is None and not (await self._loaded_now(server))[1]:
+            await self._choose(server)
         self._freed = False
         return True
+
+    async def _choose(self, server: Server) -> None:
+        """Load the first model of a server that has none selected, as Automatic1111 does by itself."""
+        listed = (await self._known_inventory()).checkpoints
+        if listed:
+            log.warning("engine_model_chosen", model=listed[0].title)
+            await server.select(listed[0].title, timeout=self._settings.load_timeout)
 
     def _body(
         self, work: Work, files: Files, inventory: Inventory, fresh: bool

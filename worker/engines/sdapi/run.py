@@ -54,6 +54,10 @@ class Run:
         self._pace = pace
         self._leftover: tuple[Any, ...] | None = None
 
+    @property
+    def quiet_s(self) -> float:
+        return self._pace.quiet_s
+
     def forget(self) -> None:
         self._leftover = None
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from worker.engines.sdapi import names
 from worker.engines.sdapi.client import Answer, Client
 from worker.engines.sdapi.dialects import OTHERWISE, PROBES, Dialect
 from worker.engines.sdapi.inventory import LISTS, Inventory, all_fields, inventory, option_defaults
@@ -90,6 +91,17 @@ class Server:
     async def has_models(self) -> bool:
         answer = await self._client.get(API + "sd-models", timeout=LISTING)
         return answer.ok and bool(answer.json)
+
+    async def waits_for_choice(self) -> bool:
+        """Whether SD.Next has models and yet loads none at its start: none of them is selected, or it may not.
+
+        A new installation selects a name that is no model, says that it takes the first, and takes none.
+        """
+        listed = names.checkpoints(await self._listed(API + "sd-models"))
+        options = await self.options()
+        selected = options.get("sd_model_checkpoint")
+        known = isinstance(selected, str) and any(m.called(selected, n) for m in listed for n in range(names.LEVELS))
+        return bool(listed) and not (known and options.get("sd_checkpoint_autoload", True))
 
     async def out_of_memory_count(self) -> int | None:
         """How often CUDA ran out of memory so far, where the server counts."""
