@@ -21,7 +21,16 @@ from worker.engines.sdapi.run import NORMAL, Pace, Run
 from worker.engines.sdapi.server import ANYWHERE, API, Server, recognise
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context, classify
-from worker.errors import ConfigError, EngineCrashed, FieldError, ModelNotFound, OutputError
+from worker.errors import (
+    ConfigError,
+    EngineCrashed,
+    EngineOutOfMemory,
+    FieldError,
+    GenerationRejected,
+    ModelNotFound,
+    OutputError,
+    WorkerError,
+)
 from worker.job import Job, Limits
 from worker.settings.groups import EngineSettings
 
@@ -50,6 +59,7 @@ class SdapiEngine:
         self._baseline: dict[str, Any] = {}
         self._dirty: set[str] = set()
         self._freed = False
+        self._home: str | None = None
         self._empty_since: float | None = None
         self._server_version: str | None = None
 
@@ -149,6 +159,9 @@ class SdapiEngine:
                 if refused:
                     log.warning("engine_settings_refused", options=refused)
             self._inventory = await server.inventory()
+            if self._home is None:
+                loaded = loaded_checkpoint(self._inventory, await server.checkpoint(), options)
+                self._home = loaded.label if loaded is not None else None
 
     async def _known_inventory(self) -> Inventory:
         if self._inventory is None:
@@ -174,36 +187,59 @@ class SdapiEngine:
 
     async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
         async with self._turn:
-            server = await self._known()
-            if files.version != self._lists_version:
-                await self._refresh()
-                self._lists_version = files.version
-            await self._run.wait_for_idle(server)
-            inventory = await self._known_inventory()
+            try:
+                return await self._generate(work, files, on_progress, fresh=fresh)
+            except (OutputError, EngineOutOfMemory, GenerationRejected):
+                await self._go_home(work.expect.checkpoint)
+                raise
+
+    async def _generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool) -> Output:
+        server = await self._known()
+        if files.version != self._lists_version:
+            await self._refresh()
+            self._lists_version = files.version
+        await self._run.wait_for_idle(server)
+        inventory = await self._known_inventory()
+        wanted = await self._wanted(work.expect, server, inventory)
+        if await self._have_model(server, wanted, fresh=fresh) and wanted is None:
             wanted = await self._wanted(work.expect, server, inventory)
-            if await self._have_model(server, wanted, fresh=fresh) and wanted is None:
-                wanted = await self._wanted(work.expect, server, inventory)
-            body, right = await asyncio.to_thread(self._body, work, files, inventory, fresh)
-            before = await server.out_of_memory_count() if server.dialect.swallows else None
-            done = await self._run.submit(server, work.endpoint, body, on_progress)
-            context = Context(
-                engine=server.dialect.engine,
-                checkpoint=None if work.endpoint == "extra-single-image" else wanted,
-                sizes=right,
-                interrupted=done.interrupted,
-                scripted=is_scripted(work.request),
-                single=work.endpoint == "extra-single-image",
-            )
-            self._settle_options(body, done.answer.ok)
-            output = await self._judged(done.answer, work.expect, context, server, before)
-            self._learn(output, inventory, wanted)
-            return Output(
-                output.images,
-                output.engine,
-                load_s=done.load_s,
-                generate_s=done.generate_s,
-                warnings=(*work.warnings, *output.warnings),
-            )
+        body, right = await asyncio.to_thread(self._body, work, files, inventory, fresh)
+        before = await server.out_of_memory_count() if server.dialect.swallows else None
+        done = await self._run.submit(server, work.endpoint, body, on_progress)
+        context = Context(
+            engine=server.dialect.engine,
+            checkpoint=None if work.endpoint == "extra-single-image" else wanted,
+            sizes=right,
+            interrupted=done.interrupted,
+            scripted=is_scripted(work.request),
+            single=work.endpoint == "extra-single-image",
+        )
+        self._settle_options(body, done.answer.ok)
+        output = await self._judged(done.answer, work.expect, context, server, before)
+        self._learn(output, inventory, wanted)
+        return Output(
+            output.images,
+            output.engine,
+            load_s=done.load_s,
+            generate_s=done.generate_s,
+            warnings=(*work.warnings, *output.warnings),
+        )
+
+    async def _go_home(self, used: str | None) -> None:
+        """Select the model again that last made a picture: a failed job's own may be none, or too large.
+
+        It would stay selected, and the canary and every job that names no model would fail with it.
+        """
+        if used is None or used == self._home:
+            return
+        try:
+            server = await self._known()
+            for model in (await self._known_inventory()).checkpoints:
+                if model.label == self._home:
+                    await server.select(model.title, timeout=self._settings.load_timeout)
+                    log.info("engine_model_restored", model=model.title)
+        except WorkerError as error:
+            log.warning("engine_model_not_restored", code=error.code, error=error.message)
 
     async def _wanted(self, expect: Expectation, server: Server, inventory: Inventory) -> ModelFile | None:
         """The model that must be used: the one named, else the one that the server holds now."""
@@ -296,6 +332,7 @@ class SdapiEngine:
     def _learn(self, output: Output, inventory: Inventory, wanted: ModelFile | None) -> None:
         """Titles gain a hash with a model's first load: then the lists are read again before the next admission."""
         self._server_version = output.engine.version or self._server_version
+        self._home = wanted.label if wanted is not None else self._home
         if wanted is not None and output.engine.model_hash is not None and wanted.hash10 is None:
             self._inventory = None
 
