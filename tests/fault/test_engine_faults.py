@@ -17,7 +17,7 @@ from worker import warmup
 from worker.clock import SystemClock
 from worker.errors import Fault
 from worker.queues.sqlite import SqliteQueue
-from worker.simulators import Knobs, Simulator
+from worker.simulators import Knobs, ModelFile, Simulator
 from worker.simulators.knobs import FaultKind
 from worker.supervisor import ExitCode
 
@@ -301,3 +301,30 @@ async def test_a_server_that_refuses_us_from_now_on_closes_the_gate(tmp_path: Pa
         state = await worker.ended("locked-out")
         assert (state.status, ends(state)) == ("done", [("auth_failed", False), ("succeeded", False)])
         await worker.goes_on("locked-out")
+
+
+@_only("dialect", ALL)
+async def test_a_model_that_cannot_be_loaded_is_the_jobs_trouble_alone(tmp_path: Path, dialect: str) -> None:
+    """Loading it anew leaves it selected: the server goes back to what worked before the canary judges it."""
+    async with running_worker(tmp_path, dialect) as worker:
+        worker.sim.disk.add(ModelFile("broken.safetensors", unreadable=True))
+        state = await worker.done("unloadable", checkpoint="broken")
+        assert state.status == "dead"
+        assert state.result is not None
+        assert state.result.error is not None
+        assert state.result.error.fault is Fault.JOB
+        assert {charged for _, charged in ends(state)} == {True}
+        assert worker.told("unloadable") == ["job.failed"]
+        await worker.goes_on("unloadable")
+
+
+async def test_a_model_that_does_not_fit_into_memory_is_the_jobs_trouble_alone(tmp_path: Path) -> None:
+    """The canary is run with a model that does fit."""
+    async with running_worker(tmp_path) as worker:
+        worker.sim.disk.add("huge.safetensors")
+        worker.sim.knobs.memory_pixels = 1000 * 1000
+        state = await worker.done("huge", checkpoint="huge", params=params(width=1024, height=1024))
+        assert (state.status, state.code, ends(state)) == ("dead", "engine_oom", [("engine_oom", True)] * 3)
+        assert worker.sim.machine.loaded is not None
+        assert worker.sim.machine.loaded.stem != "huge"
+        await worker.goes_on("huge")
