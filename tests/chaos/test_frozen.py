@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.conftest import Figures
 from tests.support.freezing import CELLS, frozen_at
 from tests.support.workshop import MODEL, OTHER_MODEL, Store, workshop
 
@@ -14,7 +15,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 @pytest.mark.parametrize("store", ["rclone", "moto"])
 @pytest.mark.parametrize("cell", CELLS)
-async def test_frozen(cell: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_frozen(cell: str, store: Store, tmp_path: Path, figures: Figures) -> None:
     """What a published result names stays byte for byte, and there is one webhook id.
 
     The result document itself stays too, but for one case: its write was under way in the zombie, and the store
@@ -26,5 +27,4 @@ async def test_frozen(cell: str, store: Store, tmp_path: Path, capsys: pytest.Ca
     assert ledger.breaches() == []
     replaced = any(ledger.objects[key] != body for key, body in published.marks.items())
     assert replaced == ((cell, store) == ("during_mark", "rclone"))
-    with capsys.disabled():
-        print(f"\nfrozen {cell}, {store}: {len(ledger.told)} webhooks, {len(ledger.strays())} strays", end="")
+    figures(f"frozen {cell}, {store}: {len(ledger.told)} webhooks, {len(ledger.strays())} strays")

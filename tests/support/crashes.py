@@ -38,7 +38,8 @@ async def killed_sometime(shop: Workshop, rng: random.Random, name: str = "w1") 
 
 
 async def crash_at(shop: Workshop, point: str) -> None:
-    """Two lives that end at the point, at different jobs where there are enough, and one that does the rest."""
+    """Two lives that end at the point and one that does the rest; each job has two pictures."""
+    shop.pictures = 2
     await shop.submit_many(8)
     for number in range(3):
         await shop.submit(f"refused-{number}", code="invalid_job", steps=10_000)

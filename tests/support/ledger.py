@@ -38,11 +38,12 @@ class Ledger:
 
     wanted: Mapping[str, str | None]
     states: Sequence[JobState]
-    objects: Mapping[str, bytes]
+    objects: dict[str, bytes]
     stood_since: Mapping[str, float]
     told: Sequence[Told]
     made: Sequence[Made]
     refused: Sequence[str]
+    pictures: int = 1
     one_result: bool = True
     """Whether queue, store and receiver must have the very same images; not where two workers made one job."""
     _found: list[str] = field(default_factory=list)
@@ -108,7 +109,7 @@ class Ledger:
         self._expect(not late, f"{job} was generated again {late} s after its success stood")
 
     def _judge_images(self, job: str, images: Sequence[Mapping[str, Any]]) -> None:
-        self._expect(len(images) == 1, f"{job} has {len(images)} images")
+        self._expect(len(images) == self.pictures, f"{job} has {len(images)} images")
         for image in images:
             data = self.objects.get(image["key"])
             if data is None:

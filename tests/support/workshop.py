@@ -112,6 +112,7 @@ class Workshop:
     stored: Path
     receiver: Hook
     producer: SqliteProducer
+    pictures: int = 1
     wanted: dict[str, str | None] = field(default_factory=dict)
     lives: int = 0
     kills: int = 0
@@ -122,9 +123,9 @@ class Workshop:
 
     async def submit(self, job_id: str, *, code: str | None = None, **fields: Any) -> None:
         """A small job whose prompt is its id; ``code`` is how it must end, None: well."""
-        params = {"prompt": job_id, "width": 64, "height": 64, "steps": 4, **fields}
+        params = {"prompt": job_id, "width": 64, "height": 64, "steps": 4, "batch_size": self.pictures}
         self.wanted[job_id] = code
-        await self.producer.submit(job_id, json.dumps({"v": 1, "id": job_id, "params": params}).encode())
+        await self.producer.submit(job_id, json.dumps({"v": 1, "id": job_id, "params": params | fields}).encode())
 
     async def submit_many(self, count: int, **fields: Any) -> None:
         for number in range(len(self.wanted), len(self.wanted) + count):
@@ -226,6 +227,7 @@ class Workshop:
             told=self.receiver.told,
             made=[Made(one.started, one.prompt) for sim in self.simulators for one in sim.stats.generations],
             refused=self.receiver.refused,
+            pictures=self.pictures,
             one_result=one_result,
         )
 
