@@ -23,7 +23,7 @@ from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
 from worker.engines import open_engine
 from worker.engines.base import Engine
-from worker.errors import ConfigError
+from worker.errors import ConfigError, WorkerError
 from worker.gate import Gate
 from worker.images import Encoding
 from worker.inputs import Inputs
@@ -268,9 +268,12 @@ async def _pushed(url: str | None, metrics: Metrics, parts: Opened) -> None:
 
 
 async def _purge(storage: Storages, clock: CorrectedClock) -> None:
-    """A service: deletes local images that are older than they may be."""
+    """A service: deletes local images that are older than they may be; what cannot be deleted stops nothing."""
     while True:
-        await storage.purge(clock.now())
+        try:
+            await storage.purge(clock.now())
+        except WorkerError as error:
+            log.get().warning("purge_failed", code=error.code, error=error.message)
         await asyncio.sleep(PURGE_EVERY_S)
 
 
