@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,19 @@ from structlog.testing import capture_logs
 
 from tests.support.bench import PATIENCE_S, RunningWorker, ends, params, running_worker
 from tests.support.faulty import Deed, FaultyProxy, faulty_proxy, refusal
-from tests.support.receiver import Answer
+from tests.support.receiver import Answer, Receiver
 from tests.support.s3 import Bucket
 from tests.support.storage import an_s3_storage
 from tests.support.waiting import wait_until
-from worker import settlement
+from worker import app, settlement
 from worker.clock import SystemClock
+from worker.errors import UploadFailed
 from worker.node import Orders
 from worker.queues.base import Delivery
 from worker.queues.sqlite import SqliteQueue
 from worker.result import Result
+from worker.simulators import Knobs
+from worker.storage import Storages
 from worker.supervisor import ExitCode
 
 pytest_plugins = ("tests.support.s3_fixtures",)
@@ -189,6 +192,74 @@ async def test_a_full_disk_pauses_and_loses_nothing(tmp_path: Path, monkeypatch:
         assert (state.status, ends(state)) == ("done", [("disk_full", False), ("succeeded", False)])
         assert worker.told("no-space") == ["job.succeeded"]
         await worker.goes_on("no-space")
+
+
+async def test_a_folder_that_is_no_folder_is_waited_for(tmp_path: Path) -> None:
+    """A mount that is gone, or lost its right to be written: the images wait, as for any store."""
+    async with running_worker(tmp_path) as worker:
+        worker.outputs.write_bytes(b"something else stands here")
+        jobs = ("first", "second")
+        for job_id in jobs:
+            await worker.submit(job_id)
+        await worker.unready("upload_failed")
+        worker.outputs.unlink()
+        for job_id in jobs:
+            state = await worker.ended(job_id)
+            assert (state.status, ends(state)) == ("done", [("succeeded", False)])
+            assert worker.told(job_id) == ["job.succeeded"]
+        await worker.goes_on("no-folder")
+
+
+async def test_images_that_cannot_be_deleted_stop_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Purging is housekeeping: it is tried again, and jobs go on."""
+    tries = []
+
+    async def failing(self: Storages, now: datetime) -> None:
+        tries.append(now)
+        raise UploadFailed("read-only file system")
+
+    monkeypatch.setattr(Storages, "purge", failing)
+    monkeypatch.setattr(app, "PURGE_EVERY_S", 0.05)
+    async with running_worker(tmp_path) as worker:
+        await wait_until(lambda: len(tries) >= 2)
+        await worker.goes_on("purge")
+
+
+async def test_a_result_too_large_for_its_place_is_the_jobs_fault(tmp_path: Path) -> None:
+    """It can never succeed here, and nothing pauses for it."""
+    async with running_worker(tmp_path, WORKER_STORAGE="inline", WORKER_INLINE_MAX="20kB") as worker:
+        state = await worker.done("large", params=params(width=512, height=512))
+        assert (state.status, state.code, ends(state)) == ("dead", "result_too_large", [("result_too_large", True)])
+        assert worker.told("large") == ["job.failed"]
+        await worker.goes_on("large")
+
+
+@pytest.mark.parametrize("dialect", ["sdnext", "a1111"])
+async def test_a_generation_that_takes_too_long_is_interrupted(tmp_path: Path, dialect: str) -> None:
+    """Its time counts from the first step; the attempt is charged, and the server is free for the next job."""
+    async with running_worker(tmp_path, dialect, Knobs(step_seconds=0.02)) as worker:
+        state = await worker.done("slow", timeout=0.2, params=params(steps=150))
+        assert (state.status, state.code, ends(state)) == ("dead", "job_timeout", [("job_timeout", True)] * 3)
+        assert worker.sim.stats.generations[-1].interrupted
+        assert worker.sim.stats.in_flight == 0
+        assert worker.told("slow") == ["job.failed"]
+        await worker.goes_on("slow")
+
+
+@pytest.mark.parametrize(
+    ("answers", "end"), [([403], ("upload_forbidden", True)), ([500] * 30, ("upload_failed", False))]
+)
+async def test_a_jobs_own_place_pauses_nothing(tmp_path: Path, answers: list[int], end: tuple[str, bool]) -> None:
+    """A refused URL is the job's fault; one that fails is tried again later. Other jobs go on meanwhile."""
+    async with (
+        Receiver(*(Answer(status) for status in answers)) as place,
+        running_worker(tmp_path, WORKER_URLS_ALLOW_PRIVATE="::1") as worker,
+    ):
+        await worker.submit("own-place", output={"upload_urls": [place.url("/image")]})
+        await worker.attempted("own-place", end[0])
+        assert ends(await worker.state("own-place"))[0] == end
+        assert (await worker.probe("ready"))[0] == 200
+        await worker.goes_on("own-place")
 
 
 class Renewing(SqliteQueue):

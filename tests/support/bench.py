@@ -34,6 +34,7 @@ from worker.settings import Settings, load_settings
 from worker.simulators import Knobs, Simulator, running
 from worker.storage import Storages
 from worker.storage.base import Storage
+from worker.storage.presigned import PresignedStorage
 from worker.supervisor import ExitCode, Supervisor
 from worker.webhooks import Sender
 
@@ -59,8 +60,11 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Shorten the waits that no setting names."""
     for module, name, seconds in _WAITS:
         patch.setattr(module, name, seconds)
-    defaults = Sender.__init__.__kwdefaults__ or {}
-    patch.setitem(defaults, "policy", Policy(first=timedelta(milliseconds=50), most=timedelta(milliseconds=200)))
+    for retrying in (Sender, PresignedStorage):
+        defaults = retrying.__init__.__kwdefaults__ or {}
+        policy: Policy = defaults["policy"]
+        first, most = timedelta(milliseconds=50), timedelta(milliseconds=200)
+        patch.setitem(defaults, "policy", dataclasses.replace(policy, first=first, most=most))
     delay = settlement.retry_delay
 
     def shorter(error: WorkerError, delivery: Delivery, rng: random.Random) -> timedelta:
