@@ -198,7 +198,12 @@ class Workshop:
                 open_jobs.pop()
             return True
 
-        await wait_until(over, timeout)
+        try:
+            await wait_until(over, timeout)
+        except TimeoutError:
+            silent = sorted(self.wanted.keys() - self.receiver.ended())
+            states = [f"{one.id} {one.status} {one.code}" for one in await self.producer.jobs() if one.id in open_jobs]
+            raise AssertionError(f"open after {timeout} s: {states}; nothing told of {silent}") from None
 
     async def freeze(self, life: Life) -> None:
         """Stop a process as it is; but not within a transaction, since the file's lock would stay its own."""
