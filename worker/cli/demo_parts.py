@@ -39,7 +39,7 @@ def documents(count: int, now: datetime) -> dict[str, bytes]:
     for n in range(count):
         width, height = SIZES[n % len(SIZES)]
         params = {"prompt": PROMPTS[n % len(PROMPTS)], "width": width, "height": height, "steps": 12}
-        job_id = f"demo-{now:%Y%m%d-%H%M%S}-{n + 1:02d}"
+        job_id = f"demo-{int(now.timestamp()):x}-{n + 1:02d}"
         made[job_id] = json.dumps({"v": 1, "id": job_id, "params": params}).encode()
     return made
 
@@ -144,7 +144,7 @@ def _judge(job_id: str, body: bytes, state: JobState | None, receiver: Receiver,
     image = result.images[0]
     path = out / (image.key or "")
     size = f"{image.width}x{image.height}"
-    row = (job_id, result.status, size, f"{result.timings.total or 0:.1f}", announced, str(path))
+    row = (job_id, result.status, size, f"{result.timings.total or 0:.1f}", announced, path.name)
     return Finding(job_id, row, _problem(body, image, path, announced, out / job_id, seen))
 
 
