@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from enum import StrEnum
+from typing import Any
 
 import structlog
 
@@ -58,8 +60,9 @@ class Dependencies:
         while dependency not in self._paused:
             await self.changed()
 
-    async def changed(self) -> None:
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, bool]:
+        """Until a dependency is paused or resumed, from this call on."""
+        return self._changed.wait()
 
     def _stir(self) -> None:
         self._changed.set()

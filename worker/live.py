@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from worker.errors import JobCancelled
 
@@ -119,9 +120,9 @@ class Live:
             job.cancel()
         return bool(found)
 
-    async def changed(self) -> None:
-        """Wait until any job came, went, changed its hop or made progress."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, bool]:
+        """Until any job comes, goes, changes its hop or makes progress, from this call on."""
+        return self._changed.wait()
 
     async def empty(self) -> None:
         while self._jobs:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import structlog
 
@@ -25,7 +27,7 @@ class Phase(StrEnum):
 
 _ANY = frozenset(Phase) - {Phase.DRAINING, Phase.STOPPED}
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PROVISIONING: frozenset({Phase.BLOCKED, Phase.STOPPED}),
+    Phase.PROVISIONING: frozenset({Phase.BLOCKED}),
     Phase.STARTING: frozenset({Phase.PROVISIONING, Phase.BLOCKED}),
     Phase.WAITING_FOR_ENGINE: frozenset({Phase.STARTING, Phase.WARMING_UP, Phase.READY, Phase.PAUSED}),
     Phase.WARMING_UP: frozenset({Phase.WAITING_FOR_ENGINE}),
@@ -83,9 +85,9 @@ class Status:
     def reasons(self) -> tuple[str, ...]:
         return self._reasons
 
-    async def changed(self) -> None:
-        """Wait for the next move."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, bool]:
+        """Until the next move, from this call on."""
+        return self._changed.wait()
 
     async def reached(self, *phases: Phase) -> Phase:
         while self.phase not in phases:
