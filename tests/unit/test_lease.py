@@ -1,0 +1,147 @@
+"""The right to act for a delivery: proven by a renewal, kept by more, gone when the queue says so."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import timedelta
+
+import pytest
+
+from tests.support.virtual import virtual
+from worker import failpoints
+from worker.errors import JobCancelled, LeaseLost, QueueUnavailable, WorkerError
+from worker.failpoints import Effect
+from worker.lease import Lease
+from worker.live import Live, LiveJob
+from worker.node import Orders
+from worker.queues.base import Delivery
+from worker.tasks import cancel_all, run_guarded
+
+
+class Renewals:
+    """A queue of which only `extend` is asked; ``answers`` are given in turn, then the last for ever."""
+
+    capacity: int | None = None
+
+    def __init__(self, *answers: WorkerError | Orders | None, seconds: float = 0.0) -> None:
+        self.answers = list(answers)
+        self.seconds = seconds
+        self.at: list[float] = []
+
+    async def extend(self, delivery: Delivery) -> Orders | None:
+        self.at.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.seconds)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, WorkerError):
+            raise answer
+        return answer
+
+
+def held(live: Live) -> LiveJob:
+    with live.holding("a") as job:
+        return job
+
+
+def lease_of(queue: Renewals, orders: list[Orders] | None = None, job: LiveJob | None = None) -> Lease:
+    delivery = Delivery("a", b"", timedelta(seconds=40))
+    job = job or held(Live())
+    heard = orders if orders is not None else []
+    return Lease(queue, delivery, job, rng=random.Random(1), on_orders=heard.append)  # type: ignore[arg-type]
+
+
+@virtual
+async def test_nothing_is_allowed_before_the_first_renewal() -> None:
+    """It is sent at once; what the delivery says of itself proves nothing."""
+    queue = Renewals(None, seconds=3)
+    lease = lease_of(queue)
+    keeping = asyncio.create_task(lease.keep(), name="keep")
+    await lease.before_effect()
+    assert asyncio.get_running_loop().time() == 3
+    assert queue.at == [0]
+    await cancel_all({keeping})
+
+
+@virtual
+async def test_a_lease_is_renewed_at_a_quarter_of_its_visibility() -> None:
+    """For as long as the job lasts."""
+    queue = Renewals(None)
+    await run_guarded(asyncio.sleep(35), lease_of(queue).keep())
+    assert queue.at == [0, 10, 20, 30]
+
+
+@virtual
+async def test_effects_wait_for_a_renewal_once_the_lease_is_doubtful() -> None:
+    """It is counted from when the last good renewal was sent, less a margin; work goes on meanwhile."""
+    queue = Renewals(None, *[QueueUnavailable()] * 40, None)
+    lease = lease_of(queue)
+    keeping = asyncio.create_task(lease.keep(), name="keep")
+    await asyncio.sleep(35)
+    await lease.before_effect()
+    assert asyncio.get_running_loop().time() == 35
+    await asyncio.sleep(1.5)
+    await lease.before_effect()
+    back_at = asyncio.get_running_loop().time()
+    assert len(queue.at) == 42
+    assert back_at == queue.at[-1]
+    await cancel_all({keeping})
+
+
+@virtual
+async def test_a_doubtful_lease_is_renewed_at_once_when_an_effect_asks() -> None:
+    """A process that slept past its lease does not wait for the next quarter."""
+    queue = Renewals(None)
+    lease = lease_of(queue)
+    keeping = asyncio.create_task(lease.keep(), name="keep")
+    await asyncio.sleep(1)
+    lease._valid_until = 0.5
+    await lease.before_effect()
+    assert queue.at == [0, 1]
+    await cancel_all({keeping})
+
+
+@virtual
+async def test_a_lease_is_lost_only_when_the_queue_says_so() -> None:
+    """An unavailable queue is no such word."""
+    with pytest.raises(LeaseLost):
+        await run_guarded(asyncio.sleep(1000), lease_of(Renewals(None, QueueUnavailable(), LeaseLost())).keep())
+    assert 10 < asyncio.get_running_loop().time() < 15
+
+
+@virtual
+async def test_a_cancellation_at_the_queue_reaches_the_job_and_keeps_the_lease() -> None:
+    """The cancelled job still has to be answered for."""
+    job = held(Live())
+    lease = lease_of(Renewals(JobCancelled()), job=job)
+    keeping = asyncio.create_task(lease.keep(), name="keep")
+    await lease.before_effect()
+    with pytest.raises(JobCancelled):
+        await job.cancelled()
+    await cancel_all({keeping})
+
+
+@virtual
+async def test_orders_that_come_with_a_renewal_are_passed_on() -> None:
+    """A busy node does not poll."""
+    orders: list[Orders] = []
+    await run_guarded(asyncio.sleep(15), lease_of(Renewals(Orders(cancel=("b",)), None), orders).keep())
+    assert orders == [Orders(cancel=("b",))]
+
+
+@virtual
+async def test_an_effect_has_a_failpoint_on_each_side() -> None:
+    """Behind the lease, and not after an effect that failed."""
+    lease = lease_of(Renewals(None))
+    seen: list[str] = []
+    keeping = asyncio.create_task(lease.keep(), name="keep")
+    failpoints.install(seen.append)
+    try:
+        async with lease.effect(Effect.ACK):
+            assert seen == ["before_ack"]
+        with pytest.raises(KeyError):
+            async with lease.effect(Effect.NACK):
+                raise KeyError
+    finally:
+        failpoints.install(None)
+        await cancel_all({keeping})
+    assert seen == ["before_ack", "after_ack", "before_nack"]

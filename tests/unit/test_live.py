@@ -1,0 +1,129 @@
+"""The register of held jobs, how far each is, and the times of its hops."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.virtual import virtual
+from worker.errors import JobCancelled
+from worker.live import Hop, Live
+from worker.metrics import HOP_SECONDS, Metrics
+from worker.stages import StageClock
+from worker.tasks import cancel_all
+
+
+@virtual
+async def test_jobs_are_listed_in_the_order_of_their_coming_while_they_are_held() -> None:
+    """And gone afterwards, whatever ended them."""
+    live = Live()
+    with live.holding("a"), live.holding("b"):
+        assert [job.id for job in live] == ["a", "b"]
+        assert len(live) == 2
+    with pytest.raises(KeyError), live.holding("c"):
+        raise KeyError
+    assert len(live) == 0
+    await live.empty()
+
+
+@virtual
+async def test_a_second_delivery_owns_its_job_only_after_the_first() -> None:
+    """Two deliveries that come to the same job by different names."""
+    live = Live()
+    with live.holding("d2") as second:
+        with live.holding("d1") as first:
+            await live.own(first, "job")
+            waiting = asyncio.create_task(live.own(second, "job"), name="own")
+            await asyncio.sleep(1)
+            assert (first.id, second.id, waiting.done()) == ("job", "d2", False)
+        await waiting
+        assert second.id == "job"
+
+
+@virtual
+async def test_cancelling_reaches_every_delivery_of_the_job() -> None:
+    """And says whether there was one."""
+    live = Live()
+    with live.holding("a") as job, live.holding("b") as other:
+        assert live.cancel("a")
+        assert not live.cancel("c")
+        with pytest.raises(JobCancelled):
+            await job.cancelled()
+        heard = asyncio.create_task(other.cancelled(), name="guard")
+        await asyncio.sleep(1)
+        assert not heard.done()
+        await cancel_all({heard})
+
+
+@virtual
+async def test_a_committed_job_cannot_be_cancelled_any_more() -> None:
+    """The guard is spent instead of raising."""
+    with Live().holding("a") as job:
+        job.commit()
+        job.cancel()
+        await job.cancelled()
+
+
+@virtual
+async def test_every_change_is_told() -> None:
+    """Coming, going, hops and progress."""
+    live, told = Live(), 0
+
+    async def count() -> None:
+        nonlocal told
+        while True:
+            await live.changed()
+            told += 1
+
+    counting = asyncio.create_task(count(), name="count")
+    await asyncio.sleep(1)
+    with live.holding("a") as job:
+        await asyncio.sleep(1)
+        job.enter(Hop.GENERATE)
+        await asyncio.sleep(1)
+        job.report(0.5, None)
+        await asyncio.sleep(1)
+    await asyncio.sleep(1)
+    assert told == 4
+    await cancel_all({counting})
+
+
+@virtual
+async def test_a_report_without_progress_is_no_news_of_the_time() -> None:
+    """The time of the last growth stays, and what was known of a hop ends with it."""
+    with Live().holding("a") as job:
+        job.enter(Hop.GENERATE)
+        for fraction in (0.0, 0.2, 0.2, 0.6, 0.6):
+            await asyncio.sleep(1)
+            job.report(fraction, 9.0)
+        assert (job.progress, job.progress_from, job.progress_at, job.eta_s) == (0.6, (2.0, 0.2), 4.0, 9.0)
+        job.enter(Hop.IMAGES)
+        assert (job.progress, job.progress_from, job.eta_s) == (None, None, None)
+
+
+@virtual
+async def test_hops_are_timed_and_a_hop_entered_twice_adds_up() -> None:
+    """Also when it ends badly."""
+    live, metrics = Live(), Metrics()
+    with live.holding("a") as job:
+        clock = StageClock(job, metrics)
+        with clock.hop(Hop.GENERATE):
+            await asyncio.sleep(2)
+        with pytest.raises(TimeoutError):
+            await _timed_out(clock)
+        await asyncio.sleep(1)
+        assert clock.seconds == {Hop.GENERATE: 5}
+        assert clock.total == 6
+    assert metrics.value(HOP_SECONDS + "_count", hop="generate") == 2
+
+
+async def _timed_out(clock: StageClock) -> None:
+    with clock.hop(Hop.GENERATE):
+        async with asyncio.timeout(3):
+            await asyncio.Event().wait()
+
+
+def test_the_hops_behind_the_engine_are_the_last_three() -> None:
+    """What is there counts against another bound than what needs the engine."""
+    assert [hop for hop in Hop if hop.is_past_engine] == [Hop.IMAGES, Hop.UPLOAD, Hop.SETTLE]
