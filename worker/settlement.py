@@ -236,7 +236,7 @@ async def _tell(event: str, result: Result, journey: Journey, bench: Bench) -> b
         return True
     try:
         async with journey.lease.effect(Effect.WEBHOOK):
-            send = bench.sender.send(event, journey.known, result)
+            send = bench.sender.send(event, journey.known, result, before_try=journey.lease.before_effect)
             warnings = await run_guarded(send, bench.drain.over(), name=f"webhook-{journey.id}")
         journey.warnings.extend(warnings)
         bench.metrics.webhook("delivered")

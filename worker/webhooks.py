@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -159,9 +159,12 @@ class Sender:
         except DownloadFailed as unresolved:
             log.warning("webhook_host_unresolved", error=unresolved.message)
 
-    async def send(self, event: str, job: Job, result: Result) -> tuple[str, ...]:
+    async def send(
+        self, event: str, job: Job, result: Result, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> tuple[str, ...]:
         """Tell how the job ended, and give back warnings; nothing is sent of an event that nobody wants.
 
+        ``before_try`` is awaited before each try, within the budget: a try may be made once it returns.
         Raises `WebhookFailed` when the receiver did not take it within the budget, and at once what `accepts`
         raises.
         """
@@ -169,8 +172,14 @@ class Sender:
             return ()
         target = self._target(job)
         message = await self._message(event, job, result)
+
+        async def once() -> tuple[str, ...]:
+            if before_try is not None:
+                await before_try()
+            return await self._try(target, message)
+
         return await retrying(
-            lambda: self._try(target, message),
+            once,
             self._policy,
             budget=self._budget,
             rng=self._rng,
