@@ -23,7 +23,7 @@ from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
 from worker.engines import open_engine
 from worker.engines.base import Engine
-from worker.errors import ConfigError, WorkerError
+from worker.errors import ConfigError, QueueUnavailable, WorkerError
 from worker.gate import Gate
 from worker.images import Encoding
 from worker.inputs import Inputs
@@ -107,6 +107,7 @@ async def run(
 ) -> ExitCode:
     """The daemon, from open drivers to the end of the drain."""
     async with opened(settings) as parts, AsyncExitStack() as stack:
+        await _usable(parts.queue)
         return await (await composed(settings, parts, stack, stop_at_once, on_listening)).run()
 
 
@@ -170,6 +171,15 @@ async def composed(
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=stop_at_once,
     )
+
+
+async def _usable(queue: Queue | None) -> None:
+    """A queue that can never work ends the start; one that does not answer now may come back."""
+    try:
+        if queue is not None:
+            await queue.check()
+    except QueueUnavailable as error:
+        log.get().warning("queue_unavailable", error=error.message)
 
 
 def _metrics(status: Status, live: Live, budget: Budget, clock: CorrectedClock) -> Metrics:

@@ -279,6 +279,17 @@ async def test_a_taken_port_is_64(tmp_path: Path) -> None:
     assert "WORKER_HTTP_PORT" in said
 
 
+async def test_a_queue_file_that_is_none_is_64(tmp_path: Path) -> None:
+    """It is told at the start, before the server is waited for."""
+    other = tmp_path / "notes.txt"
+    other.write_bytes(b"no database" * 500)
+    async with stand(tmp_path, Knobs(start_port_seconds=NEVER)) as around:
+        code, said = await around.ended_by_itself(WORKER_SQLITE_PATH=str(other))
+    assert code == 64
+    assert "is not an SQLite database" in said
+    assert other.read_bytes() == b"no database" * 500
+
+
 async def test_every_mistake_of_the_configuration_is_told_at_once_and_no_secret(tmp_path: Path) -> None:
     """One run, one list, 64."""
     mistakes = {
