@@ -1,0 +1,108 @@
+"""Accepting work: one receive at a time, orders passed on, and back-off that an end to the wait cuts short."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.virtual import virtual
+from tests.support.world import World
+from worker.intake import BACK_OFF_FIRST_S
+from worker.live import Hop
+from worker.node import Orders
+from worker.queues.base import Received
+from worker.status import Phase
+
+
+@virtual
+async def test_orders_to_cancel_reach_the_jobs_held() -> None:
+    """They come with a receive, beside a delivery or without one."""
+    world = World()
+    world.engine.delays[Hop.GENERATE, "a"] = 100
+    real = world.link.receive
+    orders: list[Orders] = []
+
+    async def receive() -> Received:
+        if orders:
+            return Received(orders=orders.pop())
+        return await real()
+
+    world.link.receive = receive  # type: ignore[method-assign]
+    async with world.running():
+        await world.submit("a")
+        await world.at(Hop.GENERATE, "a")
+        orders.append(Orders(cancel=("a", "unknown")))
+        await world.ended("a")
+        assert await world.code("a") == "cancelled"
+
+
+@virtual
+async def test_a_queue_that_is_away_is_asked_twice_and_then_only_probed() -> None:
+    """Two failures pause the intake; from then on the watch asks, ever more rarely."""
+    world = World()
+    asked: list[float] = []
+    real = world.link.receive
+
+    async def receive() -> Received:
+        asked.append(asyncio.get_running_loop().time())
+        return await real()
+
+    world.link.receive = receive  # type: ignore[method-assign]
+    async with world.running():
+        await world.until(lambda: world.status.phase is Phase.READY)
+        await asyncio.sleep(10)
+        world.link.away, before = True, len(asked)
+        await asyncio.sleep(300)
+        first, second = asked[before:]
+        assert BACK_OFF_FIRST_S / 2 <= second - first <= BACK_OFF_FIRST_S
+        assert world.status.phase is Phase.PAUSED
+
+
+@virtual
+async def test_a_drain_does_not_wait_for_the_end_of_a_back_off() -> None:
+    """The pause before the next try is cut short."""
+    world = World()
+    async with world.running() as process:
+        await world.until(lambda: world.status.phase is Phase.READY)
+        world.link.away = True
+        await world.until(lambda: world.status.phase is Phase.PAUSED)
+        began = asyncio.get_running_loop().time()
+        world.supervisor.stop()
+        await asyncio.wait({process})
+        assert asyncio.get_running_loop().time() - began < 0.5
+
+
+@virtual
+async def test_a_drain_leaves_nothing_leased_by_a_receive_under_way() -> None:
+    """The pending receive is given up before the drain is over."""
+    world = World()
+    async with world.running() as process:
+        await world.until(lambda: world.status.phase is Phase.READY)
+        await asyncio.sleep(0.5)
+        world.supervisor.stop()
+        await asyncio.wait({process})
+        await world.submit("a")
+        await asyncio.sleep(10)
+        assert await world.status_of("a") == "waiting"
+
+
+@pytest.mark.parametrize("capacity", [1, 2])
+@virtual
+async def test_a_queue_with_a_capacity_bounds_the_window(capacity: int) -> None:
+    """Salad hands out one job at a time: no second one is asked for."""
+    world = World()
+    world.link.capacity = capacity
+    narrow = World(queue=world.queue, window=capacity)
+    async with narrow.running():
+        jobs = [f"job-{n}" for n in range(6)]
+        narrow.engine.delays.update({(Hop.ADMIT, job): 5.0 for job in jobs})
+        most = 0
+        await narrow.submit(*jobs)
+        while len(narrow.engine.generated) < len(jobs):
+            await narrow.live.changed()
+            most = max(most, sum(not job.hop.is_past_engine for job in narrow.live))
+        await narrow.ended(*jobs)
+    assert most == capacity
+    await world.receiver.aclose()
+    await world.inputs.aclose()
