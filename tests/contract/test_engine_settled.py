@@ -13,8 +13,9 @@ from tests.support.waiting import wait_until
 from worker.engines.base import Reach
 from worker.engines.sdapi.client import Client
 from worker.engines.sdapi.dialects import SDNEXT
-from worker.engines.sdapi.run import Pace
+from worker.engines.sdapi.run import NORMAL, Pace
 from worker.engines.sdapi.server import Server
+from worker.settings.groups import NodeSettings
 from worker.simulators import Knobs
 
 
@@ -96,6 +97,11 @@ async def test_a_selected_model_is_waited_for_and_then_loaded() -> None:
 
         await wait_until(ready)
         assert (await b.make()).engine.model == "dreamshaper_8"
+
+
+def test_an_interrupt_that_is_ignored_ends_before_the_drain() -> None:
+    """A step on Forge may take longer than a drain: the job is given back in time all the same."""
+    assert NORMAL.quiet_s < NodeSettings.model_fields["drain_timeout"].get_default().total_seconds()
 
 
 async def httpx_get(url: str, path: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import asyncio
 import io
 import os
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pybase64
@@ -63,6 +64,8 @@ async def live() -> AsyncIterator[Live]:
         os.environ["LIVE_ENGINE_URL"],
         username=os.environ.get("LIVE_ENGINE_USERNAME"),
         password=SecretStr(password) if password else None,
+        load_timeout=timedelta(minutes=10),
+        stall_timeout=timedelta(minutes=5),
     )
     engine, client = SdapiEngine(settings, Limits()), Client(settings)
 
