@@ -15,7 +15,9 @@ def share(totals: dict[str, float]) -> float:
 
 
 if __name__ == "__main__":
-    report = subprocess.run([sys.executable, "-m", "coverage", "json", "-q", "-o", "-"], capture_output=True, check=True)
+    report = subprocess.run(
+        [sys.executable, "-m", "coverage", "json", "-q", "-o", "-"], capture_output=True, check=True
+    )
     taken = share(json.loads(report.stdout)["totals"])
     print(f"branches covered: {taken:.1f} % (at least {LEAST:g} %)")
     sys.exit(taken < LEAST)

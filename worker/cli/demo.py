@@ -88,7 +88,8 @@ class _Demo:
         if not ended or process.returncode != OK:
             complain(f"the worker ended with {process.returncode}; {self.out / 'worker.log'} says why")
             return FAILED
-        print(f"{len(findings) - len(bad)} of {len(findings)} jobs succeeded, verified, stored and announced; see {self.out}")
+        good = f"{len(findings) - len(bad)} of {len(findings)}"
+        print(f"{good} jobs succeeded, verified, stored and announced; see {self.out}")
         return FAILED if bad else OK
 
     async def _follow(self, ids: list[str], producer: Any, port: int, process: asyncio.subprocess.Process) -> bool:
