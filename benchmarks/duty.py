@@ -1,8 +1,9 @@
 """`python -m benchmarks.duty`: in which share of the time does the engine generate, on real sockets and processes?
 
-The same short jobs with the same slow store and receiver twice in one run: through the worker, and through a loop
-that does one job after the other. The simulator tells when it generated. Ratios of one run can be compared; times
-of different machines cannot.
+The same short jobs three times in one run: through the worker and through a loop that does one job after the other,
+both with the same slow store and receiver, and in a loop that only generates, which is as much as this server on
+this machine can do. The simulator tells when it generated. Ratios of one run can be compared; times of different
+machines cannot.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import hashlib
 import itertools
 import json
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,21 +96,37 @@ async def through_the_worker(setting: Setting, engine: str, endpoint: str, bucke
     await producer.aclose()
 
 
+async def generated(http: httpx.AsyncClient, engine: str, n: int) -> bytes:
+    body = {"prompt": f"job {n}", "seed": n, **BODY}
+    answer = (await http.post(f"{engine}/sdapi/v1/txt2img", json=body)).raise_for_status().json()
+    return base64.b64decode(answer["images"][0])
+
+
 async def one_after_the_other(setting: Setting, engine: str, endpoint: str, bucket: Bucket) -> None:
     """The strict loop: generate, store the image, store the result, tell; only then the next."""
     client = Bucket(endpoint, bucket.name).client()
-    async with (
-        receiver(setting.webhook_s) as (hook, _),
-        httpx.AsyncClient(trust_env=False, timeout=60) as http,
-    ):
+    async with receiver(setting.webhook_s) as (hook, _), _client(engine) as http:
         for n in range(setting.jobs):
-            body = {"prompt": f"job {n}", "seed": n, **BODY}
-            answer = (await http.post(f"{engine}/sdapi/v1/txt2img", json=body)).raise_for_status().json()
-            image = base64.b64decode(answer["images"][0])
+            image = await generated(http, engine, n)
             result = {"id": f"loop-{n}", "sha256": hashlib.sha256(image).hexdigest()}
             await asyncio.to_thread(_store, client, bucket.name, f"loop-{n}/0.png", image)
             await asyncio.to_thread(_store, client, bucket.name, f"loop-{n}/result.json", json.dumps(result).encode())
             (await http.post(hook, json={"data": result})).raise_for_status()
+
+
+async def nothing_else(setting: Setting, engine: str) -> None:
+    """Only generating: the bound that the server itself sets."""
+    async with _client(engine) as http:
+        for n in range(setting.jobs):
+            await generated(http, engine, n)
+
+
+@asynccontextmanager
+async def _client(engine: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server that answers in PNG, as the worker has it do."""
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+        (await http.post(f"{engine}/sdapi/v1/options", json={"samples_format": "png"})).raise_for_status()
+        yield http
 
 
 def _store(client: S3Client, bucket: str, key: str, body: bytes) -> None:
@@ -118,15 +136,17 @@ def _store(client: S3Client, bucket: str, key: str, body: bytes) -> None:
 async def measure(setting: Setting) -> dict[str, Measured]:
     found = {}
     with tempfile.TemporaryDirectory(prefix="duty-") as folder, running_rclone(Path(folder)) as store:
-        for name in ("worker", "loop"):
+        for name in ("worker", "loop", "bound"):
             async with AsyncExitStack() as stack:
                 engine = await stack.enter_async_context(simulator(step_s=setting.generation_s / STEPS))
                 endpoint = await stack.enter_async_context(delayed(store, setting.storage_s))
                 bucket = await asyncio.to_thread(made_bucket, store)
                 if name == "worker":
                     await through_the_worker(setting, engine, endpoint, bucket, Path(folder))
-                else:
+                elif name == "loop":
                     await one_after_the_other(setting, engine, endpoint, bucket)
+                else:
+                    await nothing_else(setting, engine)
                 found[name] = measured((await got(f"{engine}/simulator/stats"))["generations"])
     return found
 
@@ -144,13 +164,16 @@ def main() -> None:
         f"{setting.jobs} jobs of {given.generation_ms} ms; store {given.storage_ms} ms, webhook {given.webhook_ms} ms"
     )
     print(f"{'':>22}{'duty':>8}{'in all':>10}{'generation':>12}{'gap (median)':>14}")
-    for name, title in (("worker", "worker"), ("loop", "one after the other")):
+    for name, title in (("worker", "worker"), ("loop", "one after the other"), ("bound", "only generating")):
         one = found[name]
         print(
             f"{title:>22}{one.share:>8.1%}{one.span_s:>8.1f} s{one.generation_s * 1000:>9.0f} ms"
             f"{one.gap_s * 1000:>11.0f} ms"
         )
-    print(f"the engine generates {found['worker'].share / found['loop'].share:.2f} times as much of the time")
+    worker_, loop, bound = (found[name].share for name in ("worker", "loop", "bound"))
+    print(
+        f"the worker's duty is {worker_ / loop:.2f} times the loop's, and {worker_ / bound:.1%} of what can be had here"
+    )
 
 
 if __name__ == "__main__":

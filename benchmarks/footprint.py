@@ -110,7 +110,8 @@ def main() -> None:
     print(f"{'':>10}{'probe':>8}{'its cpu':>9}{'ready':>8}{'idle':>10}{'cpu':>7}{'after a job':>14}{'cpu':>7}")
     for name, one in found.items():
         print(
-            f"{name:>10}{one.probe_s:>6.2f} s{one.probe_cpu_s:>7.2f} s{one.ready_s:>6.2f} s{one.idle_mb:>7.1f} MB{one.idle_cpu:>7.2%}"
+            f"{name:>10}{one.probe_s:>6.2f} s{one.probe_cpu_s:>7.2f} s{one.ready_s:>6.2f} s"
+            f"{one.idle_mb:>7.1f} MB{one.idle_cpu:>7.2%}"
             f"{one.used_mb:>11.1f} MB{one.used_cpu:>7.2%}"
         )
 
