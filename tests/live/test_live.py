@@ -173,7 +173,7 @@ def _latent(live: Live) -> str:
 
 async def test_a_cancelled_generation_leaves_the_server_idle(live: Live) -> None:
     """Progress is seen, the interrupt ends the work within moments, and the next job is a whole picture."""
-    long = asyncio.create_task(live.make(params(width=512, height=512, steps=150)), name="live-long")
+    long = asyncio.create_task(live.make(params(width=256, height=256, steps=150)), name="live-long")
     await wait_until(lambda: any(report.sampling for report in live.reports) or long.done(), START_S)
     assert not long.done()
     long.cancel()

@@ -94,6 +94,8 @@ def _stumble(machine: Machine, request: dict[str, Any]) -> None:
         return
     if not request["steps"]:
         raise ServerError("ZeroDivisionError", "division by zero")
+    if request.get("enable_hr") and "hr_additional_modules" in request and request["hr_additional_modules"] is None:
+        raise ServerError("TypeError", "argument of type 'NoneType' is not iterable")
     for field in ("refiner_checkpoint", "hr_checkpoint_name"):
         name = request.get(field)
         if name and name != "None" and machine.disk.find(name) is None:

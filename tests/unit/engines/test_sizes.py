@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker.engines.sdapi.dialects import A1111, SDNEXT, SDNEXT_2023, Dialect
+from worker.engines.sdapi.dialects import A1111, FORGE, SDNEXT, SDNEXT_2023, Dialect
 from worker.engines.sdapi.header import Header
 from worker.engines.sdapi.sizes import Sizes, from_input, settle, settle_single
 from worker.errors import InvalidJob
@@ -53,6 +53,16 @@ def test_sdnext_enlarges_only_when_told_how(body: dict[str, Any], mode: int, siz
     found = settled(body, dialect=SDNEXT)
     assert body["hr_resize_mode"] == mode
     assert (found.width, found.height) == size
+
+
+def test_forge_is_told_which_modules_the_second_pass_uses() -> None:
+    """It answers 500 to a second pass without the list, which Automatic1111 does not know."""
+    told: dict[str, Any] = {"enable_hr": True, "width": 256, "height": 256}
+    plain = dict(told)
+    settled(told, dialect=FORGE)
+    settled(plain, dialect=A1111)
+    assert told["hr_additional_modules"] == ["Use same choices"]
+    assert "hr_additional_modules" not in plain
 
 
 @pytest.mark.parametrize(

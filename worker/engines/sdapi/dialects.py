@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 EngineName = Literal["a1111", "sdnext"]
@@ -17,7 +17,8 @@ class Dialect:
     job (as far as the server knows them). ``reports_status``: ``GET /status`` and ``/checkpoint`` exist.
     ``swallows``: it answers 200 without an image, or with a preview, where others answer 500.
     ``inpaints_full``: a masked image comes back at the size of the input unless told otherwise.
-    ``hires_wants_mode``: the second pass enlarges nothing without ``hr_resize_mode``, and to the very pixel with it.
+    ``hires``: fields that a second pass cannot do without: Forge fails over a missing list of modules, SD.Next
+    enlarges nothing without a mode, and to the very pixel with it.
     """
 
     label: str
@@ -32,7 +33,7 @@ class Dialect:
     reports_status: bool = False
     swallows: bool = False
     inpaints_full: bool = True
-    hires_wants_mode: bool = False
+    hires: Mapping[str, object] = field(default_factory=dict)
     refresh_vae: str = "refresh-vae"
     vaes: str = "sd-vae"
     reloads: bool = True
@@ -58,6 +59,7 @@ FORGE = Dialect(
     "Euler",
     _EVERYWHERE,
     vaes="sd-modules",
+    hires={"hr_additional_modules": ["Use same choices"]},
     reloads=False,
 )
 SDNEXT_2023 = Dialect(
@@ -86,7 +88,7 @@ SDNEXT = Dialect(
     reports_status=True,
     swallows=True,
     inpaints_full=False,
-    hires_wants_mode=True,
+    hires={"hr_resize_mode": 1},
 )
 
 PROBES = {

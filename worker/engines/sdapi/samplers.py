@@ -131,10 +131,11 @@ def with_scheduler(
         return {**body, "override_settings": {**overrides, "schedulers_use_karras": scheduler == "karras"}}
     if scheduler == "normal":
         return body
-    combined = f"{body.get('sampler_name', 'Euler')} {_SUFFIXES.get(scheduler, '?')}"
-    if combined in samplers.names:
-        return {**body, "sampler_name": combined}
-    raise unknown("scheduler", scheduler, ("normal", *_SUFFIXES), field=where)
+    base = body.get("sampler_name", "Euler")
+    combined = {ours: f"{base} {theirs}" for ours, theirs in _SUFFIXES.items() if f"{base} {theirs}" in samplers.names}
+    if scheduler in combined:
+        return {**body, "sampler_name": combined[scheduler]}
+    raise unknown("scheduler", scheduler, ("normal", *combined), field=where)
 
 
 def _labels(schedulers: Any) -> dict[str, str]:

@@ -13,9 +13,6 @@ from worker.errors import InvalidJob
 from worker.job import Limits
 
 LEAST = 64
-FIXED = 1
-"""SD.Next's mode that resizes to the size asked for; without one it leaves the first pass as it is."""
-
 GRID = 8
 """All servers give sides that are multiples of this, rounding down without a word."""
 
@@ -109,8 +106,10 @@ def _final(
             raise InvalidJob("is missing, and the server skips the second pass without it", field=f"{root}.hr_upscaler")
         exact = _hires(body, width, height, root=root)
         target = floor8(exact[0]), floor8(exact[1])
-        if dialect.hires_wants_mode:
-            if not body.setdefault("hr_resize_mode", FIXED):
+        for name, value in dialect.hires.items():
+            body.setdefault(name, value)
+        if "hr_resize_mode" in dialect.hires:
+            if not body["hr_resize_mode"]:
                 target = exact = width, height
             settled = settled and target == exact
         limits.check_size(*target, field=f"{root}.{'hr_resize_x' if body.get('hr_resize_x') else 'hr_scale'}")
