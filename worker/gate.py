@@ -24,6 +24,9 @@ FAULTS = (AuthFailed, EngineCrashed, EngineStalled, GpuFault)
 """Errors that close the gate wherever they arise."""
 
 
+GRAIN_S = 0.001
+
+
 class Verdict(StrEnum):
     FIT = "fit"
     UNFIT = "unfit"
@@ -62,7 +65,8 @@ class Gate:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._closed: set[str] = {"starting"}
+        self._closed: dict[str, float] = {"starting": 0.0}
+        """The reasons, with the loop's time of each."""
         self._lock = asyncio.Lock()
         self._cases: deque[Case] = deque()
         self._changed = asyncio.Event()
@@ -80,17 +84,31 @@ class Gate:
         return self._lock.locked()
 
     def close(self, reason: str) -> None:
-        self._closed.add(reason)
+        self._closed.setdefault(reason, asyncio.get_running_loop().time())
         self._stir()
 
     def open(self, reason: str) -> None:
         """Take one reason away."""
-        self._closed.discard(reason)
+        self._closed.pop(reason, None)
         self._stir()
 
     async def opened(self) -> None:
         while not self.is_open:
             await self._changed.wait()
+
+    async def closed_for(self, reason: str, seconds: float) -> None:
+        """Wait until the gate has been closed for this reason so long without a break."""
+        loop = asyncio.get_running_loop()
+        while True:
+            since = self._closed.get(reason)
+            due = None if since is None else since + seconds
+            if due is not None and loop.time() >= due - GRAIN_S:
+                return
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:

@@ -31,6 +31,8 @@ Text = Annotated[str, StringConstraints(max_length=100_000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
 Event = Literal["started", "progress", "succeeded", "failed", "cancelled"]
+Int = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
 ImageFormat = Literal["keep", "png", "jpeg", "webp"]
 
 
@@ -54,12 +56,12 @@ def _relative(name: str) -> str:
 
 class Lora(_Part):
     name: Name
-    weight: float = Field(1.0, ge=-10, le=10)
+    weight: Number = Field(1.0, ge=-10, le=10)
 
 
 class Refiner(_Part):
     checkpoint: Name
-    switch_at: float = Field(0.8, gt=0, lt=1)
+    switch_at: Number = Field(0.8, gt=0, lt=1)
 
 
 class Params(_Part):
@@ -67,20 +69,20 @@ class Params(_Part):
 
     prompt: Text
     negative_prompt: Text = ""
-    width: int | None = Field(None, ge=64)
-    height: int | None = Field(None, ge=64)
-    steps: int | None = Field(None, ge=1)
-    cfg: float | None = Field(None, ge=0, le=100)
-    seed: int | None = Field(None, ge=-1, lt=2**64)
+    width: Int | None = Field(None, ge=64)
+    height: Int | None = Field(None, ge=64)
+    steps: Int | None = Field(None, ge=1)
+    cfg: Number | None = Field(None, ge=0, le=100)
+    seed: Int | None = Field(None, ge=-1, lt=2**64)
     sampler: Name | None = None
     scheduler: Name | None = None
-    batch_size: int = Field(1, ge=1)
-    clip_skip: int | None = Field(None, ge=1, le=12)
+    batch_size: Int = Field(1, ge=1)
+    clip_skip: Int | None = Field(None, ge=1, le=12)
     loras: tuple[Lora, ...] = Field((), max_length=32)
     vae: Name | None = None
     refiner: Refiner | None = None
     image: str | None = Field(None, min_length=1)
-    denoise: float | None = Field(None, ge=0, le=1)
+    denoise: Number | None = Field(None, ge=0, le=1)
     mask: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
@@ -102,7 +104,7 @@ class ModelRef(_Part):
     name: Name
     url: Url | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
-    size: int | None = Field(None, gt=0)
+    size: Int | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _name_is_relative(self) -> Self:
@@ -119,7 +121,7 @@ class ResultUrls(_Part):
 
 class OutputSpec(_Part):
     format: ImageFormat | None = None
-    quality: int | None = Field(None, ge=1, le=100)
+    quality: Int | None = Field(None, ge=1, le=100)
     lossless: bool = False
     metadata: Literal["keep", "strip"] | None = None
     storage: Literal["s3", "directory", "inline", "presigned", "s4"] | None = None
@@ -148,9 +150,9 @@ class Job(_Part):
     models: tuple[ModelRef, ...] = Field((), max_length=64)
     output: OutputSpec = OutputSpec()
     webhook: WebhookSpec | None = None
-    timeout: timedelta | None = None
+    timeout: Annotated[timedelta, Field(gt=timedelta(0))] | None = None
     deadline: AwareDatetime | None = None
-    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    priority: Int = Field(0, ge=-(2**31), lt=2**31)
     metadata: Any = None
     sha256: Annotated[str, Field(exclude=True)] = ""
 
@@ -169,8 +171,6 @@ class Job(_Part):
             raise ValueError(f"exactly one of {', '.join(SOURCES)} says what to make; given: {said}")
         if self.endpoint is not None and self.request is None:
             raise ValueError("endpoint belongs to request")
-        if self.timeout is not None and self.timeout <= timedelta(0):
-            raise ValueError("timeout must be longer than 0 seconds")
         return self
 
     @property
@@ -235,7 +235,9 @@ def parse(document: dict[str, Any], *, fallback_id: str, limits: Limits) -> Job:
     Raises `InvalidJob` with every wrong field, or `UnsupportedDocument` for a version of the future.
     """
     version = document.get("v", VERSION)
-    if type(version) is int and version > VERSION:
+    if type(version) is not int:
+        raise InvalidJob("must be a whole number", field="v")
+    if version > VERSION:
         raise UnsupportedDocument(f"document version {version}, this worker knows up to {VERSION}")
     whole = {**document, "id": document.get("id", fallback_id)}
     try:

@@ -67,6 +67,13 @@ DOUBTFUL = (OutputEmpty, OutputMismatch, WrongModel, EngineOutOfMemory)
 """Answers that get one new turn, then a verdict on the server."""
 
 
+UNSTARTED = (Hop.RECEIVED, Hop.ADMIT, Hop.MODELS, Hop.WAITING)
+"""Hops from which a job can be given back without any work lost."""
+
+OUTAGE_S = 60.0
+"""How long unstarted jobs wait for an engine that is being recovered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the operator decided of every job."""
@@ -112,7 +119,12 @@ async def run_job(delivery: Delivery, tools: Tools) -> None:
 
 
 async def work_and_settle(journey: Journey, tools: Tools) -> None:
-    guards = (journey.live.cancelled(), tools.drain.due(journey.live), released_by_pause(journey, tools))
+    guards = (
+        journey.live.cancelled(),
+        tools.drain.due(journey.live),
+        released_by_pause(journey, tools),
+        released_by_outage(journey, tools),
+    )
     outcome = await outcome_of(run_guarded(produce(journey, tools), *guards, name=f"produce-{journey.delivery.id}"))
     published_at = asyncio.get_running_loop().time()
     await settle(outcome, journey, tools.bench)
@@ -136,10 +148,19 @@ async def outcome_of(work: Awaitable[Success]) -> Outcome:
 async def released_by_pause(journey: Journey, tools: Tools) -> None:
     """A guard: gives an unstarted job back while the operator's store is away."""
     await tools.dependencies.stopped(Dependency.STORAGE)
-    while journey.live.hop in (Hop.GENERATE, Hop.IMAGES, Hop.UPLOAD, Hop.SETTLE):
+    while journey.live.hop not in UNSTARTED:
         await tools.live.changed()
         await tools.dependencies.stopped(Dependency.STORAGE)
     raise Draining("intake is paused: " + tools.dependencies.paused[Dependency.STORAGE])
+
+
+async def released_by_outage(journey: Journey, tools: Tools) -> None:
+    """A guard: gives an unstarted job back when the engine stays away: another node may do it meanwhile."""
+    await tools.gate.closed_for("engine", OUTAGE_S)
+    while journey.live.hop not in UNSTARTED:
+        await tools.live.changed()
+        await tools.gate.closed_for("engine", OUTAGE_S)
+    raise Draining("the engine is away")
 
 
 async def produce(journey: Journey, tools: Tools) -> Success:

@@ -19,6 +19,7 @@ from worker.errors import (
     OutputEmpty,
     WorkerError,
 )
+from worker.live import Hop
 from worker.status import Phase
 from worker.supervisor import ExitCode
 
@@ -64,6 +65,27 @@ async def test_a_flat_picture_is_the_nodes_fault_when_the_canary_is_flat_too() -
         await world.ended("a", "b")
         assert ("output_flat", False) in await world.ends("a")
     assert {result.warnings for result in world.storage.results().values()} == {()}
+
+
+@virtual
+async def test_a_job_does_not_wait_long_for_an_engine_that_stays_away() -> None:
+    """After a minute behind the closed gate it goes back uncounted, so that another node can do it."""
+    world = World()
+    async with world.running():
+        await world.until(lambda: world.status.phase is Phase.READY)
+        world.engine.trouble("a", EngineCrashed())
+        await world.submit("a")
+        await world.at(Hop.GENERATE, "a")
+        await world.submit("b")
+        await world.at(Hop.WAITING, "b")
+        world.engine.reach = Reach.PORT_CLOSED
+        await world.until(lambda: not world.gate.is_open)
+        closed_at = asyncio.get_running_loop().time()
+        await world.until(lambda: not list(world.live))
+        assert 59 < asyncio.get_running_loop().time() - closed_at < 62
+        assert ("draining", False) in await world.ends("b")
+        world.engine.reach = Reach.READY
+        await world.ended("a", "b")
 
 
 @virtual

@@ -10,11 +10,13 @@ from worker.queues.base import Delivery, Queue
 from worker.result import ErrorResult, Result, WorkerResult
 
 
-async def taken(queue: Queue) -> Delivery:
-    """The delivery that one receive brings; there has to be one."""
-    delivery = (await queue.receive()).delivery
-    assert delivery is not None, "the queue had nothing to hand over"
-    return delivery
+async def taken(queue: Queue, tries: int = 5) -> Delivery:
+    """The next delivery; there has to be one, though a busy machine may take a few bounded waits to have it there."""
+    for _ in range(tries):
+        delivery = (await queue.receive()).delivery
+        if delivery is not None:
+            return delivery
+    raise AssertionError("the queue had nothing to hand over")
 
 
 def result_of(

@@ -41,7 +41,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"params": PARAMS, "id": "a\n"}, "id", "match"),
     ({"params": PARAMS, "id": "a" * 129}, "id", "match"),
     ({"params": PARAMS, "id": 7}, "id", "string"),
-    ({"params": PARAMS, "timeout": 0}, "", "longer than 0"),
+    ({"params": PARAMS, "timeout": 0}, "timeout", "greater than 0"),
     ({"params": PARAMS, "timeout": 1801}, "timeout", "longer than 0:30:00"),
     ({"params": PARAMS, "deadline": "2026-01-01T00:00:00"}, "deadline", "timezone"),
     ({"params": PARAMS, "models": [{"kind": "lora", "name": "../x"}]}, "models.0", "relative"),
@@ -54,7 +54,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"params": PARAMS, "webhook": {"url": "https://x/", "events": ["ended"]}}, "webhook.events.0", "started"),
     ({"params": PARAMS, "priority": 2**31}, "priority", "less than"),
     ({"params": PARAMS, "v": 0}, "v", "1"),
-    ({"params": PARAMS, "v": "1"}, "v", "1"),
+    ({"params": PARAMS, "v": "1"}, "v", "whole number"),
+    ({"params": PARAMS, "v": True}, "v", "whole number"),
+    ({"params": {**PARAMS, "steps": True}}, "params.steps", "integer"),
+    ({"params": {**PARAMS, "steps": "20"}}, "params.steps", "integer"),
+    ({"params": {**PARAMS, "cfg": "7"}}, "params.cfg", "number"),
+    ({"params": {**PARAMS, "batch_size": True}}, "params.batch_size", "integer"),
 ]
 
 

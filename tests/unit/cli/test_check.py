@@ -159,14 +159,17 @@ async def test_the_clock_is_compared_with_the_store(headers: dict[str, str], ver
 
 
 async def test_a_clock_that_agrees_is_fine() -> None:
-    """Without a bucket the engine's server is asked."""
+    """Nothing is said of corrections then; and what stays on this machine needs no other clock."""
     from email.utils import format_datetime
 
     from worker.clock import SystemClock
 
     now = format_datetime(SystemClock().now(), usegmt=True)
     async with ScriptedServer(Answer(headers={"date": now})) as server:
-        found = await local.clock_offset(load_settings({"WORKER_ENGINE_URL": server.url()}))
+        settings = load_settings({"WORKER_S3_BUCKET": "bucket", "WORKER_S3_ENDPOINT_URL": server.url()})
+        found = await local.clock_offset(settings)
+        assert (await local.clock_offset(load_settings({}))).verdict == "note"
+        assert len(server.requests) == 1
     assert found.verdict == "ok"
 
 

@@ -33,6 +33,7 @@ from worker.errors import (
 )
 from worker.job import Job, Limits
 from worker.settings.groups import EngineSettings
+from worker.tasks import gather_bare
 
 log = structlog.get_logger(__name__)
 
@@ -102,8 +103,7 @@ class SdapiEngine:
         """The model in the server, and whether it can generate; where models load lazily, one to load is enough."""
         if not server.dialect.loads_lazily:
             current = await server.checkpoint()
-            current = current if isinstance(current, dict) else {}
-            loaded = current.get("class") is not None
+            loaded = _is_loaded(current)
             return (str(current.get("title") or current.get("checkpoint")) if loaded else None), loaded
         if not await server.has_models():
             return None, False
@@ -200,11 +200,11 @@ class SdapiEngine:
             self._lists_version = files.version
         await self._run.wait_for_idle(server)
         inventory = await self._known_inventory()
-        wanted = await self._wanted(work.expect, server, inventory)
-        if await self._have_model(server, wanted, fresh=fresh) and wanted is None:
-            wanted = await self._wanted(work.expect, server, inventory)
+        current, before = await gather_bare([server.checkpoint(), self._swallowed(server)], name="engine-readings")
+        wanted = await self._wanted(work.expect, server, inventory, current)
+        if await self._have_model(server, wanted, current, fresh=fresh) and wanted is None:
+            wanted = await self._wanted(work.expect, server, inventory, await server.checkpoint())
         body, right = await asyncio.to_thread(self._body, work, files, inventory, fresh)
-        before = await server.out_of_memory_count() if server.dialect.swallows else None
         done = await self._run.submit(server, work.endpoint, body, on_progress)
         context = Context(
             engine=server.dialect.engine,
@@ -241,24 +241,30 @@ class SdapiEngine:
         except WorkerError as error:
             log.warning("engine_model_not_restored", code=error.code, error=error.message)
 
-    async def _wanted(self, expect: Expectation, server: Server, inventory: Inventory) -> ModelFile | None:
-        """The model that must be used: the one named, else the one that the server holds now."""
+    async def _swallowed(self, server: Server) -> int | None:
+        """The count of out-of-memory events where the server tells of them in no other way."""
+        return await server.out_of_memory_count() if server.dialect.swallows else None
+
+    async def _wanted(
+        self, expect: Expectation, server: Server, inventory: Inventory, current: Any
+    ) -> ModelFile | None:
+        """The model that must be used: the one named, else the one that the server holds now, by ``/checkpoint``."""
         if expect.checkpoint is not None:
             named = [c for c in inventory.checkpoints if c.label == expect.checkpoint]
             if len(named) != 1:
                 raise ModelNotFound(f"the server no longer lists the checkpoint {expect.checkpoint}")
             return named[0]
         options = {} if server.dialect.reports_status else await server.options()
-        return loaded_checkpoint(inventory, await server.checkpoint(), options)
+        return loaded_checkpoint(inventory, current, options)
 
-    async def _have_model(self, server: Server, wanted: ModelFile | None, *, fresh: bool) -> bool:
+    async def _have_model(self, server: Server, wanted: ModelFile | None, current: Any, *, fresh: bool) -> bool:
         """Load what the server would not load by itself: after `free`, at a fresh run, or on an empty SD.Next.
 
         Automatic1111 only moves a model to RAM and back; Forge and SD.Next read it from disk again. True if it did.
         """
         timeout = self._settings.load_timeout
         dialect = server.dialect
-        empty = not dialect.loads_lazily and not (await self._loaded_now(server))[1]
+        empty = not dialect.loads_lazily and not _is_loaded(current)
         if not (fresh or empty or self._freed):
             return False
         if fresh:
@@ -349,3 +355,8 @@ class SdapiEngine:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+def _is_loaded(current: Any) -> bool:
+    """Whether the body of ``/checkpoint`` tells of a model; its class is null until one is there."""
+    return isinstance(current, dict) and current.get("class") is not None
