@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from tests.support.fakes import HOOK, FakeStorage
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.world import World
 from worker.errors import AuthFailed, DiskFull, Draining, InvalidJob, OutputEmpty, UploadFailed, WebhookFailed
 from worker.live import Hop
@@ -25,9 +25,9 @@ async def test_a_store_away_for_more_than_an_hour_gives_the_job_back_uncharged()
         world.storage.down = UploadFailed("503")
         await world.submit("a")
         await world.at(Hop.UPLOAD, "a")
-        await asyncio.sleep(59 * MINUTE)
+        await elapse(59 * MINUTE)
         assert await world.status_of("a") == "leased"
-        await asyncio.sleep(3 * MINUTE)
+        await elapse(3 * MINUTE)
         assert await world.ends("a") == [("upload_failed", False)]
         world.storage.down = None
         await world.ended("a")
@@ -46,7 +46,7 @@ async def test_refused_credentials_pause_at_the_first_and_resume_when_they_are_r
         await world.submit(*jobs)
         await world.until(lambda: world.status.phase is Phase.PAUSED)
         assert world.storage.calls.count("put_image") == 1
-        await asyncio.sleep(10 * MINUTE)
+        await elapse(10 * MINUTE)
         assert world.status.ready().reasons == ("auth_failed",)
         assert len(world.engine.generated) <= world.window
         world.storage.down = None
@@ -63,7 +63,7 @@ async def test_a_full_disk_gives_jobs_back_uncharged_and_pauses_until_there_is_s
         world.storage.down = DiskFull()
         await world.submit("a", "b")
         await world.until(lambda: world.status.phase is Phase.PAUSED)
-        await asyncio.sleep(5 * MINUTE)
+        await elapse(5 * MINUTE)
         assert world.status.ready().reasons == ("disk_full",)
         assert len(world.engine.generated) <= 2
         world.storage.down = None
@@ -102,7 +102,7 @@ async def test_a_queue_that_fails_twice_pauses_the_intake_until_it_answers() -> 
         world.link.away = True
         await world.until(lambda: world.status.phase is Phase.PAUSED, 60)
         assert world.status.ready().reasons == ("queue_unavailable",)
-        await asyncio.sleep(10 * MINUTE)
+        await elapse(10 * MINUTE)
         world.link.away = False
         await world.until(lambda: world.status.ready().ok, 130)
         await world.submit("a")
@@ -124,7 +124,7 @@ async def test_a_queue_that_is_away_when_the_drain_ends_leaves_the_job_to_its_le
         await asyncio.wait({process})
         assert asyncio.get_running_loop().time() - began <= 11
         assert process.result() is ExitCode.CLEAN
-        await asyncio.sleep(30)
+        await elapse(30)
         assert await world.status_of("a") == "waiting"
     assert world.storage.results()["a"].status == "succeeded"
 
@@ -175,7 +175,7 @@ async def test_a_receiver_that_comes_back_hears_of_the_success_once() -> None:
     world.receiver.down_for_ever()
     async with world.running():
         await world.submit("a")
-        await asyncio.sleep(10 * MINUTE)
+        await elapse(10 * MINUTE)
         assert await world.status_of("a") in ("delayed", "leased")
         world.receiver.up_again()
         await world.ended("a")
@@ -262,7 +262,7 @@ async def test_a_document_of_a_later_version_waits_for_a_newer_worker() -> None:
     world = World(policy=Policy(visibility=timedelta(seconds=20), max_deliveries=3))
     async with world.running():
         await world.queue.submit("a", b'{"v": 2, "id": "a", "brush": "broad"}')
-        await asyncio.sleep(30 * MINUTE)
+        await elapse(30 * MINUTE)
         ends = await world.ends("a")
         assert await world.status_of("a") in ("waiting", "delayed", "leased")
     assert len(ends) > 10

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.support.fakes import flat_output
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.world import World
 from worker.engines.base import EngineState, Reach
 from worker.errors import (
@@ -127,7 +127,7 @@ async def test_a_server_that_goes_while_nobody_uses_it_is_noticed() -> None:
         await world.until(lambda: world.status.phase is Phase.READY)
         world.engine.reach = Reach.ROUTES_MISSING
         await world.until(lambda: world.status.phase is Phase.WAITING_FOR_ENGINE, 15)
-        await asyncio.sleep(3)
+        await elapse(3)
         assert world.status.ready().reasons == ("engine_routes_missing",)
         assert world.status.startup().ok
         world.engine.reach = Reach.READY
@@ -144,7 +144,7 @@ async def test_each_way_of_not_being_there_is_named_while_it_is_waited_for() -> 
     async with world.running():
         for reach in (Reach.PORT_CLOSED, Reach.ROUTES_MISSING, Reach.MODEL_NOT_LOADED):
             world.engine.reach = reach
-            await asyncio.sleep(3)
+            await elapse(3)
             seen += world.status.startup().reasons
         world.engine.reach = Reach.READY
         await world.until(lambda: world.status.startup().ok)
@@ -183,7 +183,7 @@ async def test_a_node_that_may_never_be_given_up_stays_unready() -> None:
     world = World(never=True)
     world.engine.reach = Reach.PORT_CLOSED
     async with world.running() as process:
-        await asyncio.sleep(180 * MINUTE)
+        await elapse(180 * MINUTE)
         assert not process.done()
         world.engine.canary_troubles.extend([GpuFault()] * 20)
         world.engine.reach = Reach.READY
@@ -209,13 +209,13 @@ async def test_a_service_that_breaks_drains_and_ends_as_an_internal_failure() ->
     """Exit 70; `/live` says so meanwhile, and the job in hand is finished."""
 
     async def breaks() -> None:
-        await asyncio.sleep(60)
+        await elapse(60)
         raise RuntimeError("a bug")
 
     world = World(services={"flawed": breaks})
     async with world.running() as process:
         await world.until(lambda: world.status.phase is Phase.READY)
-        await asyncio.sleep(57)
+        await elapse(57)
         world.engine.seconds = 5
         await world.submit("a")
         await world.until(lambda: world.status.phase is Phase.DRAINING)
@@ -230,7 +230,7 @@ async def test_a_service_that_returns_is_over_and_nothing_more() -> None:
     """The worker goes on without it."""
 
     async def brief() -> None:
-        await asyncio.sleep(1)
+        await elapse(1)
 
     world = World(services={"brief": brief})
     async with world.running() as process:
@@ -267,7 +267,7 @@ async def test_a_worker_asked_to_stop_before_it_was_ready_ends_cleanly() -> None
     world = World()
     world.engine.reach = Reach.PORT_CLOSED
     async with world.running() as process:
-        await asyncio.sleep(30)
+        await elapse(30)
         world.supervisor.stop()
         await asyncio.wait({process})
         assert asyncio.get_running_loop().time() < 31

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from tests.support.fakes import SIDE, FakeEngine, FakeStorage
-from tests.support.virtual import START, virtual
+from tests.support.virtual import START, elapse, virtual
 from tests.support.world import World
 from worker.engines.base import Output, Work
 from worker.errors import EngineCrashed, OutputEmpty
@@ -60,7 +60,7 @@ async def test_a_node_with_slow_generations_holds_nothing_hostage() -> None:
         await world.submit("a", "b", "c")
         await world.at(Hop.GENERATE, "a")
         for _ in range(55):
-            await asyncio.sleep(1)
+            await elapse(1)
             held.append(len(world.live))
         await world.at(Hop.WAITING, "b")
         assert world.engine.running == 1
@@ -183,7 +183,7 @@ async def test_progress_and_start_are_told_to_those_who_want_it() -> None:
     async with world.running():
         await world.submit("a", webhook=webhook, metadata={"order": 7})
         await world.ended("a")
-        await asyncio.sleep(10)
+        await elapse(10)
     kinds = [body["type"].removeprefix("job.") for _, body in world.receiver.taken]
     assert kinds[0] == "started"
     assert kinds[-1] == "succeeded"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.fakes import HOOK
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.world import VISIBILITY, World
 from worker import failpoints, images, pipeline
 from worker.engines.base import Reach
@@ -31,7 +31,7 @@ def slow_images(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     real = images.verify_all
 
     async def slow(*args: Any, **named: Any) -> Any:
-        await asyncio.sleep(delay.pop("seconds", 0.0))
+        await elapse(delay.pop("seconds", 0.0))
         return await real(*args, **named)
 
     monkeypatch.setattr(pipeline, "verify_all", slow)
@@ -201,9 +201,9 @@ async def test_a_queue_that_is_away_for_minutes_stops_effects_and_loses_nothing(
         await journey(world, hop).bring(held_up(world, hop, 30), cut)
         world.receiver.seconds = 0.0
         await world.until(lambda: world.link.away)
-        await asyncio.sleep(VISIBILITY.total_seconds() + 11)
+        await elapse(VISIBILITY.total_seconds() + 11)
         calls, taken = list(world.storage.calls), len(world.receiver.taken)
-        await asyncio.sleep(180)
+        await elapse(180)
         assert (world.storage.calls, len(world.receiver.taken)) == (calls, taken)
         assert world.status.ready().reasons in ((), ("queue_unavailable",))
         world.link.away = False
@@ -229,7 +229,7 @@ async def test_an_engine_that_goes_away_costs_the_job_nothing(
     async with world.running():
         await journey(world, hop).bring(held_up(world, hop, 30), go)
         await world.until(lambda: world.engine.reach is Reach.PORT_CLOSED)
-        await asyncio.sleep(60)
+        await elapse(60)
         assert (await world.status_of("a") == "done") == (hop in PAST_ENGINE)
         assert (hop in PAST_ENGINE) == ("a" in world.engine.generated)
         assert world.status.ready().reasons == ("engine_port_closed",)

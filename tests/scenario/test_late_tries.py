@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.world import VISIBILITY, World
 from worker.errors import OutputEmpty, WebhookFailed, WorkerError
 from worker.queues.policy import Policy
@@ -26,7 +26,7 @@ async def test_no_failure_is_told_after_another_worker_succeeded() -> None:
         async with two.running():
             await two.ended("a")
             one.receiver.up_again()
-            await asyncio.sleep(60)
+            await elapse(60)
             one.link.away = False
             await one.until(lambda: len(one.live) == 0)
     assert two.receiver.ids("succeeded") == ["a"]
@@ -51,7 +51,7 @@ async def test_a_webhook_goes_on_when_the_queue_is_back() -> None:
         await world.until(lambda: bool(tries))
         world.link.away = True
         doubtful_from = loop.time() + VISIBILITY.total_seconds()
-        await asyncio.sleep(45)
+        await elapse(45)
         assert tries[-1] < doubtful_from
         world.receiver.up_again()
         world.link.away = False

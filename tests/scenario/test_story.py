@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from tests.support.fakes import flat_output
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.world import World
 from worker.errors import EngineCrashed, EngineOutOfMemory, OutputEmpty, UploadFailed
 from worker.status import Phase
@@ -115,7 +115,7 @@ async def test_storage_away_holds_finished_pictures_and_rejects_nothing() -> Non
         await world.until(lambda: len(world.storage.results()) >= 5)
         before = len(world.engine.generated)
         world.storage.down = UploadFailed("503")
-        await asyncio.sleep(15 * 60)
+        await elapse(15 * 60)
         assert len(world.engine.generated) - before <= world.window + 2
         assert world.status.ready().reasons == ("upload_failed",)
         world.storage.down = None
@@ -165,7 +165,7 @@ async def test_a_drain_interrupts_what_does_not_fit_and_another_worker_does_it()
     async with world.running():
         await world.submit("a")
         await world.until(lambda: world.engine.running == 1 and world.status.phase is Phase.READY)
-        await asyncio.sleep(10)
+        await elapse(10)
     assert world.engine.interrupted == ["a"]
     assert await world.status_of("a") == "waiting"
     other = World(storage=world.storage, queue=world.queue.beside("w2"), worker="w2")

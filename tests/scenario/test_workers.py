@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from tests.support.fakes import FakeEngine, document
-from tests.support.virtual import VirtualClock, virtual
+from tests.support.virtual import VirtualClock, elapse, virtual
 from tests.support.world import VISIBILITY, World
 from worker.engines.base import Reach
 from worker.errors import EngineCrashed
@@ -75,7 +74,7 @@ async def test_a_delivery_that_lay_in_a_frozen_process_is_never_acted_upon() -> 
     frozen.link.receive = _once(handed, frozen.link.receive)  # type: ignore[method-assign, assignment]
     async with frozen.running():
         await frozen.until(lambda: not handed)
-        await asyncio.sleep(5)
+        await elapse(5)
     assert frozen.engine.generated == []
     assert frozen.receiver.tries.total() == 0
 
@@ -83,7 +82,7 @@ async def test_a_delivery_that_lay_in_a_frozen_process_is_never_acted_upon() -> 
 async def _received_by_a_process_that_then_freezes(world: World) -> Received:
     await world.submit("a")
     received = await world.queue.receive()
-    await asyncio.sleep(VISIBILITY.total_seconds() + 1)
+    await elapse(VISIBILITY.total_seconds() + 1)
     return received
 
 
@@ -104,7 +103,7 @@ async def test_a_second_delivery_of_a_job_live_here_waits_for_the_first() -> Non
         await world.at(Hop.GENERATE, "a")
         await world.queue.submit("again", document("a"))
         await world.until(lambda: len(world.live) == 2)
-        await asyncio.sleep(10)
+        await elapse(10)
         assert world.engine.most_running == 1
         assert [job.hop for job in world.live] == [Hop.GENERATE, Hop.ADMIT]
         await world.ended("a", "again")
@@ -147,7 +146,7 @@ async def test_the_first_mark_wins_when_two_workers_finish_the_same_job() -> Non
         await slow.at(Hop.UPLOAD, "a")
         slow.engine.reach = Reach.PORT_CLOSED
         await slow.until(lambda: not slow.status.ready().ok)
-        await asyncio.sleep(1)
+        await elapse(1)
         copy = other.queue.beside("w3")
         await copy.submit("b", document("a"))
         async with other.running():
@@ -278,7 +277,7 @@ async def test_a_worker_asks_for_a_job_only_while_it_can_take_one() -> None:
         await world.submit(*jobs)
         await world.until(lambda: engine.running == 1)
         for _ in range(100):
-            await asyncio.sleep(1)
+            await elapse(1)
             assert len(world.live) == 1
         await world.until(lambda: len(world.live) == 2)
         assert engine.running == 1

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.support.virtual import takes
 from worker.clock import Clock, CorrectedClock
 from worker.engines.base import (
     EngineState,
@@ -63,7 +64,7 @@ class Delays(dict[tuple[Hop, str], float]):
 
     async def at(self, hop: Hop, job_id: str) -> None:
         if (seconds := self.pop((hop, job_id), None)) is not None:
-            await asyncio.sleep(seconds)
+            await takes(seconds)
 
 
 class FakeEngine:
@@ -114,7 +115,7 @@ class FakeEngine:
         began = asyncio.get_running_loop().time()
         try:
             for step in range(4):
-                await asyncio.sleep((self.seconds + extra) / 4)
+                await takes((self.seconds + extra) / 4)
                 if self.reach is not Reach.READY:
                     raise EngineCrashed
                 on_progress(ProgressReport((step + 1) / 4, step + 1, 4, sampling=True))
@@ -169,7 +170,7 @@ class FakeStorage:
     async def _call(self, name: str) -> None:
         self.calls.append(name)
         if self.seconds:
-            await asyncio.sleep(self.seconds)
+            await takes(self.seconds)
         if self.down is not None:
             raise type(self.down)(self.down.message)
 
@@ -207,7 +208,7 @@ class FakeStorage:
         if standing is not None:
             return standing
         self.objects[f"{job.id}/result.json"] = result.to_json()
-        await asyncio.sleep(self.mark_answer_s)
+        await takes(self.mark_answer_s)
         return result
 
     async def put_failure(self, job: Job, result: Result, attempt: int) -> None:
@@ -257,7 +258,7 @@ class FakeReceiver(Sender):
         self.tries[message.id] += 1
         await self.delays.at(Hop.SETTLE, json.loads(message.body)["data"]["id"])
         if self.seconds:
-            await asyncio.sleep(self.seconds)
+            await takes(self.seconds)
         if (error := self.answer(message)) is not None:
             raise error
         self.taken.append((message.id, json.loads(message.body)))

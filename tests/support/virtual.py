@@ -74,6 +74,17 @@ class VirtualClock:
         return START + timedelta(seconds=asyncio.get_running_loop().time())
 
 
+async def takes(seconds: float) -> None:
+    """The time that a fake's work takes, on whatever loop it works."""
+    await asyncio.sleep(seconds)
+
+
+async def elapse(seconds: float) -> None:
+    """Let virtual time pass; on a loop of real time this is an error, not a wait."""
+    assert isinstance(asyncio.get_running_loop(), VirtualLoop), "a test waits for conditions, not for time"
+    await takes(seconds)
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run to the end in virtual time; a task left behind is an error."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

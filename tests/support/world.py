@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.support.fakes import FakeEngine, FakeInputs, FakeReceiver, FakeStorage, FakeStores, Link, document
-from tests.support.virtual import VirtualClock
+from tests.support.virtual import VirtualClock, elapse
 from worker import warmup
 from worker.clock import CorrectedClock
 from worker.dependencies import Dependencies, Dependency
@@ -147,7 +147,7 @@ class World:
         pause_s = 0.05
         for job_id in job_ids:
             while (await self.state(job_id)).status not in ("done", "dead"):
-                await asyncio.sleep(pause_s)
+                await elapse(pause_s)
                 pause_s = min(pause_s * 1.01, 5.0)
                 assert asyncio.get_running_loop().time() < 100_000, f"{job_id} never ended"
 
@@ -156,7 +156,7 @@ class World:
         ends = asyncio.get_running_loop().time() + seconds
         while not check():
             assert asyncio.get_running_loop().time() < ends, "it never came to that"
-            await asyncio.sleep(0.05)
+            await elapse(0.05)
 
     async def at(self, hop: Hop, job_id: str) -> None:
         """Wait until the job is at this hop."""

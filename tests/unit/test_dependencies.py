@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.support.fakes import FakeEngine
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.dependencies import Dependencies, Dependency
 from worker.errors import AuthFailed, DiskFull, Owner, QueueUnavailable, UploadFailed, WorkerError
 from worker.gate import Gate
@@ -63,11 +63,11 @@ async def test_pausing_and_resuming_are_waited_for() -> None:
     known = Dependencies()
     await known.resumed(Dependency.STORAGE)
     stopped = asyncio.create_task(known.stopped(Dependency.STORAGE), name="stopped")
-    await asyncio.sleep(1)
+    await elapse(1)
     known.failed(Dependency.STORAGE, DiskFull())
     await stopped
     resumed = asyncio.create_task(known.resumed(Dependency.STORAGE), name="resumed")
-    await asyncio.sleep(1)
+    await elapse(1)
     assert not resumed.done()
     known.succeeded(Dependency.STORAGE)
     await resumed
@@ -110,9 +110,9 @@ async def test_a_store_that_is_away_closes_the_gate_and_is_probed_ever_more_rare
     """From 5 s to 2 min between probes; the first that succeeds resumes everything."""
     world = Watched()
     watching = asyncio.create_task(world.watch.run(), name="watch")
-    await asyncio.sleep(1)
+    await elapse(1)
     world.known.failed(Dependency.STORAGE, DiskFull())
-    await asyncio.sleep(600)
+    await elapse(600)
     assert world.status.ready().reasons == ("disk_full",)
     assert world.gate.reasons == ("paused",)
     assert world.metrics.value(PAUSED, code="disk_full") == 1

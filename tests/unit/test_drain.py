@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.drain import Drain, remaining
 from worker.errors import Draining
 from worker.live import Hop, Live
@@ -22,7 +22,7 @@ async def test_nothing_is_due_before_the_drain_begins() -> None:
     with live.holding("a") as job:
         due = asyncio.create_task(drain.due(job), name="due")
         over = asyncio.create_task(drain.over(), name="over")
-        await asyncio.sleep(1000)
+        await elapse(1000)
         assert (drain.begun, drain.left(), due.done(), over.done()) == (False, None, False, False)
         await cancel_all({due, over})
 
@@ -50,7 +50,7 @@ async def test_a_generation_is_due_as_soon_as_it_turns_out_too_slow() -> None:
         drain.begin(20)
         due = asyncio.create_task(drain.due(job), name="due")
         for fraction in (0.1, 0.2, 0.21):
-            await asyncio.sleep(2)
+            await elapse(2)
             job.report(fraction, None)
         with pytest.raises(Draining):
             await due
@@ -79,12 +79,12 @@ async def test_what_is_left_of_a_generation_is_taken_from_the_best_that_is_known
     """Its own speed, else the server's estimate, else the node's average, else nothing."""
     with Live().holding("a") as job:
         job.enter(Hop.GENERATE)
-        await asyncio.sleep(4)
+        await elapse(4)
         assert remaining(job, now=4, pace=Pace()) is None
         assert remaining(job, now=4, pace=Pace(generate_s=10)) == 6
         job.report(0.02, 8.0)
         assert remaining(job, now=6, pace=Pace(generate_s=10)) == 6
-        await asyncio.sleep(6)
+        await elapse(6)
         job.report(0.52, 1.0)
         left = remaining(job, now=10, pace=Pace(generate_s=10))
         assert left == pytest.approx(6 * 0.48 / 0.5)

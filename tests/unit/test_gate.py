@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.support.fakes import FakeEngine
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.engines.base import Expectation, Files, Output, Progress, Work
 from worker.errors import EngineCrashed, EngineOutOfMemory, EngineStalled, GpuFault, OutputEmpty, WorkerError
 from worker.gate import Gate, Verdict
@@ -31,7 +31,7 @@ async def test_turns_come_one_after_the_other() -> None:
         async with gate.turn():
             assert gate.in_use
             order.append(name)
-            await asyncio.sleep(1)
+            await elapse(1)
 
     await gather_bare([turn(name) for name in "abc"], name="turn")
     assert order == ["a", "b", "c"]
@@ -50,15 +50,15 @@ async def test_a_closed_gate_lets_nobody_in_but_maintenance() -> None:
 
     async with gate.turn():
         waiting = asyncio.create_task(turn(), name="turn")
-        await asyncio.sleep(1)
+        await elapse(1)
         gate.close("paused")
         gate.close("engine")
     async with gate.maintenance() as engine:
         assert engine is gate.engine
         assert gate.reasons == ("engine", "paused")
-    await asyncio.sleep(1)
+    await elapse(1)
     gate.open("engine")
-    await asyncio.sleep(1)
+    await elapse(1)
     assert entered == []
     gate.open("paused")
     await waiting
@@ -72,7 +72,7 @@ async def test_a_turn_given_up_while_waiting_leaves_the_gate_usable() -> None:
     gate = opened()
     async with gate.turn():
         waiting = asyncio.create_task(gate.turn().__aenter__(), name="waiting")
-        await asyncio.sleep(1)
+        await elapse(1)
         await cancel_all({waiting})
     async with gate.turn():
         assert gate.in_use
@@ -120,7 +120,7 @@ async def test_a_verdict_closes_the_gate_until_it_is_given() -> None:
     """Every question that waits is about the same server and gets the same answer."""
     gate = opened()
     asked = [asyncio.create_task(gate.verdict(OutputEmpty()), name=f"ask-{n}") for n in range(3)]
-    await asyncio.sleep(1)
+    await elapse(1)
     assert not gate.is_open
     case = await gate.case()
     case.settle(Verdict.UNFIT)
@@ -135,7 +135,7 @@ async def test_a_case_is_waited_for() -> None:
     """A fault without a question needs no answer."""
     gate = opened()
     waiting = asyncio.create_task(gate.case(), name="case")
-    await asyncio.sleep(1)
+    await elapse(1)
     gate.fault(EngineCrashed())
     case = await waiting
     case.settle(Verdict.FIT)

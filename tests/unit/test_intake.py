@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.world import World
 from worker.intake import BACK_OFF_FIRST_S
 from worker.live import Hop
@@ -51,9 +51,9 @@ async def test_a_queue_that_is_away_is_asked_twice_and_then_only_probed() -> Non
     world.link.receive = receive  # type: ignore[method-assign]
     async with world.running():
         await world.until(lambda: world.status.phase is Phase.READY)
-        await asyncio.sleep(10)
+        await elapse(10)
         world.link.away, before = True, len(asked)
-        await asyncio.sleep(300)
+        await elapse(300)
         first, second = asked[before:]
         assert BACK_OFF_FIRST_S / 2 <= second - first <= BACK_OFF_FIRST_S
         assert world.status.phase is Phase.PAUSED
@@ -79,11 +79,11 @@ async def test_a_drain_leaves_nothing_leased_by_a_receive_under_way() -> None:
     world = World()
     async with world.running() as process:
         await world.until(lambda: world.status.phase is Phase.READY)
-        await asyncio.sleep(0.5)
+        await elapse(0.5)
         world.supervisor.stop()
         await asyncio.wait({process})
         await world.submit("a")
-        await asyncio.sleep(10)
+        await elapse(10)
         assert await world.status_of("a") == "waiting"
 
 

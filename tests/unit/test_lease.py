@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker import failpoints
 from worker.errors import JobCancelled, LeaseLost, QueueUnavailable, WorkerError
 from worker.failpoints import Effect
@@ -31,7 +31,7 @@ class Renewals:
 
     async def extend(self, delivery: Delivery) -> Orders | None:
         self.at.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(self.seconds)
+        await elapse(self.seconds)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, WorkerError):
             raise answer
@@ -66,7 +66,7 @@ async def test_nothing_is_allowed_before_the_first_renewal() -> None:
 async def test_a_lease_is_renewed_at_a_quarter_of_its_visibility() -> None:
     """For as long as the job lasts."""
     queue = Renewals(None)
-    await run_guarded(asyncio.sleep(35), lease_of(queue).keep())
+    await run_guarded(elapse(35), lease_of(queue).keep())
     assert queue.at == [0, 10, 20, 30]
 
 
@@ -76,10 +76,10 @@ async def test_effects_wait_for_a_renewal_once_the_lease_is_doubtful() -> None:
     queue = Renewals(None, *[QueueUnavailable()] * 40, None)
     lease = lease_of(queue)
     keeping = asyncio.create_task(lease.keep(), name="keep")
-    await asyncio.sleep(35)
+    await elapse(35)
     await lease.before_effect()
     assert asyncio.get_running_loop().time() == 35
-    await asyncio.sleep(1.5)
+    await elapse(1.5)
     await lease.before_effect()
     back_at = asyncio.get_running_loop().time()
     assert len(queue.at) == 42
@@ -93,7 +93,7 @@ async def test_a_doubtful_lease_is_renewed_at_once_when_an_effect_asks() -> None
     queue = Renewals(None)
     lease = lease_of(queue)
     keeping = asyncio.create_task(lease.keep(), name="keep")
-    await asyncio.sleep(1)
+    await elapse(1)
     lease._valid_until = 0.5
     await lease.before_effect()
     assert queue.at == [0, 1]
@@ -104,7 +104,7 @@ async def test_a_doubtful_lease_is_renewed_at_once_when_an_effect_asks() -> None
 async def test_a_lease_is_lost_only_when_the_queue_says_so() -> None:
     """An unavailable queue is no such word."""
     with pytest.raises(LeaseLost):
-        await run_guarded(asyncio.sleep(1000), lease_of(Renewals(None, QueueUnavailable(), LeaseLost())).keep())
+        await run_guarded(elapse(1000), lease_of(Renewals(None, QueueUnavailable(), LeaseLost())).keep())
     assert 10 < asyncio.get_running_loop().time() < 15
 
 
@@ -124,7 +124,7 @@ async def test_a_cancellation_at_the_queue_reaches_the_job_and_keeps_the_lease()
 async def test_orders_that_come_with_a_renewal_are_passed_on() -> None:
     """A busy node does not poll."""
     orders: list[Orders] = []
-    await run_guarded(asyncio.sleep(15), lease_of(Renewals(Orders(cancel=("b",)), None), orders).keep())
+    await run_guarded(elapse(15), lease_of(Renewals(Orders(cancel=("b",)), None), orders).keep())
     assert orders == [Orders(cancel=("b",))]
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.errors import JobCancelled
 from worker.live import Hop, Live
 from worker.metrics import HOP_SECONDS, Metrics
@@ -35,7 +35,7 @@ async def test_a_second_delivery_owns_its_job_only_after_the_first() -> None:
         with live.holding("d1") as first:
             await live.own(first, "job")
             waiting = asyncio.create_task(live.own(second, "job"), name="own")
-            await asyncio.sleep(1)
+            await elapse(1)
             assert (first.id, second.id, waiting.done()) == ("job", "d2", False)
         await waiting
         assert second.id == "job"
@@ -51,7 +51,7 @@ async def test_cancelling_reaches_every_delivery_of_the_job() -> None:
         with pytest.raises(JobCancelled):
             await job.cancelled()
         heard = asyncio.create_task(other.cancelled(), name="guard")
-        await asyncio.sleep(1)
+        await elapse(1)
         assert not heard.done()
         await cancel_all({heard})
 
@@ -77,14 +77,14 @@ async def test_every_change_is_told() -> None:
             told += 1
 
     counting = asyncio.create_task(count(), name="count")
-    await asyncio.sleep(1)
+    await elapse(1)
     with live.holding("a") as job:
-        await asyncio.sleep(1)
+        await elapse(1)
         job.enter(Hop.GENERATE)
-        await asyncio.sleep(1)
+        await elapse(1)
         job.report(0.5, None)
-        await asyncio.sleep(1)
-    await asyncio.sleep(1)
+        await elapse(1)
+    await elapse(1)
     assert told == 4
     await cancel_all({counting})
 
@@ -95,7 +95,7 @@ async def test_a_report_without_progress_is_no_news_of_the_time() -> None:
     with Live().holding("a") as job:
         job.enter(Hop.GENERATE)
         for fraction in (0.0, 0.2, 0.2, 0.6, 0.6):
-            await asyncio.sleep(1)
+            await elapse(1)
             job.report(fraction, 9.0)
         assert (job.progress, job.progress_from, job.progress_at, job.eta_s) == (0.6, (2.0, 0.2), 4.0, 9.0)
         job.enter(Hop.IMAGES)
@@ -109,10 +109,10 @@ async def test_hops_are_timed_and_a_hop_entered_twice_adds_up() -> None:
     with live.holding("a") as job:
         clock = StageClock(job, metrics)
         with clock.hop(Hop.GENERATE):
-            await asyncio.sleep(2)
+            await elapse(2)
         with pytest.raises(TimeoutError):
             await _timed_out(clock)
-        await asyncio.sleep(1)
+        await elapse(1)
         assert clock.seconds == {Hop.GENERATE: 5}
         assert clock.total == 6
     assert metrics.value(HOP_SECONDS + "_count", hop="generate") == 2

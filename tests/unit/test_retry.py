@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.support.virtual import elapse
 from tests.support.virtual import run as run_virtual
 from worker.errors import DependencyFailed, InvalidJob, UploadFailed, WorkerError
 from worker.retry import Policy, retrying
@@ -27,7 +28,7 @@ class Flaky:
 
     async def __call__(self) -> str:
         self.tried_at.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(self.takes)
+        await elapse(self.takes)
         if self.errors:
             raise self.errors.pop(0)
         return "done"

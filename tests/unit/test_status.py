@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.status import TRANSITIONS, Answer, IllegalTransition, Phase, Status
 
 UP = (Phase.WAITING_FOR_ENGINE, Phase.WARMING_UP, Phase.READY)
@@ -80,7 +80,7 @@ async def test_moves_are_waited_for() -> None:
     status = Status()
     reaching = asyncio.create_task(status.reached(Phase.READY, Phase.STOPPED), name="reached")
     changing = asyncio.create_task(status.changed(), name="changed")
-    await asyncio.sleep(1)
+    await elapse(1)
     status.move(Phase.STARTING, "another_reason")
     await changing
     assert status.reasons == ("another_reason",)

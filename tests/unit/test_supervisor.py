@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from tests.support.waiting import wait_until
 from tests.support.world import World
 from worker.engines.base import Reach
@@ -62,7 +62,7 @@ async def test_jobs_that_outlive_the_drain_are_left_to_their_leases() -> None:
         assert asyncio.get_running_loop().time() - began <= 10 + SETTLE_GRACE_S + 1
         assert process.result() is ExitCode.CLEAN
         assert len(world.live) == 0
-        await asyncio.sleep(30)
+        await elapse(30)
         assert await world.status_of("a") == "waiting"
 
 
@@ -75,11 +75,11 @@ async def test_the_first_service_to_break_decides_the_exit_code() -> None:
     """What breaks because everything ends is not asked any more."""
 
     async def breaks_first() -> None:
-        await asyncio.sleep(5)
+        await elapse(5)
         raise OSError("disk")
 
     async def breaks_later() -> None:
-        await asyncio.sleep(6)
+        await elapse(6)
         raise KeyError("too late")
 
     world = World(services={"first": breaks_first, "later": breaks_later})

@@ -6,18 +6,18 @@ import asyncio
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.errors import Draining, LeaseLost
 from worker.tasks import Budget, cancel_all, first_of, gather_bare, run_guarded
 
 
 async def answers(seconds: float, value: int = 7) -> int:
-    await asyncio.sleep(seconds)
+    await elapse(seconds)
     return value
 
 
 async def raises(seconds: float, error: Exception) -> None:
-    await asyncio.sleep(seconds)
+    await elapse(seconds)
     raise error
 
 
@@ -34,9 +34,9 @@ async def test_a_guard_that_raises_ends_the_body_with_its_own_error() -> None:
 
     async def body() -> None:
         try:
-            await asyncio.sleep(100)
+            await elapse(100)
         finally:
-            await asyncio.sleep(3)
+            await elapse(3)
             cleaned.append(asyncio.get_running_loop().time())
 
     with pytest.raises(LeaseLost):
@@ -69,7 +69,7 @@ async def test_without_guards_it_is_only_the_body() -> None:
 async def test_a_cancelled_shell_cancels_everything_inside() -> None:
     """And waits until all of it has ended."""
     shell = asyncio.create_task(run_guarded(answers(100), answers(100)), name="shell")
-    await asyncio.sleep(1)
+    await elapse(1)
     shell.cancel()
     await asyncio.wait({shell})
     assert shell.cancelled()
@@ -114,7 +114,7 @@ async def test_a_budget_is_shared_and_given_back() -> None:
         async with budget.take(amount):
             order.append(name)
             assert budget.taken <= 10
-            await asyncio.sleep(seconds)
+            await elapse(seconds)
 
     await gather_bare([use("a", 6, 5), use("huge", 1000, 1), use("b", 4, 1)], name="use")
     assert order == ["a", "b", "huge"]
@@ -130,6 +130,6 @@ async def test_a_budget_is_given_back_by_what_fails_or_is_cancelled() -> None:
             raise KeyError
     async with budget.take(10):
         waiting = asyncio.create_task(budget.take(1).__aenter__(), name="waiting")
-        await asyncio.sleep(1)
+        await elapse(1)
         await cancel_all({waiting})
     assert budget.taken == 0

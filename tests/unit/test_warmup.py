@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.support.fakes import FakeEngine, FakeInputs
-from tests.support.virtual import VirtualClock, virtual
+from tests.support.virtual import VirtualClock, elapse, virtual
 from worker.clock import CorrectedClock
 from worker.engines.base import EngineState
 from worker.errors import AuthFailed, ConfigError, EngineStalled, WorkerError
@@ -143,7 +143,7 @@ async def test_failures_long_ago_do_not_count() -> None:
             service.gate.fault(EngineStalled())
             await service.status.reached(Phase.WARMING_UP)
             await service.status.reached(Phase.READY)
-            await asyncio.sleep(700)
+            await elapse(700)
 
     await service.during(fail_now_and_then())
     assert len(service.ready) == 5
@@ -166,7 +166,7 @@ async def test_a_look_does_not_disturb_who_uses_the_server() -> None:
         await service.status.reached(Phase.READY)
         async with service.gate.turn():
             before = len(looks)
-            await asyncio.sleep(60)
+            await elapse(60)
             return len(looks) - before
 
     assert await service.during(use()) == 0
