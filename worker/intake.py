@@ -46,8 +46,7 @@ class Intake:
                 self._start(received.delivery)
                 await self._tools.live.changed()
             if received.orders is not None:
-                for job_id in received.orders.cancel:
-                    self._tools.live.cancel(job_id)
+                self._tools.live.obey(received.orders)
         while self._jobs:
             await asyncio.wait(self._jobs)
 

@@ -66,7 +66,6 @@ log = structlog.get_logger()
 DOUBTFUL = (OutputEmpty, OutputMismatch, WrongModel, EngineOutOfMemory)
 """Answers that get one new turn, then a verdict on the server."""
 
-
 UNSTARTED = (Hop.RECEIVED, Hop.ADMIT, Hop.MODELS, Hop.WAITING)
 """Hops from which a job can be given back without any work lost."""
 
@@ -107,7 +106,7 @@ async def run_job(delivery: Delivery, tools: Tools) -> None:
     """Work on a delivery and settle it; ends silently, settling nothing, when its lease is lost."""
     with tools.live.holding(delivery.id) as live, bind_job(delivery.id):
         bench = tools.bench
-        lease = Lease(bench.queue, delivery, live, rng=bench.rng)
+        lease = Lease(bench.queue, delivery, live, rng=bench.rng, on_orders=tools.live.obey)
         clock = StageClock(live, bench.metrics)
         journey = Journey(delivery, live, lease, clock, received_at=bench.clock.now())
         failpoints.reached("received")

@@ -12,6 +12,8 @@ from worker.engines.base import Output, Work
 from worker.errors import EngineCrashed, OutputEmpty
 from worker.intake import PAST_ENGINE_MOST
 from worker.live import Hop
+from worker.node import Orders
+from worker.queues.base import Delivery, Received
 from worker.status import Phase
 
 JOBS = [f"job-{n}" for n in range(50)]
@@ -219,3 +221,33 @@ async def test_a_crash_in_the_second_turn_is_the_nodes_fault() -> None:
         await world.submit("a")
         await world.ended("a")
         assert await world.ends("a") == [("engine_lost", False), ("succeeded", False)]
+
+
+@virtual
+async def test_orders_of_the_queue_reach_the_jobs_they_name() -> None:
+    """Whether they come with a renewal of another job's lease or with a receive."""
+    world = World()
+    world.engine.seconds = 30
+    renew, receive = world.link.extend, world.link.receive
+
+    async def renewed(delivery: Delivery) -> Orders | None:
+        await renew(delivery)
+        return Orders(cancel=("a",)) if delivery.id == "b" else None
+
+    world.link.extend = renewed  # type: ignore[method-assign]
+    async with world.running():
+        await world.submit("a")
+        await world.at(Hop.GENERATE, "a")
+        await world.submit("b")
+        await world.ended("a")
+        assert world.receiver.ids("cancelled") == []
+        assert (await world.state("a")).code == "cancelled"
+        world.link.extend = renew  # type: ignore[method-assign]
+
+        async def received() -> Received:
+            found = await receive()
+            return found if found.delivery else Received(orders=Orders(cancel=("b",)))
+
+        world.link.receive = received  # type: ignore[method-assign]
+        await world.ended("b")
+        assert (await world.state("b")).code == "cancelled"
