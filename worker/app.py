@@ -30,6 +30,7 @@ from worker.inputs import Inputs
 from worker.intake import Intake
 from worker.live import Live
 from worker.lookahead import Pace
+from worker.memory import give_back_when_idle
 from worker.metrics import Metrics, Observed
 from worker.node import Identity, gpu_name
 from worker.patience import Patience
@@ -125,8 +126,7 @@ async def composed(
     identity = parts.node.identity
     log.identify(worker=identity.id, machine=identity.machine)
     status, live, pace = Status(), Live(), Pace()
-    drain, gate, dependencies = Drain(live, pace), Gate(engine), Dependencies()
-    budget = Budget(settings.storage.unpublished_max)
+    drain, gate, dependencies, budget = Drain(live, pace), Gate(engine), Dependencies(), _budget(settings)
     metrics = _metrics(status, live, budget, parts.clock)
     bench = Bench(
         queue=queue,
@@ -160,6 +160,7 @@ async def composed(
         "engine": service.run,
         "watch": watch.run,
         "purge": lambda: _purge(storage, parts.clock),
+        "memory": lambda: give_back_when_idle(live),
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
     return Supervisor(
@@ -192,6 +193,10 @@ def _metrics(status: Status, live: Live, budget: Budget, clock: CorrectedClock) 
             unpublished_bytes=lambda: budget.taken,
         )
     )
+
+
+def _budget(settings: Settings) -> Budget:
+    return Budget(settings.storage.unpublished_max)
 
 
 def _rules(settings: Settings) -> Rules:

@@ -1,0 +1,53 @@
+"""Memory is given back after work, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+from tests.support.virtual import elapse, virtual
+from worker.live import Live
+from worker.memory import QUIET_S, give_back, give_back_when_idle
+from worker.tasks import cancel_all
+
+
+class Knot:
+    """Garbage that only the collector can free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_unreachable_is_freed() -> None:
+    """Cycles too, on every C library."""
+    gc.disable()
+    try:
+        knot = weakref.ref(Knot())
+        assert knot() is not None
+        give_back()
+        assert knot() is None
+    finally:
+        gc.enable()
+
+
+@virtual
+async def test_memory_is_given_back_once_after_each_stretch_of_work() -> None:
+    """Not before the first job, not between jobs that follow each other, and not again while nothing happens."""
+    live, times = Live(), list[float]()
+    loop = asyncio.get_running_loop()
+    service = asyncio.create_task(give_back_when_idle(live, lambda: times.append(loop.time())), name="memory")
+    await elapse(100)
+    assert times == []
+    for _ in range(3):
+        with live.holding("a"):
+            await elapse(10)
+        await elapse(QUIET_S / 2)
+    assert times == []
+    await elapse(100)
+    assert times == [100 + 3 * 10 + 2 * QUIET_S / 2 + QUIET_S]
+    with live.holding("b"):
+        await elapse(7)
+    await elapse(100)
+    assert len(times) == 2
+    await cancel_all({service})
