@@ -32,6 +32,16 @@ async def test_what_the_server_does_not_know_is_refused(dialect: str) -> None:
 
 
 @every
+async def test_styles_must_be_listed(dialect: str) -> None:
+    """Servers drop a style that they do not know, and answer 200."""
+    async with bench(dialect) as b:
+        assert (await b.admit(small(styles=["Cinematic"]))).request["styles"] == ["Cinematic"]
+        for styles, field in ((["Cinematic", "nosuch"], r"styles\.1"), ("Cinematic", "styles"), ([7], r"styles\.0")):
+            with pytest.raises(InvalidJob, match=field):
+                await b.admit(small(styles=styles))
+
+
+@every
 async def test_unknown_options_and_scripts_are_refused(dialect: str) -> None:
     """SD.Next ignores an unknown option, the others answer 500; the operator's own options are not for jobs."""
     async with bench(dialect) as b:

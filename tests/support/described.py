@@ -50,7 +50,7 @@ _NAMES = (
     "init_images mask denoising_strength resize_mode inpaint_full_res inpainting_fill infotext sd_model_checkpoint "
     "return_grid keep_incomplete extra clip_skip xyz"
 )
-FIELDS = frozenset(_NAMES.split())
+FIELDS = frozenset(_NAMES.split()) | {"styles"}
 VAES = [{"model_name": "sharp.pt", "filename": "/m/VAE/sharp.pt"}]
 
 

@@ -160,6 +160,10 @@ def _add_lists(api: Api) -> None:
     async def embeddings(_: Request) -> Reply:
         return Reply({"loaded": [], "skipped": []} if dialect.current else {"loaded": {}, "skipped": {}})
 
+    async def styles(_: Request) -> Reply:
+        return Reply([{"name": "Cinematic", "prompt": "{prompt}, film still", "negative_prompt": ""}])
+
+    api.get("/sdapi/v1/prompt-styles", styles)
     api.get("/sdapi/v1/loras", loras, guarded=dialect.sdnext)
     api.get("/sdapi/v1/sd-modules" if dialect.errors == "forge" else "/sdapi/v1/sd-vae", vaes)
     api.get("/sdapi/v1/samplers", samplers)

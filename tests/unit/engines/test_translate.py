@@ -77,6 +77,7 @@ def test_two_names_for_two_models_are_refused() -> None:
         ({"script_name": "nosuch"}, "request.script_name"),
         ({"alwayson_scripts": {"nosuch": {}}}, "request.alwayson_scripts.nosuch"),
         ({"alwayson_scripts": []}, "request.alwayson_scripts"),
+        ({"styles": ["of a server that lists none"]}, "request.styles.0"),
         ({"refiner_checkpoint": 3}, "request.refiner_checkpoint"),
         ({"seed": "random"}, "request.seed"),
         ({"seed": 2**64}, "request.seed"),

@@ -21,6 +21,7 @@ LISTS = (
     "latent-upscale-modes",
     "scripts",
     "embeddings",
+    "prompt-styles",
 )
 """What is read under ``/sdapi/v1`` beside options and VAEs, whose ways differ; a missing route is None."""
 
@@ -29,7 +30,7 @@ LISTS = (
 class Inventory:
     """``fields`` by endpoint are the properties of the server's own schemas; without an entry they are unknown.
 
-    ``loras`` to ``controlnets`` are None where the server has no such list.
+    ``loras`` to ``styles`` are None where the server has no such list.
     """
 
     dialect: Dialect
@@ -41,6 +42,7 @@ class Inventory:
     scripts: Mapping[str, frozenset[str]] | None = None
     embeddings: frozenset[str] | None = None
     controlnets: frozenset[str] | None = None
+    styles: frozenset[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     fields: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
@@ -72,6 +74,9 @@ def inventory(
         scripts=_scripts(lists.get("scripts")),
         embeddings=_embeddings(lists.get("embeddings")),
         controlnets=_model_list(controlnets),
+        styles=frozenset(texts(lists["prompt-styles"], "name"))
+        if isinstance(lists.get("prompt-styles"), list)
+        else None,
         options=options if isinstance(options, dict) else {},
         fields=fields,
     )

@@ -184,7 +184,19 @@ def _native(job: Job, inv: Inventory) -> _Draft:
     draft = _Draft(body, endpoint, "request", inputs)
     if endpoint != "extra-single-image":
         _check_names(draft, inv)
+        _check_styles(body.get("styles"), inv)
     return draft
+
+
+def _check_styles(styles: Any, inv: Inventory) -> None:
+    """Prompt styles, which every server drops silently when it does not know them."""
+    if not styles:
+        return
+    if not isinstance(styles, list):
+        raise InvalidJob("must be a list of names", field="request.styles")
+    for i, style in enumerate(styles):
+        if inv.styles is None or style not in inv.styles:
+            raise InvalidJob("the server lists no such style and would drop it", field=f"request.styles.{i}")
 
 
 def _check_names(draft: _Draft, inv: Inventory) -> None:
