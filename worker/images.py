@@ -44,7 +44,7 @@ _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 _JPEG_BARE = frozenset(bytes([marker]) for marker in (0x01, *range(0xD0, 0xD8)))
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
 _JPEG_COMMENT_MAX = 65_000
-_BROKEN = (
+BROKEN = (
     OSError,
     SyntaxError,
     ValueError,
@@ -123,7 +123,7 @@ def verified(raw: Raw, index: int, *, width: int | None, height: int | None, enc
         parts = list(_parts(raw.data, found))
         image = _decoded(raw.data, found, width, height)
         flat = _is_flat(image)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise OutputMismatch(f"image {index} cannot be decoded: {type(error).__name__}: {error}") from None
     except OutputMismatch as error:
         raise OutputMismatch(f"image {index} {error}") from None
@@ -286,7 +286,7 @@ def _encoded(data: bytes, found: Format, parts: list[Part], image: Image, encodi
     text = _generation_text(image) if encoding.metadata == "keep" else None
     try:
         return encoding.format, _saved(image, encoding.format, encoding, text)
-    except _BROKEN as error:
+    except BROKEN as error:
         message = f"an image of {image.width}x{image.height} pixels cannot be stored as {encoding.format}: {error}"
         raise InvalidJob(message, field="output.format") from None
 
@@ -340,7 +340,7 @@ def _generation_text(image: Image) -> str | None:
         return str(text)
     try:
         comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except _BROKEN:
+    except BROKEN:
         return None
     return _comment_text(comment) if isinstance(comment, bytes) else comment if isinstance(comment, str) else None
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import struct
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from io import BytesIO
@@ -22,6 +20,7 @@ import httpx
 from worker import http
 from worker.clock import Clock
 from worker.errors import DownloadFailed, InvalidJob, Owner, WorkerError
+from worker.images import BROKEN
 from worker.retry import Policy, retrying
 from worker.tasks import cancel_all
 from worker.urls import HTTP, HTTP_OR_S3, Guard
@@ -42,17 +41,6 @@ _AT_ONCE = 4
 _LATER = frozenset({408, 425, 429})
 _DATA_URI = re.compile(r"data:[^,]{0,255};base64,", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{1,31}:", re.IGNORECASE)
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
 
 
 class Ref(Protocol):
@@ -212,7 +200,7 @@ def check_image(data: bytes, *, field: str, max_pixels: int = MAX_PIXELS) -> tup
     try:
         with _opened(data) as image:
             width, height = image.size
-    except (*_BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidJob("is no image in png, jpeg, webp, gif or bmp", field=field) from None
     if width * height > max_pixels:
         raise InvalidJob(f"has {width}x{height} pixels, more than {max_pixels}", field=field)

@@ -19,7 +19,7 @@ import pytest
 from tests.support.bench import SECRET, document, ends
 from tests.support.receiver import Receiver
 from tests.support.waiting import wait_until
-from tests.support.workshop import ROOT, Life
+from tests.support.workshop import ROOT, Life, living
 from worker import http
 from worker.clock import SystemClock
 from worker.queues.base import JobState
@@ -62,20 +62,8 @@ class Stand:
     async def worker(self, *command: str, **changes: str) -> AsyncIterator[Life]:
         """`sd-worker run`; what is left of it at the end of the block is killed."""
         log = self.folder / f"{changes.get('WORKER_NODE_ID', 'w1')}.log"
-        with log.open("wb") as sink:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker", "run", *command),
-                env=self.environment(**changes),
-                cwd=ROOT,
-                stdout=sink,
-                stderr=sink,
-            )
-        life = Life(process, log)
-        try:
+        async with living("worker", "run", *command, environment=self.environment(**changes), log=log) as life:
             yield life
-        finally:
-            if not life.over:
-                await life.kill()
 
     async def ended_by_itself(self, *command: str, **changes: str) -> tuple[int, str]:
         """Exit code and output of a worker that cannot run."""

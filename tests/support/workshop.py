@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -102,6 +102,21 @@ class Life:
         return self.log.read_text()[-4000:]
 
 
+@asynccontextmanager
+async def living(*module: str, environment: Mapping[str, str], log: Path) -> AsyncIterator[Life]:
+    """A process of ours; what is left of it at the end of the block is killed."""
+    with log.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *module), env=environment, cwd=ROOT, stdin=PIPE, stdout=sink, stderr=sink
+        )
+    life = Life(process, log)
+    try:
+        yield life
+    finally:
+        if not life.over:
+            await life.kill()
+
+
 @dataclass
 class Workshop:
     """A queue file, a store, an image server and a receiver; what they saw is judged by `ledger`."""
@@ -166,21 +181,8 @@ class Workshop:
         self.lives += 1
         log = self.folder / f"{name}-{self.lives}.log"
         module = ("tests.support.failing_worker", *map(str, failures)) if failures else ("worker",)
-        with log.open("wb") as sink:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *module, "run"),
-                env=self.environment(name, **changes),
-                cwd=ROOT,
-                stdin=PIPE,
-                stdout=sink,
-                stderr=sink,
-            )
-        life = Life(process, log)
-        try:
+        async with living(*module, "run", environment=self.environment(name, **changes), log=log) as life:
             yield life
-        finally:
-            if not life.over:
-                await life.kill()
 
     async def ended(self, *lives: Life, timeout: float = 60) -> None:
         """Wait until every job is over; the lives must last so long."""

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.support.virtual import START, NothingWillHappen, VirtualClock, run, virtual
+from tests.support.virtual import START, NothingWillHappen, VirtualClock, elapse, run, virtual
 
 
 @virtual
@@ -16,7 +16,7 @@ async def test_an_hour_passes_in_no_time() -> None:
     """Loop time and wall time go together."""
     loop, clock = asyncio.get_running_loop(), VirtualClock()
     began = time.perf_counter()
-    await asyncio.sleep(3600)
+    await elapse(3600)
     assert loop.time() == 3600
     assert (clock.now() - START).total_seconds() == 3600
     assert time.perf_counter() - began < 60
@@ -28,7 +28,7 @@ async def test_timers_end_in_their_order() -> None:
     ended: list[str] = []
 
     async def after(seconds: float, name: str) -> None:
-        await asyncio.sleep(seconds)
+        await elapse(seconds)
         ended.append(name)
 
     await asyncio.gather(after(30, "c"), after(10, "a"), after(20, "b1"), after(20, "b2"))
@@ -55,7 +55,7 @@ async def test_time_stands_still_while_a_thread_works() -> None:
         ended.append("thread")
 
     async def timed() -> None:
-        await asyncio.sleep(5)
+        await elapse(5)
         ended.append("timer")
 
     both = asyncio.gather(threaded(), timed())
@@ -79,7 +79,7 @@ def test_a_task_left_behind_is_an_error() -> None:
     left: list[asyncio.Task[None]] = []
 
     async def careless() -> None:
-        left.append(asyncio.create_task(asyncio.sleep(10), name="forgotten"))
+        left.append(asyncio.create_task(elapse(10), name="forgotten"))
 
     with pytest.raises(AssertionError, match="forgotten"):
         run(careless())
@@ -92,7 +92,7 @@ def test_what_a_body_raises_comes_out() -> None:
         raise KeyError("why")
 
     async def answers() -> int:
-        await asyncio.sleep(1)
+        await elapse(1)
         return 7
 
     with pytest.raises(KeyError, match="why"):
