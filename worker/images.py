@@ -95,15 +95,16 @@ class Picture:
 
 
 async def verify_all(
-    raws: Sequence[Raw], *, count: int, width: int | None, height: int | None, encoding: Encoding
+    raws: Sequence[Raw], *, count: int | None, width: int | None, height: int | None, encoding: Encoding
 ) -> list[Picture]:
     """Verify and encode all images of a job, one after the other in a thread, so that others get their share.
 
-    Raises `OutputEmpty` for fewer images than ``count``, `OutputMismatch` for more, and what `verified` raises.
+    Raises `OutputEmpty` for fewer images than ``count`` (None: any number is right), `OutputMismatch` for more,
+    and what `verified` raises.
     """
-    if len(raws) < count:
+    if count is not None and len(raws) < count:
         raise OutputEmpty(f"{len(raws)} images instead of {count}")
-    if len(raws) > count:
+    if count is not None and len(raws) > count:
         raise OutputMismatch(f"{len(raws)} images instead of {count}")
     return [
         await asyncio.to_thread(verified, raw, index, width=width, height=height, encoding=encoding)

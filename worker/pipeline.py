@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -216,9 +216,14 @@ async def accepted(job: Job, storage: Storage, journey: Journey, tools: Tools) -
     await tools.gate.opened()
     with tools.gate.noticing():
         work = await tools.engine.admit(job)
-    storage.accepts(job, work.expect.count)
+    storage.accepts(job, work.expect.count or 1)
     journey.warnings.extend(work.warnings)
-    return work
+    return replace(work, key=attempt_key(job, journey))
+
+
+def attempt_key(job: Job, journey: Journey) -> str:
+    """The name of this attempt at this job, by which a server that lets us name its work can be asked about it."""
+    return f"{job.id}/{job.sha256[:16]}/{journey.delivery.deliveries or 0}"
 
 
 def in_time(job: Job, tools: Tools) -> None:

@@ -311,7 +311,7 @@ async def test_each_request_has_a_connection_of_its_own_and_wants_plain_bytes() 
 
     server = await asyncio.start_server(refuse, "::1", 0)
     async with server:
-        engine = open_engine(settings_for(f"http://[::1]:{server.sockets[0].getsockname()[1]}"), Limits())
+        engine = open_engine(settings_for(f"http://[::1]:{server.sockets[0].getsockname()[1]}", kind="a1111"), Limits())
         assert (await engine.look()).reach is Reach.ROUTES_MISSING
         await engine.aclose()
     assert len(heads) == 1

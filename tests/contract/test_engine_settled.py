@@ -11,7 +11,7 @@ import pytest
 from tests.support.engines import ALL, bench, settings_for, small
 from tests.support.waiting import wait_until
 from worker.engines.base import Reach
-from worker.engines.sdapi.client import Client
+from worker.engines.client import Client
 from worker.engines.sdapi.dialects import SDNEXT
 from worker.engines.sdapi.run import NORMAL, Pace
 from worker.engines.sdapi.server import Server

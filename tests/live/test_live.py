@@ -22,7 +22,7 @@ from tests.support.engines import job_of, settings_for
 from tests.support.pictures import encoded, picture
 from tests.support.waiting import wait_until
 from worker.engines.base import EngineState, Files, Output, ProgressReport, Reach
-from worker.engines.sdapi.client import Client
+from worker.engines.client import Client
 from worker.engines.sdapi.engine import SdapiEngine
 from worker.engines.sdapi.server import Server, recognise
 from worker.errors import GenerationRejected, InvalidJob, ModelNotFound

@@ -103,7 +103,7 @@ async def _tried(part: str, attempt: Callable[[], Any], limit_s: float) -> Repor
 async def _engine(settings: Settings, opened: Opened) -> Finding:
     async with opened(settings, {"engine"}) as parts:
         state: EngineState = await parts.engine.look()
-    said = " ".join(filter(None, (state.name, state.version, state.model, state.detail))) or settings.engine.url
+    said = " ".join(filter(None, (state.name, state.version, state.model, state.detail))) or settings.engine.address
     if state.reach is Reach.READY:
         return Finding.ok(said)
     if state.reach is Reach.MODEL_NOT_LOADED:

@@ -45,10 +45,11 @@ class InputRef:
 class Expectation:
     """What the answer must be. Sizes in pixels, None where the request does not settle it.
 
+    ``count`` of images; None where only the server knows, as with a graph: then anything at all must come.
     ``seeds`` holds one for each image. ``checkpoint`` is the model that must have been used.
     """
 
-    count: int
+    count: int | None
     width: int | None
     height: int | None
     seeds: tuple[int, ...]
@@ -57,12 +58,15 @@ class Expectation:
     @property
     def pixels(self) -> int:
         """Pixels of all images together, 1024x1024 for each of unknown size."""
-        return self.count * (self.width or 1024) * (self.height or 1024)
+        return (self.count or 1) * (self.width or 1024) * (self.height or 1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job as the engine will run it: the native request, and what must be there first."""
+    """A job as the engine will run it: the native request, and what must be there first.
+
+    ``key`` names this very attempt among all of this job and of others, on every node: set by who runs it.
+    """
 
     request: Mapping[str, Any] = dataclasses.field(repr=False)
     endpoint: str
@@ -71,6 +75,7 @@ class Work:
     inputs: tuple[InputRef, ...] = ()
     steps: int | None = None
     warnings: tuple[str, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,15 @@ class RawImage:
 
 
 @dataclass(frozen=True, slots=True)
+class RawFile:
+    """What the server made beside images: a video, sound, text. ``name`` is a file name; ``node`` who made it."""
+
+    data: bytes = dataclasses.field(repr=False)
+    name: str
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """What the server made. ``load_s`` from submit to the first step, ``generate_s`` from there to the answer."""
 
@@ -116,6 +130,32 @@ class Output:
     load_s: float = 0.0
     generate_s: float = 0.0
     warnings: tuple[str, ...] = ()
+    files: tuple[RawFile, ...] = ()
+
+
+class ServerLog(Protocol):
+    """The last lines that the server printed, where the worker owns its process.
+
+    Some servers tell why a generation failed nowhere else.
+    """
+
+    def mark(self) -> int:
+        """The present end."""
+        ...
+
+    def since(self, mark: int) -> tuple[str, ...]:
+        """The lines after a mark, as far as they are still kept; oldest first."""
+        ...
+
+
+class NoLog:
+    """The log of a server that something else started."""
+
+    def mark(self) -> int:
+        return 0
+
+    def since(self, mark: int) -> tuple[str, ...]:
+        return ()
 
 
 class Engine(Protocol):
@@ -126,7 +166,8 @@ class Engine(Protocol):
     `EngineCrashed`, `EngineStalled`, `GpuFault` for the server's.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def look(self) -> EngineState:
         """Changes nothing and raises nothing but `AuthFailed`."""
@@ -145,7 +186,51 @@ class Engine(Protocol):
         ...
 
     async def free(self, everything: bool) -> None:
-        """Give memory back; with ``everything`` the loaded models too."""
+        """Give memory back; with ``everything`` the loaded models too. Not every server can."""
         ...
 
     async def aclose(self) -> None: ...
+
+
+class Process(Protocol):
+    """The process that the image server runs in: our child, or one that something else started.
+
+    Memory is what the kernel cannot take back (anonymous and shared), of the process and all it started.
+    """
+
+    @property
+    def owned(self) -> bool:
+        """Whether we start, stop and restart it; else `start` and `stop` do nothing."""
+        ...
+
+    @property
+    def end(self) -> str | None:
+        """How it ended, in words; None while it runs, before its first start, and where nobody knows."""
+        ...
+
+    @property
+    def log(self) -> ServerLog: ...
+
+    async def start(self) -> None:
+        """Run it. Raises `EngineCrashed` when it cannot be started, `ConfigError` when the port is another's."""
+        ...
+
+    async def stop(self) -> None:
+        """End it and everything that it started: asked first, then killed."""
+        ...
+
+    async def ended(self) -> str:
+        """Until it has ended without being asked to; how."""
+        ...
+
+    def stop_at_once(self) -> None:
+        """Kill it and everything that it started, for a worker that is about to be gone."""
+        ...
+
+    def memory(self) -> int | None:
+        """Bytes that it holds; None where it cannot be told."""
+        ...
+
+    def stranger(self) -> str | None:
+        """Why what listens on the port is not this process, in words; None when it is, or where nobody knows."""
+        ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from string import Formatter
 from typing import Annotated, Any, get_args
 
@@ -14,6 +15,7 @@ from worker.signature import decode_secrets
 
 KEY_FIELDS = ("prefix", "id", "index", "hash", "ext")
 KEY_REQUIRED = ("id", "index", "hash")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*", re.IGNORECASE)
 
 
@@ -25,6 +27,26 @@ def parse_events(value: Any) -> Any:
     if not events or not set(events) <= set(get_args(Event)):
         raise ValueError(f"must name events, separated by commas: {', '.join(get_args(Event))}")
     return events
+
+
+def parse_command(value: Any) -> Any:
+    """The words of a command line that is quoted as in a shell; no shell runs it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(shlex.split(value))
+    except ValueError:
+        raise ValueError("has unbalanced quotes") from None
+
+
+def parse_variable_names(value: Any) -> Any:
+    """Names of environment variables, separated by commas or blanks."""
+    if not isinstance(value, str):
+        return value
+    names = tuple(dict.fromkeys(value.replace(",", " ").split()))
+    if not all(_VARIABLE.fullmatch(name) for name in names):
+        raise ValueError("must be names of environment variables, separated by blanks")
+    return names
 
 
 def check_key_pattern(value: str) -> str:
@@ -79,6 +101,9 @@ def _is_network(text: str) -> bool:
     return True
 
 
+CommandLine = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
+VariableNames = Annotated[tuple[str, ...], BeforeValidator(parse_variable_names)]
+UserName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")]
 Events = Annotated[tuple[Event, ...], BeforeValidator(parse_events)]
 KeyPattern = Annotated[str, AfterValidator(check_key_pattern)]
 KeyPrefix = Annotated[str, AfterValidator(check_key_prefix)]

@@ -18,7 +18,18 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from worker.errors import FieldError
 from worker.job import Limits
-from worker.settings.checks import Bucket, Events, KeyPattern, KeyPrefix, NodeName, PrivateHosts, SigningSecrets
+from worker.settings.checks import (
+    Bucket,
+    CommandLine,
+    Events,
+    KeyPattern,
+    KeyPrefix,
+    NodeName,
+    PrivateHosts,
+    SigningSecrets,
+    UserName,
+    VariableNames,
+)
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 from worker.signature import read_secrets
 
@@ -38,17 +49,45 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+EngineKind = Literal["auto", "a1111", "sdnext", "comfyui", "fooocus"]
+
+PORTS: dict[str, int] = {"a1111": 7860, "sdnext": 7860, "comfyui": 8188, "fooocus": 8888}
+"""Where each server listens unless it is told otherwise."""
+
+
 class EngineSettings(Group):
-    kind: Literal["auto", "a1111", "sdnext"] = var("WORKER_ENGINE", "auto", "the image server; `auto` asks it")
-    url: WebUrl = var(
-        "WORKER_ENGINE_URL", "http://[::1]:7860", "where it listens; where `[::1]` refuses, `127.0.0.1` is tried"
+    kind: EngineKind = var("WORKER_ENGINE", "auto", "the image server; `auto` asks it")
+    url: WebUrl | None = var(
+        "WORKER_ENGINE_URL",
+        None,
+        "where it listens; where `[::1]` refuses, `127.0.0.1` is tried",
+        shown="port 7860 (a1111, sdnext), 8188 (comfyui), 8888 (fooocus) of `[::1]`",
     )
     username: str | None = var("WORKER_ENGINE_USERNAME", None, "the server's own credentials")
     password: SecretStr | None = var("WORKER_ENGINE_PASSWORD", None, "the server's own credentials")
+    api_key: SecretStr | None = var("WORKER_ENGINE_API_KEY", None, "the server's own credentials: sent as `X-API-Key`")
+    command: CommandLine = var(
+        "WORKER_ENGINE_COMMAND", (), "the server's command line, quoted as in a shell, instead of `-- COMMAND`"
+    )
+    env: VariableNames = var(
+        "WORKER_ENGINE_ENV",
+        (),
+        "names of variables that the server's process may keep; without it it gets no `WORKER_*`, `AWS_*`, `HF_TOKEN`, `CIVITAI_TOKEN`",
+    )
+    user: UserName | None = var(
+        "WORKER_ENGINE_USER", None, "user, or `user:group`, that the server's process runs as", shown="the worker's own"
+    )
+    memory_max: Size | None = var(
+        "WORKER_ENGINE_MEMORY_MAX",
+        None,
+        "the server is restarted between jobs before it holds so much memory",
+        shown="90 % of the container",
+        gt=0,
+    )
     start_timeout: Duration = var(
         "WORKER_ENGINE_START_TIMEOUT",
         timedelta(minutes=20),
-        "from our start to a server that passed its warm-up",
+        "from the start of the server's process until it can be used",
         shown="20m",
         gt=_ZERO,
     )
@@ -88,8 +127,24 @@ class EngineSettings(Group):
     restarts: RatePer = var(
         "WORKER_ENGINE_RESTARTS",
         Rate(5, timedelta(minutes=10)),
-        "failed recoveries in this time after which the node is given up",
+        "restarts in this time after which the warm-up failed too, before the node is given up",
     )
+    comfyui_output: Literal["auto", "files", "preview", "websocket"] = var(
+        "WORKER_COMFYUI_OUTPUT", "auto", "how images leave ComfyUI"
+    )
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, without a slash at the end; for ``auto`` the first of `addresses`."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the server may be found."""
+        if self.url is not None:
+            return (self.url.rstrip("/"),)
+        ports = dict.fromkeys(PORTS.values()) if self.kind == "auto" else (PORTS[self.kind],)
+        return tuple(f"http://[::1]:{port}" for port in ports)
 
 
 class HttpSettings(Group):

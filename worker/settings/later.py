@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _SUFFIXES = {
-    "ENGINE_": ("API_KEY", "API_KEY_FILE", "COMMAND", "ENV", "MEMORY_MAX", "OPTIONS"),
+    "ENGINE_": ("OPTIONS",),
     "HTTP_": ("JOBS", "TIMEOUT", "CANCEL_ON_DISCONNECT"),
     "AVAILABILITY_": ("URL", "TOKEN", "TOKEN_FILE", "USER_TOKEN", "USER_TOKEN_FILE"),
     "REDIS_": ("URL", "URL_FILE", "STREAM", "GROUP"),
@@ -14,7 +14,7 @@ _SUFFIXES = {
     ),
     "FITNESS_": ("VRAM", "DOWNLOAD", "UPLOAD", "STEP"),
     "": (
-        *("COMFYUI_OUTPUT", "MAX_PENDING", "MAX_WAIT", "WORKFLOWS_DIR", "QUEUE_PARKED", "SQS_QUEUE_URL"),
+        *("MAX_PENDING", "MAX_WAIT", "WORKFLOWS_DIR", "QUEUE_PARKED", "SQS_QUEUE_URL"),
         "BLOCKED_FOR",
     ),
 }
@@ -23,7 +23,6 @@ LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() 
 """Variables that are refused, so that nobody believes them to have an effect."""
 
 LATER_VALUES: dict[str, frozenset[str]] = {
-    "WORKER_ENGINE": frozenset({"comfyui", "fooocus"}),
     "WORKER_QUEUE": frozenset({"none", "availability", "salad", "sqs", "redis"}),
     "WORKER_STORAGE": frozenset({"s4"}),
     "WORKER_PLATFORM": frozenset({"salad"}),

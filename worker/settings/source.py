@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from worker.settings.groups import Settings, Variable, variables
 from worker.settings.later import LATER, LATER_VALUES
 
 PREFIX = "WORKER_"
+SECRET_PREFIXES = ("AWS_",)
+SECRETS = frozenset({"HF_TOKEN", "CIVITAI_TOKEN"})
 _NEAR = 2
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_[0-9]+_[A-Z]+(_[A-Z]+)?$")
 
@@ -34,9 +36,18 @@ def from_environment() -> Settings:
     return load_settings(os.environ)
 
 
-def surroundings() -> dict[str, str]:
-    """The environment of this process without any variable of ours: what a child of it may inherit."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+def surroundings(keep: Collection[str] = ()) -> dict[str, str]:
+    """The environment of this process without any variable of ours but those of ``keep``: what a child may inherit."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX) or name in keep}
+
+
+def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
+    """What the image server's process gets: nothing of ours, and no secret, but what the operator names in ``keep``."""
+    return {
+        name: value
+        for name, value in surroundings(keep).items()
+        if name in keep or not (name in SECRETS or name.startswith(SECRET_PREFIXES))
+    }
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from worker.engines.sdapi.progress import Pulse, Watchdog, from_progress, from_status
+from worker.engines.sdapi.progress import Pulse, from_progress, from_status
+from worker.engines.watchdog import Watchdog
 from worker.errors import EngineStalled
 
 STATUS = {

@@ -74,7 +74,7 @@ def test_empty_means_unset() -> None:
 def test_one_error_holds_every_mistake() -> None:
     """Wrong values, unknown names, values of later versions and broken rules are told together, each by variable."""
     found = mistakes_of(
-        WORKER_ENGINE="comfyui",
+        WORKER_ENGINE="nonsense",
         WORKER_ENGINE_ULR="http://[::1]:1",
         WORKER_HTTP_PORT="high",
         WORKER_MAX_STEPS="-1",

@@ -10,9 +10,11 @@ from typing import Any
 import pybase64
 import structlog
 
+from worker.engines.answer import Answer
 from worker.engines.base import EngineState, Expectation, Files, Output, Progress, Reach, Work
+from worker.engines.client import Client
 from worker.engines.sdapi import sizes
-from worker.engines.sdapi.client import Answer, Client
+from worker.engines.sdapi.failure import checked
 from worker.engines.sdapi.header import read_header
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
@@ -21,6 +23,7 @@ from worker.engines.sdapi.run import NORMAL, Pace, Run
 from worker.engines.sdapi.server import ANYWHERE, API, Server, recognise
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context, classify
+from worker.engines.watchdog import Kind
 from worker.errors import (
     ConfigError,
     EngineCrashed,
@@ -77,7 +80,7 @@ class SdapiEngine:
         known = self._server
         answer = await (known.state() if known is not None else self._client.get(API + ANYWHERE))
         if answer.status in (401, 403):
-            answer.checked()
+            checked(answer)
         if answer.status == 404 or (answer.ok and answer.json is None):
             self._forget()
             return EngineState(Reach.ROUTES_MISSING, detail=f"the port answers, but not yet below {API}")
@@ -205,7 +208,8 @@ class SdapiEngine:
         if await self._have_model(server, wanted, current, fresh=fresh) and wanted is None:
             wanted = await self._wanted(work.expect, server, inventory, await server.checkpoint())
         body, right = await asyncio.to_thread(self._body, work, files, inventory, fresh)
-        done = await self._run.submit(server, work.endpoint, body, on_progress)
+        kind = Kind(wanted.label if wanted is not None else None, work.expect.pixels)
+        done = await self._run.submit(server, work.endpoint, body, kind, on_progress)
         context = Context(
             engine=server.dialect.engine,
             checkpoint=None if work.endpoint == "extra-single-image" else wanted,

@@ -26,29 +26,17 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import pydantic_core
-
+from worker.engines.answer import Answer, cause, parsed
 from worker.errors import (
     AuthFailed,
     EngineCrashed,
     EngineFault,
-    EngineOutOfMemory,
     GenerationRejected,
-    GpuFault,
     OutputEmpty,
     WorkerError,
 )
 
 MESSAGE_MAX = 500
-_OOM = re.compile(
-    r"out of memory|OutOfMemoryError|can't allocate memory|not enough memory|DefaultCPUAllocator|MemoryError",
-    re.IGNORECASE,
-)
-_GPU = re.compile(
-    r"CUDA error|CUDA driver|HIP error|cuDNN error|CUDNN_STATUS|cuBLAS|CUBLAS_STATUS|device-side assert|"
-    r"illegal memory access|no CUDA-capable device|No CUDA GPUs|GPU is lost|unspecified launch failure|NVML",
-    re.IGNORECASE,
-)
 _REFUSED = re.compile(
     r"Invalid encoded image|Invalid image (?:format|url)|Could not find checkpoint|not allowed|"
     r"Init image not found|Sampler not found|Script .* not found|Always on script not found",
@@ -56,14 +44,6 @@ _REFUSED = re.compile(
 )
 _ALWAYS = frozenset({"KeyError", "ValidationError", "ResponseValidationError"})
 """What comes again however often it is tried: an option or a field that there is not, an answer it cannot put."""
-
-
-def parsed(body: bytes) -> Any:
-    """The JSON value of a body; None where it is no JSON."""
-    try:
-        return pydantic_core.from_json(body)
-    except ValueError:
-        return None
 
 
 def error_text(body: bytes) -> str:
@@ -105,6 +85,13 @@ def _short(part: Any) -> bool:
     return isinstance(part, str) or (type(part) is int and abs(part) < 2**31)
 
 
+def checked(answer: Answer) -> Answer:
+    """The answer itself, or the error that it stands for."""
+    if not answer.ok:
+        raise failure(answer.status, answer.headers, answer.body)
+    return answer
+
+
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> WorkerError:
     """The error that an answer other than 2xx stands for."""
     document = parsed(body)
@@ -124,10 +111,8 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> WorkerError
 def _broken(status: int, document: Any, text: str, said: str) -> WorkerError:
     kind = document.get("error") if isinstance(document, dict) else None
     everything = f"{kind} {text}"
-    if _OOM.search(everything):
-        return EngineOutOfMemory(said)
-    if _GPU.search(everything):
-        return GpuFault(said)
+    if (known := cause(everything)) is not None:
+        return known(said)
     if (isinstance(kind, str) and kind in _ALWAYS) or _REFUSED.search(text):
         return GenerationRejected(said)
     if status in (502, 503, 504):

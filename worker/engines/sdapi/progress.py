@@ -1,4 +1,4 @@
-"""How a generation goes, as the servers tell it, and when it counts as stuck. No I/O.
+"""How a generation goes, as the servers tell it. No I/O.
 
 Progress belongs to whatever runs, is wrong at times and may stay busy for ever after an exception on SD.Next:
 it is a sign of life, never a proof.
@@ -7,14 +7,9 @@ it is a sign of life, never a proof.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from worker.engines.base import ProgressReport
-from worker.errors import EngineStalled
-
-SLOW_STEPS = 10
-"""A generation counts as stalled only when it takes so many times its own time per step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,39 +80,3 @@ def from_progress(body: Any) -> Pulse | None:
         eta_s=_eta(body.get("eta_relative")),
         signature=tuple(state.get(k) for k in ("job", "job_count", "job_no", "job_timestamp", "sampling_step")),
     )
-
-
-class Watchdog:
-    """Tells a slow generation from a stuck one. Times are of the event loop.
-
-    Until the first step ``load`` counts from the submit; from then on ``stall`` from the last sign of movement,
-    or `SLOW_STEPS` times the slowest step seen, whichever is longer.
-    """
-
-    def __init__(self, now: float, load: timedelta, stall: timedelta) -> None:
-        self._load, self._stall = load.total_seconds(), stall.total_seconds()
-        self.submitted = now
-        self.first_step: float | None = None
-        self._moved = now
-        self._step = 0
-        self._step_s = 0.0
-        self._signature: tuple[Any, ...] | None = None
-
-    def see(self, pulse: Pulse | None, now: float) -> None:
-        """Take a reading, None where there was none. Raises `EngineStalled`."""
-        if pulse is not None and pulse.busy:
-            self._note(pulse, now)
-        if self.first_step is None:
-            if now - self.submitted > self._load:
-                raise EngineStalled(f"no first step within {self._load:g} s")
-        elif now - self._moved > max(self._stall, SLOW_STEPS * self._step_s):
-            raise EngineStalled(f"no progress for {now - self._moved:.0f} s, at step {self._step}")
-
-    def _note(self, pulse: Pulse, now: float) -> None:
-        if pulse.signature == self._signature:
-            return
-        if pulse.step > self._step > 0:
-            self._step_s = max(self._step_s, (now - self._moved) / (pulse.step - self._step))
-        if self.first_step is None and pulse.step > 0:
-            self.first_step = now
-        self._signature, self._step, self._moved = pulse.signature, pulse.step, now

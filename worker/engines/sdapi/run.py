@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import structlog
 
+from worker.engines.answer import Answer
 from worker.engines.base import Progress
-from worker.engines.sdapi.client import Answer
-from worker.engines.sdapi.progress import Pulse, Watchdog
+from worker.engines.sdapi.progress import Pulse
 from worker.engines.sdapi.server import Server, interrupt_if_possible, pulse_or_none
+from worker.engines.watchdog import Experience, Kind, Watchdog
 from worker.errors import EngineStalled, WorkerError
 from worker.settings.groups import EngineSettings
 from worker.tasks import cancel_all, run_guarded
@@ -54,6 +55,7 @@ class Run:
         self._settings = settings
         self._pace = pace
         self._leftover: tuple[Any, ...] | None = None
+        self._experience = Experience()
 
     @property
     def quiet_s(self) -> float:
@@ -96,20 +98,25 @@ class Run:
                 await interrupt_if_possible(server)
             await asyncio.sleep(self._pace.poll_s)
 
-    async def submit(self, server: Server, endpoint: str, body: Mapping[str, Any], on_progress: Progress) -> Done:
+    async def submit(
+        self, server: Server, endpoint: str, body: Mapping[str, Any], kind: Kind, on_progress: Progress
+    ) -> Done:
         """One generation and its answer, whatever that says. Raises `EngineStalled`, `EngineCrashed`.
 
         A 429 of SD.Next's rate limiter, which counts after the work, is answered by turning it off once more.
         """
-        done = await self._submit(server, endpoint, body, on_progress)
+        done = await self._submit(server, endpoint, body, kind, on_progress)
         if done.answer.status != 429 or not server.dialect.reports_status:
             return done
         await server.set_options({"server_rate_limit": 0})
-        return await self._submit(server, endpoint, body, on_progress)
+        return await self._submit(server, endpoint, body, kind, on_progress)
 
-    async def _submit(self, server: Server, endpoint: str, body: Mapping[str, Any], on_progress: Progress) -> Done:
+    async def _submit(
+        self, server: Server, endpoint: str, body: Mapping[str, Any], kind: Kind, on_progress: Progress
+    ) -> Done:
         loop = asyncio.get_running_loop()
-        watchdog = Watchdog(loop.time(), self._settings.load_timeout, self._settings.stall_timeout)
+        settings, shown = self._settings, self._experience.of(kind)
+        watchdog = Watchdog(loop.time(), settings.load_timeout, settings.stall_timeout, shown)
         post = asyncio.create_task(server.submit(endpoint, body), name="engine-submit")
         try:
             answer = await run_guarded(
@@ -119,6 +126,7 @@ class Run:
             if not post.done():
                 await to_the_end(self._stop(server, post))
         ended = loop.time()
+        watchdog.ended(ended)
         pulse = await pulse_or_none(server)
         self._leftover = pulse.signature if pulse is not None and pulse.busy else None
         first = watchdog.first_step

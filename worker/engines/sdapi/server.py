@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from worker.engines.answer import Answer
+from worker.engines.client import Client
 from worker.engines.sdapi import names
-from worker.engines.sdapi.client import Answer, Client
 from worker.engines.sdapi.dialects import OTHERWISE, PROBES, Dialect
+from worker.engines.sdapi.failure import checked
 from worker.engines.sdapi.inventory import LISTS, Inventory, all_fields, inventory, option_defaults
 from worker.engines.sdapi.progress import Pulse, from_progress, from_status
 from worker.errors import EngineCrashed, WorkerError
@@ -28,7 +30,7 @@ async def recognise(client: Client) -> Dialect:
     for probe, dialect in PROBES.items():
         answer = await client.get(API + probe)
         if answer.status in (401, 403):
-            answer.checked()
+            checked(answer)
         if answer.status != 404:
             return dialect
     return OTHERWISE
@@ -61,7 +63,7 @@ class Server:
 
     async def interrupt(self) -> None:
         """Stop whatever runs now. It is lost on a request that still waits or loads: to be repeated."""
-        (await self._client.post(API + "interrupt")).checked()
+        checked(await self._client.post(API + "interrupt"))
 
     async def submit(self, endpoint: str, body: Mapping[str, Any]) -> Answer:
         """One generation; the answer may take as long as it likes."""
@@ -80,7 +82,7 @@ class Server:
 
     async def set_options(self, options: Mapping[str, Any], *, timeout: timedelta = LISTING) -> None:
         """Change global options. What it answers proves nothing: read them back."""
-        (await self._client.post(API + "options", options, timeout=timeout)).checked()
+        checked(await self._client.post(API + "options", options, timeout=timeout))
 
     async def checkpoint(self) -> Any:
         """The body of ``/checkpoint`` where there is one."""
@@ -138,10 +140,10 @@ class Server:
             await self._client.post(API + name, timeout=LISTING)
 
     async def unload(self) -> None:
-        (await self._client.post(API + "unload-checkpoint", timeout=LISTING)).checked()
+        checked(await self._client.post(API + "unload-checkpoint", timeout=LISTING))
 
     async def reload(self, *, timeout: timedelta) -> None:
-        (await self._client.post(API + "reload-checkpoint", timeout=timeout)).checked()
+        checked(await self._client.post(API + "reload-checkpoint", timeout=timeout))
 
     async def select(self, title: str, *, timeout: timedelta) -> None:
         """Load a listed model now, by the honest way of the dialect; only while nothing runs.
@@ -151,7 +153,7 @@ class Server:
         """
         if self.dialect.reports_status:
             path = f"{API}checkpoint?sd_model_checkpoint={quote(title, safe='')}&force=true"
-            (await self._client.post(path, timeout=timeout)).checked()
+            checked(await self._client.post(path, timeout=timeout))
         else:
             await self.set_options({"sd_model_checkpoint": title}, timeout=timeout)
 

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import pybase64
 
+from worker.engines.answer import parsed
 from worker.engines.base import Expectation, Output, RawImage
-from worker.engines.sdapi.failure import failure, parsed
+from worker.engines.sdapi.failure import failure
 from worker.engines.sdapi.header import read_header
 from worker.engines.sdapi.names import ModelFile, stem_of
 from worker.errors import EngineOutOfMemory, OutputEmpty, OutputMismatch, WrongModel
@@ -94,8 +95,9 @@ def _images(encoded: Any, info: dict[str, Any], raw_info: Any, expect: Expectati
     listed = encoded if isinstance(encoded, list) else []
     first = info.get("index_of_first_image")
     first = first if type(first) is int and 0 < first < len(listed) else 0
-    chosen = listed if context.scripted else listed[first : first + expect.count]
-    if len(chosen) < (1 if context.scripted else expect.count) or not any(chosen):
+    count = 1 if context.scripted else expect.count or 1
+    chosen = listed if context.scripted else listed[first : first + count]
+    if len(chosen) < count or not any(chosen):
         raise _too_few(len([c for c in chosen if c]), raw_info, expect, context)
     return [_decoded(item) for item in chosen]
 

@@ -1,4 +1,4 @@
-"""The wire to the server: one request, one fresh connection, one answer.
+"""The wire to an image server, whatever its kind: one request, one fresh connection, one answer.
 
 Connections are not kept: SD.Next closes idle ones after 5 s, and a request on such a one fails before any answer.
 Bodies are asked for uncompressed, since base64 hardly shrinks and costs the server CPU.
@@ -7,8 +7,6 @@ Bodies are asked for uncompressed, since base64 hardly shrinks and costs the ser
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +15,7 @@ import httpx
 import pydantic_core
 
 from worker import http
-from worker.engines.sdapi.failure import failure, parsed
+from worker.engines.answer import Answer
 from worker.errors import EngineCrashed
 from worker.settings.groups import EngineSettings
 
@@ -25,29 +23,7 @@ CONNECT = timedelta(seconds=5)
 LIGHT = timedelta(seconds=10)
 """For what the servers answer in milliseconds, also while they generate."""
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole response."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    @property
-    def json(self) -> Any:
-        """The body's value; None where it holds none, as many answers of the family do."""
-        return parsed(self.body)
-
-    def checked(self) -> Answer:
-        """Itself, or the error that it stands for."""
-        if not self.ok:
-            raise failure(self.status, self.headers, self.body)
-        return self
+JSON = "application/json"
 
 
 class Client:
@@ -58,13 +34,12 @@ class Client:
         if settings.username is not None or settings.password is not None:
             password = settings.password.get_secret_value() if settings.password is not None else ""
             auth = (settings.username or "", password)
-        self._candidates = _candidates(settings.url.rstrip("/"))
+        headers = {"accept-encoding": "identity", "connection": "close"}
+        if settings.api_key is not None:
+            headers["x-api-key"] = settings.api_key.get_secret_value()
+        self._candidates = _candidates(settings.address)
         self.url = self._candidates[0]
-        self._http = http.client(
-            loopback=http.is_loopback(self.url),
-            headers={"accept-encoding": "identity", "connection": "close"},
-            auth=auth,
-        )
+        self._http = http.client(loopback=http.is_loopback(self.url), headers=headers, auth=auth)
 
     async def locate(self) -> bool:
         """Whether the port is open; where ``[::1]`` refuses, ``127.0.0.1`` is tried, and kept when it answers."""
@@ -75,21 +50,32 @@ class Client:
         return False
 
     async def get(self, path: str, *, timeout: timedelta = LIGHT) -> Answer:
-        return await self._send("GET", path, None, timeout)
+        return await self.send("GET", path, timeout=timeout)
 
     async def post(self, path: str, body: Any = None, *, timeout: timedelta | None = LIGHT) -> Answer:
         """A JSON body, or none. Without a timeout the answer may take for ever."""
-        data = None if body is None else await asyncio.to_thread(pydantic_core.to_json, body)
-        return await self._send("POST", path, data, timeout)
+        if body is None:
+            return await self.send("POST", path, timeout=timeout)
+        data = await asyncio.to_thread(pydantic_core.to_json, body)
+        return await self.send("POST", path, data, JSON, timeout=timeout)
 
-    async def _send(self, method: str, path: str, data: bytes | None, timeout: timedelta | None) -> Answer:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        media_type: str | None = None,
+        *,
+        timeout: timedelta | None = LIGHT,
+    ) -> Answer:
+        """Any request; ``data`` of the type given."""
         seconds = timeout.total_seconds() if timeout is not None else None
         with http.translating(EngineCrashed):
             response = await self._http.request(
                 method,
                 f"{self.url}{path}",
                 content=data,
-                headers={"content-type": "application/json"} if data is not None else None,
+                headers={"content-type": media_type} if media_type is not None else None,
                 timeout=httpx.Timeout(seconds, connect=CONNECT.total_seconds()),
             )
         return Answer(response.status_code, response.headers, response.content)
