@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, cast, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from worker.simulators.arming import Turnable, spent
 
 FaultKind = Literal[
     "oom",
@@ -62,8 +61,10 @@ class Fault:
 
 
 @dataclass
-class Knobs:
+class Knobs(Turnable):
     """All that can be turned, at run time too. Seconds throughout; each start timer begins where the last one ended."""
+
+    fault_type: ClassVar[Any] = Fault
 
     step_seconds: float = 0.001
     load_seconds: float = 0.01
@@ -104,44 +105,7 @@ class Knobs:
         self.faults.append(fault)
         return fault
 
-    def disarm(self, *kinds: FaultKind) -> None:
-        """Take back the faults of these kinds, or all."""
-        self.faults = [fault for fault in self.faults if kinds and fault.kind not in kinds]
-
     def take(self, prompt: str, *, progress: bool = False) -> Fault | None:
         """The first armed fault that strikes this prompt (or a progress poll); one use of it is spent."""
-        for fault in self.faults:
-            if (fault.kind == "progress_500") is progress and fault.prompt in prompt and fault.times != 0:
-                if fault.times is not None:
-                    fault.times -= 1
-                return fault
-        return None
-
-    def turn(self, changes: object) -> None:
-        """Apply a JSON document: fields of this class, and ``arm``, a fault or a list of them to add.
-
-        Raises `ValueError` and changes nothing when a name or a type is wrong.
-        """
-        if not isinstance(changes, Mapping):
-            raise ValueError("knobs are a JSON object")
-        document = dict(changes)
-        added = document.pop("arm", [])
-        known = {f.name for f in fields(self)}
-        if unknown := sorted(set(document) - known):
-            raise ValueError(f"unknown knobs: {', '.join(unknown)}")
-        try:
-            turned = _KNOBS.validate_python(asdict(self) | document)
-            armed = _FAULTS.validate_python(added if isinstance(added, list) else [added])
-        except ValidationError as error:
-            raise ValueError(str(error)) from error
-        for name in document:
-            setattr(self, name, getattr(turned, name))
-        self.faults.extend(armed)
-
-    def document(self) -> dict[str, Any]:
-        """All knobs as JSON."""
-        return cast("dict[str, Any]", _KNOBS.dump_python(self, mode="json"))
-
-
-_KNOBS = TypeAdapter(Knobs)
-_FAULTS = TypeAdapter(list[Fault])
+        kinds = [kind for kind in get_args(FaultKind) if (kind == "progress_500") is progress]
+        return cast("Fault | None", spent(self.faults, kinds, prompt))

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from worker.simulators.app import Api
 from worker.simulators.catalogue import add_catalogue
 from worker.simulators.control import add_control
 from worker.simulators.dialects import DIALECTS
 from worker.simulators.knobs import Fault, Knobs
+from worker.simulators.listener import Listener
 from worker.simulators.machine import Machine
 from worker.simulators.models import Disk, ModelFile, model_files
 from worker.simulators.openapi import add_openapi
@@ -26,18 +21,6 @@ from worker.simulators.routes import add_generation, add_state
 from worker.simulators.state import Stats, until
 
 DEFAULT_MODELS = ("dreamshaper_8.safetensors", "sd_xl_base_1.0.safetensors", "realistic/vision_v6.safetensors")
-
-_QUIET = logging.getLogger("worker.simulators.http")
-_QUIET.setLevel(logging.CRITICAL + 1)
-
-
-class _Protocol(H11Protocol):
-    """Uvicorn's protocol without its log: faults that are asked for are no news."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.logger = _QUIET
-        self.access_log = False
 
 
 class Simulator:
@@ -55,18 +38,15 @@ class Simulator:
         self.url = ""
         self._api: Api | None = None
         self._auth: str | None = None
-        self._reserved: socket.socket | None = None
-        self._server: asyncio.Server | None = None
-        self._state = ServerState()
+        self._listener = Listener()
         self._life: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int, auth: str | None = None) -> None:
         """Reserve the port and listen as soon as the start timer allows: before the return when that is 0."""
         host = "127.0.0.1" if self.knobs.no_ipv6 and ":" in host else host
         self._auth = auth
-        self._reserved = _bound(host, port)
-        port = self._reserved.getsockname()[1]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._listener.reserve(host, port)
+        self.url = self._listener.url
         opened = self._begin_life(0.0)
         if self.machine.port_due:
             await opened
@@ -79,7 +59,7 @@ class Simulator:
     @property
     def listening(self) -> bool:
         """Whether the port is open."""
-        return self._server is not None
+        return self._listener.listening
 
     def release(self) -> None:
         """Let a generation that hangs go on."""
@@ -93,10 +73,7 @@ class Simulator:
     async def aclose(self) -> None:
         """End at once; running requests get no answer."""
         self._close()
-        if self._reserved is not None:
-            self._reserved.close()
-        if tasks := list(self._state.tasks):
-            await asyncio.wait(tasks)
+        await self._listener.aclose()
 
     def _fall(self, fault: Fault) -> None:
         if fault.kind == "restart":
@@ -110,7 +87,6 @@ class Simulator:
         self.stats.starts += 1
         self.machine.boot()
         self.machine.started += away
-        self._state = ServerState()
         self._api = self._new_api()
         self._life = asyncio.create_task(self._open_when_due(), name="simulator-start")
         return self._life
@@ -127,56 +103,15 @@ class Simulator:
         await self._open()
 
     async def _open(self) -> None:
-        if self._server is not None or self._reserved is None or self._api is None:
-            return
-        keep_alive = self.knobs.keep_alive_seconds
-        config = uvicorn.Config(
-            self._api,
-            log_config=None,
-            log_level=None,
-            lifespan="off",
-            ws="none",
-            proxy_headers=False,
-            timeout_keep_alive=self.dialect.keep_alive_seconds if keep_alive is None else keep_alive,  # type: ignore[arg-type]
-        )
-        config.load()
-        state = self._state
-        state.default_headers = [(b"server", b"uvicorn")]
-        listener = _bound(*self._reserved.getsockname()[:2])
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Protocol(config=config, server_state=state, app_state={}), sock=listener
-        )
+        if self._api is not None:
+            keep_alive = self.knobs.keep_alive_seconds
+            await self._listener.open(self._api, self.dialect.keep_alive_seconds if keep_alive is None else keep_alive)
 
     def _close(self) -> None:
         if self._life is not None:
             self._life.cancel()
             self._life = None
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for connection in list(self._state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-        for task in list(self._state.tasks):
-            task.cancel()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address but does not listen yet: connections are refused, and nobody else gets it.
-
-    The protocol is named because asyncio turns Nagle's delay off only for sockets that name it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    try:
-        sock.bind((host, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
+        self._listener.close()
 
 
 @contextlib.asynccontextmanager
