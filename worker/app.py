@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, http, log, warmup
+from worker import __version__, http, log, recovery, warmup
 from worker.api.app import View, create_app
 from worker.api.push import push
 from worker.api.server import serve
@@ -22,7 +22,7 @@ from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
 from worker.engines import open_engine
-from worker.engines.base import Engine
+from worker.engines.base import Engine, NoLog
 from worker.errors import ConfigError, QueueUnavailable, WorkerError
 from worker.gate import Gate
 from worker.images import Encoding
@@ -242,19 +242,37 @@ def _inputs(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Inputs:
     return inputs
 
 
-async def _engine_service(settings: Settings, tools: Tools, status: Status, watch: Watch) -> warmup.EngineService:
+async def _engine_service(settings: Settings, tools: Tools, status: Status, watch: Watch) -> recovery.EngineService:
     engine = settings.engine
     generation = engine.load_timeout + engine.job_timeout
     document = await _warmup_document(engine.warmup)
-    return warmup.EngineService(
+    return recovery.EngineService(
         tools.gate,
         warmup.Canary(warmup.canary_job(document, tools.rules.limits), tools.inputs, generation),
+        _Interim(),
         status,
         tools.bench.metrics,
-        patience=warmup.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
+        patience=recovery.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
         warm_at_start=engine.warmup != "none",
         on_ready=watch.apply,
     )
+
+
+class _Interim:
+    owned, end, log = False, None, NoLog()
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def ended(self) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    def stop_at_once(self) -> None: ...
+    def memory(self) -> int | None:
+        return None
+
+    def stranger(self) -> str | None:
+        return None
 
 
 async def _warmup_document(setting: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,10 +34,18 @@ class Verdict(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class Case:
-    """Something for the engine service: a fault, or a job that wants to know whether the server is fit."""
+    """Something for the engine service: a fault, a job that wants to know whether the server is fit, or upkeep.
 
-    error: WorkerError
+    ``relieved`` belongs to upkeep for want of memory: whether giving back what the server can was enough.
+    """
+
+    error: WorkerError | None
     answer: asyncio.Future[Verdict] | None = None
+    relieved: Callable[[], Awaitable[bool]] | None = None
+
+    @property
+    def reason(self) -> str:
+        return "engine_memory" if self.error is None else self.error.code
 
     def settle(self, verdict: Verdict) -> None:
         if self.answer is not None and not self.answer.done():
@@ -70,6 +78,7 @@ class Gate:
         self._lock = asyncio.Lock()
         self._cases: deque[Case] = deque()
         self._changed = asyncio.Event()
+        self._used_at: float | None = None
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +91,13 @@ class Gate:
     @property
     def in_use(self) -> bool:
         return self._lock.locked()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the engine was last used; 0 while it is, and before its first use."""
+        if self.in_use or self._used_at is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._used_at
 
     def close(self, reason: str) -> None:
         self._closed.setdefault(reason, asyncio.get_running_loop().time())
@@ -120,15 +136,23 @@ class Gate:
     async def _entered(self) -> AsyncIterator[None]:
         while True:
             await self.opened()
-            async with self._lock:
+            async with self._held():
                 if self.is_open:
                     yield
                     return
 
     @asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        async with self._lock:
+            try:
+                yield
+            finally:
+                self._used_at = asyncio.get_running_loop().time()
+
+    @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[Engine]:
         """A turn for the engine service, which a closed gate grants."""
-        async with self._lock:
+        async with self._held():
             yield self.engine
 
     @contextmanager
@@ -155,6 +179,12 @@ class Gate:
         self._cases.append(Case(error, answer))
         self._stir()
         return await answer
+
+    def upkeep(self, relieved: Callable[[], Awaitable[bool]]) -> None:
+        """Close the gate and have the engine service make room between two jobs."""
+        self.close("engine")
+        self._cases.append(Case(None, relieved=relieved))
+        self._stir()
 
     async def case(self) -> Case:
         """For the engine service: the next case, in the order of their coming."""

@@ -20,6 +20,8 @@ DELIVERIES_RECEIVED = PREFIX + "deliveries_received_total"
 DELIVERIES_RETURNED = PREFIX + "deliveries_returned_total"
 GENERATION_BUSY_SECONDS = PREFIX + "generation_busy_seconds_total"
 ENGINE_FAULTS = PREFIX + "engine_faults_total"
+ENGINE_RESTARTS = PREFIX + "engine_restarts_total"
+ENGINE_MEMORY_BYTES = PREFIX + "engine_memory_bytes"
 UPLOADS_BYTES = PREFIX + "uploads_bytes_total"
 WEBHOOKS = PREFIX + "webhooks_total"
 PAUSES = PREFIX + "pauses_total"
@@ -66,6 +68,10 @@ class Metrics:
         self._returned = counter(DELIVERIES_RETURNED, "Deliveries given back to the queue, by reason.", "code")
         self._busy = counter(GENERATION_BUSY_SECONDS, "Time in which the engine generated.")
         self._faults = counter(ENGINE_FAULTS, "Failures of the image server, by code.", "code")
+        self._restarts = counter(ENGINE_RESTARTS, "Restarts of the image server's process, by reason.", "reason")
+        self._engine_memory = Gauge(
+            ENGINE_MEMORY_BYTES, "Memory that the image server holds, without mapped files.", registry=registry
+        )
         self._uploaded = counter(UPLOADS_BYTES, "Bytes of images stored.")
         self._webhooks = counter(WEBHOOKS, "Webhooks that came to an end, by outcome.", "outcome")
         self._pauses_total = counter(PAUSES, "Times that intake was paused, by reason.", "code")
@@ -93,6 +99,12 @@ class Metrics:
 
     def engine_fault(self, code: str) -> None:
         self._faults.labels(code).inc()
+
+    def engine_restarted(self, reason: str) -> None:
+        self._restarts.labels(reason).inc()
+
+    def engine_memory(self, bytes: int) -> None:
+        self._engine_memory.set(bytes)
 
     def uploaded(self, bytes: int) -> None:
         self._uploaded.inc(bytes)

@@ -16,7 +16,7 @@ from worker.errors import AuthFailed, ConfigError
 from worker.intake import Intake
 from worker.status import Phase, Status
 from worker.tasks import cancel_all
-from worker.warmup import NodeUnfit
+from worker.recovery import NodeUnfit
 
 log = structlog.get_logger()
 

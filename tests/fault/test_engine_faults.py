@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tests.support.bench import RunningWorker, ends, params, running_worker
 from tests.support.queues import taken
-from worker import warmup
+from worker import recovery, warmup
 from worker.clock import SystemClock
 from worker.errors import Fault
 from worker.queues.sqlite import SqliteQueue
@@ -248,7 +248,7 @@ async def test_a_server_that_died_is_waited_for(tmp_path: Path, dialect: str) ->
 
 async def test_a_server_that_goes_away_while_idle_is_noticed(tmp_path: Path) -> None:
     """Not the next job finds out, but the worker, and it takes none meanwhile."""
-    async with running_worker(tmp_path, changed=lambda patch: patch.setattr(warmup, "IDLE_LOOK_S", 0.05)) as worker:
+    async with running_worker(tmp_path, changed=lambda patch: patch.setattr(recovery, "IDLE_LOOK_S", 0.05)) as worker:
         worker.sim.restart(3600)
         await worker.unready("engine_port_closed")
         await worker.submit("patient")

@@ -23,7 +23,7 @@ import pytest
 from tests.support.engines import QUICK
 from tests.support.receiver import Receiver
 from tests.support.waiting import wait_until
-from worker import http, intake, log, settlement, warmup, watch
+from worker import http, intake, log, recovery, settlement, watch
 from worker.app import Opened, composed, opened
 from worker.engines.sdapi.engine import SdapiEngine
 from worker.errors import WorkerError
@@ -45,10 +45,10 @@ SPED_UP = 100
 """By how much the worker's delays before a redelivery are shortened."""
 
 _WAITS: tuple[tuple[Any, str, float], ...] = (
-    (warmup, "POLL_FIRST_S", 0.02),
-    (warmup, "POLL_MOST_S", 0.05),
-    (warmup, "PAUSE_FIRST_S", 0.05),
-    (warmup, "PAUSE_MOST_S", 0.1),
+    (recovery, "POLL_FIRST_S", 0.02),
+    (recovery, "POLL_MOST_S", 0.05),
+    (recovery, "PAUSE_FIRST_S", 0.05),
+    (recovery, "PAUSE_MOST_S", 0.1),
     (watch, "PROBE_FIRST_S", 0.05),
     (watch, "PROBE_MOST_S", 0.2),
     (intake, "BACK_OFF_FIRST_S", 0.05),

@@ -22,11 +22,13 @@ from worker.engines.base import (
     Expectation,
     Files,
     InputRef,
+    NoLog,
     Output,
     Progress,
     ProgressReport,
     RawImage,
     Reach,
+    ServerLog,
     Work,
 )
 from worker.errors import EngineCrashed, IdConflict, LeaseLost, QueueUnavailable, WebhookFailed, WorkerError
@@ -67,6 +69,49 @@ class Delays(dict[tuple[Hop, str], float]):
             await takes(seconds)
 
 
+class FakeProcess:
+    """A server's process; ``owned`` makes it ours, `die` ends it. ``lives`` are the starts."""
+
+    def __init__(self, *, owned: bool = False) -> None:
+        self.owned = owned
+        self.end: str | None = None
+        self.log: ServerLog = NoLog()
+        self.lives = 0
+        self.stops = 0
+        self.held: int | None = None
+        self.strange: str | None = None
+        self.start_errors: deque[WorkerError] = deque()
+        self.on_start: Callable[[], object] = int
+        self._died = asyncio.Event()
+
+    def die(self, how: str = "killed by SIGKILL") -> None:
+        self.end = how
+        self._died.set()
+
+    async def start(self) -> None:
+        if self.start_errors:
+            raise self.start_errors.popleft()
+        self.end, self._died = None, asyncio.Event()
+        self.lives += 1
+        self.on_start()
+
+    async def stop(self) -> None:
+        self.stops += 1
+
+    def stop_at_once(self) -> None:
+        self.stops += 1
+
+    async def ended(self) -> str:
+        await self._died.wait()
+        return self.end or ""
+
+    def memory(self) -> int | None:
+        return self.held
+
+    def stranger(self) -> str | None:
+        return self.strange
+
+
 class FakeEngine:
     """A server that takes ``seconds`` for a picture; ``troubles`` are met by the next generations of a prompt."""
 
@@ -79,6 +124,7 @@ class FakeEngine:
         self.troubles: dict[str, deque[Trouble]] = {}
         self.canary_troubles: deque[Trouble] = deque()
         self.generated: list[str] = []
+        self.canaries = 0
         self.fresh: list[str] = []
         self.interrupted: list[str] = []
         self.freed = 0
@@ -128,6 +174,7 @@ class FakeEngine:
         canary = work.request["id"] == "warm-up"
         if not canary:
             self.generated.append(str(work.request["id"]))
+        self.canaries += canary
         if fresh:
             self.fresh.append(str(work.request["id"]))
         troubles = self.canary_troubles if canary else self.troubles.get(prompt, deque())
@@ -193,9 +240,9 @@ class FakeStorage:
             raise IdConflict
         return result
 
-    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
+    async def put_artifact(self, job: Job, artifact: Artifact) -> ImageResult:
         await self.delays.at(Hop.UPLOAD, job.id)
-        await self._call("put_image")
+        await self._call("put_artifact")
         key = f"{job.id}/{artifact.index}-{artifact.sha256[:12]}.{artifact.extension}"
         self.objects[key] = artifact.data
         return artifact.result(key=key)

@@ -10,9 +10,18 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
-from tests.support.fakes import FakeEngine, FakeInputs, FakeReceiver, FakeStorage, FakeStores, Link, document
+from tests.support.fakes import (
+    FakeEngine,
+    FakeInputs,
+    FakeProcess,
+    FakeReceiver,
+    FakeStorage,
+    FakeStores,
+    Link,
+    document,
+)
 from tests.support.virtual import VirtualClock, elapse
-from worker import warmup
+from worker import recovery, warmup
 from worker.clock import CorrectedClock
 from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
@@ -46,6 +55,7 @@ class World:
         self,
         *,
         engine: FakeEngine | None = None,
+        process: FakeProcess | None = None,
         storage: FakeStorage | None = None,
         queue: MemoryQueue | None = None,
         policy: Policy | None = None,
@@ -63,6 +73,7 @@ class World:
         self.engine, self.storage = engine or FakeEngine(), storage or FakeStorage()
         self.queue = queue or MemoryQueue(wall, worker=worker, policy=policy or Policy(visibility=VISIBILITY))
         self.link = Link(self.queue)
+        self.process = process or FakeProcess()
         self.receiver, self.inputs = FakeReceiver(self.clock), FakeInputs(self.clock)
         self.status, self.live, self.metrics, self.pace = Status(), Live(), Metrics(), Pace()
         self.drain = Drain(self.live, self.pace)
@@ -106,12 +117,13 @@ class World:
         canary = parse(
             document_of(json.dumps(warmup.DEFAULT).encode(), max_body=10_000), fallback_id="warm-up", limits=self.limits
         )
-        engine_service = warmup.EngineService(
+        engine_service = recovery.EngineService(
             self.gate,
             warmup.Canary(canary, self.inputs, timedelta(minutes=5)),
+            self.process,
             self.status,
             self.metrics,
-            patience=warmup.Patience(timedelta(minutes=20), Rate(5, timedelta(minutes=10)), never=never),
+            patience=recovery.Patience(timedelta(minutes=20), Rate(5, timedelta(minutes=10)), never=never),
             warm_at_start=True,
             on_ready=watch.apply,
         )

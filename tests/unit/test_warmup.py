@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.support.fakes import FakeEngine, FakeInputs
+from tests.support.fakes import FakeEngine, FakeInputs, FakeProcess
 from tests.support.virtual import VirtualClock, elapse, virtual
 from worker.clock import CorrectedClock
 from worker.engines.base import EngineState
@@ -18,10 +18,11 @@ from worker.errors import AuthFailed, ConfigError, EngineStalled, WorkerError
 from worker.gate import Gate, Verdict
 from worker.job import Limits
 from worker.metrics import Metrics
+from worker.recovery import EngineService, NodeUnfit, Patience
 from worker.settings.units import Rate
 from worker.status import Phase, Status
 from worker.tasks import run_guarded
-from worker.warmup import DEFAULT, Canary, EngineService, NodeUnfit, Patience, canary_job
+from worker.warmup import DEFAULT, Canary, canary_job
 
 LIMITS = Limits()
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Service:
     """An engine service and what stands around it."""
 
     def __init__(self, *, warm: bool = True, restarts: int = 2) -> None:
-        self.engine, self.status = FakeEngine(), Status()
+        self.engine, self.status, self.process = FakeEngine(), Status(), FakeProcess()
         self.gate = Gate(self.engine)
         self.ready: list[float] = []
         self.inputs = FakeInputs(CorrectedClock(VirtualClock()))
@@ -39,6 +40,7 @@ class Service:
         self.service = EngineService(
             self.gate,
             Canary(job, self.inputs, timedelta(seconds=30)),
+            self.process,
             self.status,
             Metrics(),
             patience=Patience(timedelta(minutes=1), Rate(restarts, timedelta(minutes=10))),

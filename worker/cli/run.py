@@ -17,17 +17,23 @@ from worker.settings.source import from_environment
 
 def run(
     command: Annotated[
-        list[str] | None, typer.Argument(help="After `--`: the server's command; not in this version.")
+        list[str] | None, typer.Argument(help="After `--`: the server's command, run as our child.")
     ] = None,
 ) -> None:
     """Take jobs and have the image server do them, until a signal says otherwise."""
-    if command:
-        mistake = "starting the server is not in this version; start it beside the worker"
-        raise ConfigError((FieldError("-- COMMAND", mistake),))
-    settings = from_environment()
+    settings = with_command(from_environment(), tuple(command or ()))
     log.hide(secrets_of(settings))
     log.setup(settings.node.log_level, settings.node.log_format, sys.stdout)
     sys.exit(asyncio.run(_daemon(settings)))
+
+
+def with_command(settings: Settings, command: tuple[str, ...]) -> Settings:
+    """The settings with the command line that stands after ``--``, where there is one."""
+    if not command:
+        return settings
+    if settings.engine.command:
+        raise ConfigError((FieldError("WORKER_ENGINE_COMMAND", "is set beside -- COMMAND; one of them must go"),))
+    return settings.model_copy(update={"engine": settings.engine.model_copy(update={"command": command})})
 
 
 async def _daemon(settings: Settings) -> int:
