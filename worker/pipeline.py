@@ -37,16 +37,17 @@ from worker.errors import (
 )
 from worker.failpoints import Effect
 from worker.gate import Gate, Verdict
-from worker.images import Encoding, Picture, verify_all
+from worker.images import Encoding
 from worker.inputs import Inputs
 from worker.job import Job, Limits, document_of, is_before, job_url_of, parse, salvage
 from worker.lease import Lease
 from worker.live import Hop, Live
 from worker.log import bind_job
 from worker.lookahead import Pace
+from worker.made import Made, Stored, verified
 from worker.patience import Patience
 from worker.queues.base import Delivery
-from worker.result import ImageResult, Result
+from worker.result import FileResult, ImageResult, Result
 from worker.settlement import (
     Bench,
     Journey,
@@ -58,7 +59,7 @@ from worker.settlement import (
     worker_of,
 )
 from worker.stages import StageClock
-from worker.storage.base import Artifact, Storage
+from worker.storage.base import Storable, Storage
 from worker.tasks import Budget, gather_bare, run_guarded
 
 log = structlog.get_logger()
@@ -173,10 +174,12 @@ async def produce(journey: Journey, tools: Tools) -> Success:
         failpoints.reached("admitted")
     with journey.clock.hop(Hop.MODELS):
         files = Files(inputs=await tools.inputs.images(work.inputs))
-    async with tools.budget.take(work.expect.pixels * 4):
-        output, pictures = await generated(job, work, files, journey, tools)
+    async with tools.budget.take(work.expect.pixels * 4) as share:
+        made = await generated(job, work, files, journey, tools)
+        share.at_least(made.size)
+        storage.accepts(job, len(made.artifacts))
         with journey.clock.hop(Hop.UPLOAD):
-            return await publish(job, storage, output, pictures, journey, tools)
+            return await publish(job, storage, made, journey, tools)
 
 
 async def admit(journey: Journey, tools: Tools) -> tuple[Job, Storage]:
@@ -231,27 +234,27 @@ def in_time(job: Job, tools: Tools) -> None:
         raise Expired(f"the deadline {job.deadline} has passed")
 
 
-async def generated(job: Job, work: Work, files: Files, journey: Journey, tools: Tools) -> tuple[Output, list[Picture]]:
-    """Verified pictures: a doubtful answer gets one new turn with everything fresh, then a verdict on the server."""
+async def generated(job: Job, work: Work, files: Files, journey: Journey, tools: Tools) -> Made:
+    """What was made, verified: a doubtful answer gets one fresh turn more, then a verdict on the server."""
     try:
-        output, pictures = await attempted(job, work, files, journey, tools)
+        made = await attempted(job, work, files, journey, tools)
     except DOUBTFUL as error:
         log.warning("generation_repeated", code=error.code, error=error.message)
         journey.warnings.append(f"repeated_{error.code}")
         try:
-            output, pictures = await attempted(job, work, files, journey, tools, after=error)
+            made = await attempted(job, work, files, journey, tools, after=error)
         except DOUBTFUL as second:
             raise await blamed(second, tools) from None
     failpoints.reached("verified")
-    if any(picture.flat for picture in pictures):
+    if made.flat:
         await judge_flat(journey, tools)
-    return output, pictures
+    return made
 
 
 async def attempted(
     job: Job, work: Work, files: Files, journey: Journey, tools: Tools, *, after: WorkerError | None = None
-) -> tuple[Output, list[Picture]]:
-    """One turn and its pictures, fully decoded; ``after`` is the error that made it necessary."""
+) -> Made:
+    """One turn and what it made, pictures fully decoded; ``after`` is the error that made it necessary."""
     output = await turn(job, work, files, journey, tools, after=after)
     failpoints.reached("generated")
     spec, rules = job.output, tools.rules
@@ -261,12 +264,8 @@ async def attempted(
         lossless=spec.lossless,
         metadata=spec.metadata or rules.encoding.metadata,
     )
-    expect = work.expect
     with journey.clock.hop(Hop.IMAGES):
-        pictures = await verify_all(
-            output.images, count=expect.count, width=expect.width, height=expect.height, encoding=encoding
-        )
-    return output, pictures
+        return await verified(output, work.expect, encoding)
 
 
 async def turn(
@@ -330,27 +329,21 @@ async def judge_flat(journey: Journey, tools: Tools) -> None:
     journey.warnings.append(error.code)
 
 
-async def publish(
-    job: Job, storage: Storage, output: Output, pictures: list[Picture], journey: Journey, tools: Tools
-) -> Success:
-    """Images first, the mark last; who finds a mark standing already settles with that one."""
+async def publish(job: Job, storage: Storage, made: Made, journey: Journey, tools: Tools) -> Success:
+    """Images and files first, the mark last; who finds a mark standing already settles with that one."""
     width = asyncio.Semaphore(tools.rules.upload_concurrency)
 
-    async def upload(picture: Picture) -> ImageResult:
-        artifact = Artifact(
-            picture.index, picture.data, picture.format, picture.width, picture.height, picture.seed, picture.sha256
-        )
-
-        async def put() -> ImageResult:
+    async def upload(artifact: Storable[Stored]) -> Stored:
+        async def put() -> Stored:
             async with width, journey.lease.effect(Effect.UPLOAD):
-                return await storage.put_image(job, artifact)
+                return await storage.put_artifact(job, artifact)
 
         stored = await tools.patience.until_taken(storage, put)
-        tools.bench.metrics.uploaded(len(picture.data))
+        tools.bench.metrics.uploaded(len(artifact.data))
         return stored
 
-    images = await gather_bare([upload(picture) for picture in pictures], name=f"upload-{job.id}")
-    result = succeeded(job, output, tuple(images), journey, tools)
+    stored = await gather_bare([upload(artifact) for artifact in made.artifacts], name=f"upload-{job.id}")
+    result = succeeded(job, made.output, stored, journey, tools)
 
     async def mark() -> Result:
         async with journey.lease.effect(Effect.MARK):
@@ -361,7 +354,7 @@ async def publish(
     return Success(await tools.patience.until_taken(storage, mark), marked=storage.marks(job))
 
 
-def succeeded(job: Job, output: Output, images: tuple[ImageResult, ...], journey: Journey, tools: Tools) -> Result:
+def succeeded(job: Job, output: Output, stored: list[Stored], journey: Journey, tools: Tools) -> Result:
     bench = tools.bench
     journey.warnings.extend(output.warnings)
     timings = timings_of(journey).model_copy(
@@ -375,7 +368,8 @@ def succeeded(job: Job, output: Output, images: tuple[ImageResult, ...], journey
     return Result(
         id=job.id,
         status="succeeded",
-        images=images,
+        images=tuple(one for one in stored if isinstance(one, ImageResult)),
+        files=tuple(one for one in stored if isinstance(one, FileResult)),
         engine=output.engine,
         timings=timings,
         warnings=tuple(dict.fromkeys(journey.warnings)),

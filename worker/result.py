@@ -28,6 +28,24 @@ class ImageResult(_Part):
     seed: int | None = None
 
 
+class FileResult(_Part):
+    """What was made beside images: a video, sound, text. ``name`` is what the server called it, ``node`` who made it.
+
+    ``index`` goes on after the images'. ``format`` and ``media_type`` are told from the bytes.
+    """
+
+    index: int
+    url: str | None = None
+    key: str | None = None
+    base64: str | None = None
+    name: str
+    format: str
+    media_type: str
+    bytes: int
+    sha256: str
+    node: str | None = None
+
+
 class EngineResult(_Part):
     """What generated, with the proof of the model: ``hash``, ``name`` or ``none``."""
 
@@ -78,6 +96,7 @@ class Result(_Part):
     id: str
     status: Literal["succeeded", "failed", "cancelled"]
     images: tuple[ImageResult, ...] = ()
+    files: tuple[FileResult, ...] = ()
     engine: EngineResult | None = None
     error: ErrorResult | None = None
     timings: Timings = Timings()
@@ -90,7 +109,12 @@ class Result(_Part):
     created_at: AwareDatetime
     finished_at: AwareDatetime
 
+    @property
+    def outputs(self) -> tuple[ImageResult | FileResult, ...]:
+        """Everything that was made, by index."""
+        return (*self.images, *self.files)
+
     def to_json(self, *, base64: bool = True) -> bytes:
-        """Compact UTF-8; without ``base64`` the images' bytes are left out."""
-        exclude = None if base64 else {"images": {"__all__": {"base64"}}}
+        """Compact UTF-8; without ``base64`` what was made is named but not held."""
+        exclude = None if base64 else {"images": {"__all__": {"base64"}}, "files": {"__all__": {"base64"}}}
         return self.model_dump_json(exclude_none=True, exclude=exclude).encode()

@@ -339,6 +339,7 @@ def _log_settled(outcome: Outcome, ended: str, journey: Journey, bench: Bench) -
         fault=str(error.fault) if error else None,
         error=error.message if error else None,
         images=len(outcome.result.images) if isinstance(outcome, Success) else 0,
+        files=len(outcome.result.files) if isinstance(outcome, Success) else 0,
         standing=outcome.standing if isinstance(outcome, Success) else False,
         warnings=journey.warnings,
         deliveries=journey.delivery.deliveries,

@@ -53,6 +53,20 @@ async def gather_bare(coroutines: Sequence[Coroutine[Any, Any, T]], *, name: str
         await cancel_all(set(tasks))
 
 
+class Share:
+    """What one has taken of a budget."""
+
+    def __init__(self, budget: Budget, amount: int) -> None:
+        self._budget = budget
+        self.amount = amount
+
+    def at_least(self, amount: int) -> None:
+        """Own up to holding more than was asked for; waits for nothing, so the budget may be overdrawn."""
+        more = max(0, amount - self.amount)
+        self.amount += more
+        self._budget.taken += more
+
+
 class Budget:
     """A bounded amount of something; who wants more than all of it waits until everything is free."""
 
@@ -62,15 +76,17 @@ class Budget:
         self._freed = asyncio.Condition()
 
     @asynccontextmanager
-    async def take(self, amount: int) -> AsyncIterator[None]:
+    async def take(self, amount: int) -> AsyncIterator[Share]:
+        """Wait for this much and hold it for the block."""
         amount = min(amount, self.size)
         async with self._freed:
             await self._freed.wait_for(lambda: self.taken + amount <= self.size)
             self.taken += amount
+        share = Share(self, amount)
         try:
-            yield
+            yield share
         finally:
-            self.taken -= amount
+            self.taken -= share.amount
             async with self._freed:
                 self._freed.notify_all()
 

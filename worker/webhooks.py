@@ -241,7 +241,7 @@ class Sender:
 
     async def _message(self, event: str, job: Job, result: Result) -> Message:
         inline = self._inline if job.output.storage is None else job.output.storage == "inline"
-        large = sum(len(image.base64 or "") for image in result.images) > _IN_THREAD
+        large = sum(len(output.base64 or "") for output in result.outputs) > _IN_THREAD
         document = (await asyncio.to_thread(result.to_json, base64=inline)) if large else result.to_json(base64=inline)
         return Message(webhook_id(event, job.id), _body(event, result.finished_at, document))
 

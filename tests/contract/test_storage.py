@@ -173,7 +173,7 @@ keeps_marks = pytest.mark.parametrize("peer", MARKING, indirect=True)
 
 
 async def _done(peer: Peer, storage: Storage, job: Job, *, worker: str = "worker-1", text: str = "one") -> Result:
-    image = await storage.put_image(job, an_artifact(text=text))
+    image = await storage.put_artifact(job, an_artifact(text=text))
     return await storage.put_mark(job, a_result(job, image, worker=worker))
 
 
@@ -182,7 +182,7 @@ async def test_an_image_is_found_byte_for_byte_where_the_result_says(peer: Peer)
     job, artifact = peer.job(), an_artifact()
     storage = peer.opened()
     storage.accepts(job, 1)
-    image = await storage.put_image(job, artifact)
+    image = await storage.put_artifact(job, artifact)
     assert await peer.read(image) == artifact.data
     assert (image.sha256, image.bytes, image.index) == (artifact.sha256, len(artifact.data), 0)
 
@@ -190,8 +190,8 @@ async def test_an_image_is_found_byte_for_byte_where_the_result_says(peer: Peer)
 async def test_storing_an_image_again_changes_nothing(peer: Peer) -> None:
     """A second run of the same job may store the same image."""
     job, artifact = peer.job(), an_artifact()
-    first = await peer.opened().put_image(job, artifact)
-    second = await peer.opened().put_image(job, artifact)
+    first = await peer.opened().put_artifact(job, artifact)
+    second = await peer.opened().put_artifact(job, artifact)
     assert (first.key, await peer.read(first)) == (second.key, await peer.read(second))
 
 

@@ -47,7 +47,7 @@ async def test_a_jobs_store_that_fails_for_a_while_is_waited_for(
     """As with the operator's."""
     job = _job(proxy, rclone_bucket)
     proxy.first(1, Answer(503))
-    image = await presigned.put_image(job, an_artifact())
+    image = await presigned.put_artifact(job, an_artifact())
     assert rclone_bucket.read("0.png") == an_artifact().data
     assert image.url == f"{proxy.url}/{rclone_bucket.name}/0.png"
 
@@ -60,7 +60,7 @@ async def test_a_jobs_store_that_fails_is_the_jobs(
     job = _job(proxy, rclone_bucket)
     proxy.first(99, deed)
     with pytest.raises(UploadFailed, match=r"output\.upload_urls\.0") as caught:
-        await presigned.put_image(job, an_artifact())
+        await presigned.put_artifact(job, an_artifact())
     assert caught.value.owner is Owner.JOB
     assert "Signature" not in caught.value.message
 
@@ -73,7 +73,7 @@ async def test_a_jobs_url_that_refuses_us_ends_the_job(
     job = _job(proxy, rclone_bucket)
     proxy.deed = lambda asked: Answer(status)
     with pytest.raises(UploadForbidden, match=r"upload_urls\.0"):
-        await presigned.put_image(job, an_artifact())
+        await presigned.put_artifact(job, an_artifact())
     with pytest.raises(UploadForbidden, match=r"result_urls\.get"):
         await presigned.find_mark(job)
     proxy.first(1, Answer(status))
@@ -90,7 +90,7 @@ async def test_a_jobs_url_that_can_never_work_is_invalid(
     job = _job(proxy, rclone_bucket)
     proxy.deed = lambda asked: answer
     with pytest.raises(InvalidJob, match=rf"output\.upload_urls\.0: answered {answer.status}"):
-        await presigned.put_image(job, an_artifact())
+        await presigned.put_artifact(job, an_artifact())
     assert proxy.methods() == ["PUT"]
 
 
@@ -101,7 +101,7 @@ async def test_a_jobs_private_url_is_not_visited(proxy: FaultyProxy, rclone_buck
     async with guard.client() as client:
         storage = PresignedStorage(client, guard, rng=random.Random(1), policy=SWIFT)
         with pytest.raises(UrlForbidden):
-            await storage.put_image(job, an_artifact())
+            await storage.put_artifact(job, an_artifact())
     assert proxy.seen == []
 
 

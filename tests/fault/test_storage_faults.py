@@ -50,7 +50,7 @@ async def test_a_store_that_fails_for_a_while_is_waited_for(
 ) -> None:
     """A few 503 cost retries, not the image."""
     proxy.first(3, refusal(503, "SlowDown"))
-    image = await storage.put_image(a_job(), an_artifact())
+    image = await storage.put_artifact(a_job(), an_artifact())
     assert rclone_bucket.read(image.key or "") == an_artifact().data
 
 
@@ -58,7 +58,7 @@ async def test_retry_after_is_honoured(storage: S3Storage, proxy: FaultyProxy) -
     """A wait that the store asks for and that does not fit the budget is not begun: the failure is told at once."""
     proxy.first(1, refusal(503, "SlowDown", **{"Retry-After": "3600"}))
     with pytest.raises(UploadFailed) as caught:
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     assert caught.value.retry_after == timedelta(hours=1)
     assert proxy.methods() == ["PUT"]
 
@@ -69,7 +69,7 @@ async def test_a_store_that_stays_away_is_a_failed_upload(
     """Nothing claims success, and the operator's store is to blame."""
     proxy.first(99, refusal(503, "SlowDown"))
     with pytest.raises(UploadFailed, match="503 SlowDown") as caught:
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     assert caught.value.owner is Owner.OPERATOR
     assert proxy.methods() == ["PUT"] * SWIFT.attempts
     assert rclone_bucket.keys() == set()
@@ -89,11 +89,11 @@ async def test_a_connection_cut_in_the_middle_leaves_nothing_named(
     """Half an image never stands under its key."""
     proxy.first(99, "cut")
     with pytest.raises(UploadFailed):
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     assert proxy.cut_bytes > 0
     assert rclone_bucket.keys() == set()
     proxy.first(0, "cut")
-    image = await storage.put_image(a_job(), an_artifact())
+    image = await storage.put_artifact(a_job(), an_artifact())
     assert rclone_bucket.read(image.key or "") == an_artifact().data
 
 
@@ -103,7 +103,7 @@ async def test_a_store_that_hangs_is_a_failed_upload(proxy: FaultyProxy, rclone_
     storage = an_s3_storage(proxy.url, rclone_bucket.name, patience=short)
     proxy.first(99, "hang")
     with pytest.raises(UploadFailed, match="Read timeout"):
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     assert len(proxy.seen) == 2
     await storage.aclose()
 
@@ -117,14 +117,14 @@ async def test_a_budget_ends_before_a_long_wait_for_the_network(proxy: FaultyPro
     )
     proxy.first(99, "hang")
     with pytest.raises(UploadFailed, match="no success within"):
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     await storage.aclose()
 
 
 async def test_a_mark_whose_answer_was_lost_is_found_again(honouring: FaultyProxy, moto_bucket: Bucket) -> None:
     """The retry meets its own mark and settles with it."""
     job, storage = a_job(), an_s3_storage(honouring.url, moto_bucket.name)
-    image = await storage.put_image(job, an_artifact())
+    image = await storage.put_artifact(job, an_artifact())
     honouring.first(1, "lose")
     stands = await storage.put_mark(job, a_result(job, image))
     assert stands.status == "succeeded"
@@ -136,11 +136,11 @@ async def test_a_mark_whose_answer_was_lost_is_found_again(honouring: FaultyProx
 async def test_where_the_condition_holds_a_mark_is_one_request(honouring: FaultyProxy, moto_bucket: Bucket) -> None:
     """The first image teaches that the store honours it."""
     job, storage = a_job(), an_s3_storage(honouring.url, moto_bucket.name)
-    image = await storage.put_image(job, an_artifact())
+    image = await storage.put_artifact(job, an_artifact())
     await storage.put_mark(job, a_result(job, image))
     assert honouring.methods("result.json") == ["PUT"]
     assert honouring.methods("job-1/0-") == ["PUT", "PUT"]
-    await storage.put_image(a_job("job-2"), an_artifact())
+    await storage.put_artifact(a_job("job-2"), an_artifact())
     assert honouring.methods("job-2/0-") == ["PUT"]
     await storage.aclose()
 
@@ -150,7 +150,7 @@ async def test_where_the_condition_is_ignored_the_mark_is_looked_up_and_read_bac
 ) -> None:
     """The look-up comes right before the write."""
     job = a_job()
-    image = await storage.put_image(job, an_artifact())
+    image = await storage.put_artifact(job, an_artifact())
     await storage.put_mark(job, a_result(job, image))
     assert proxy.methods("result.json") == ["GET", "PUT", "GET"]
     assert "if-none-match" not in proxy.seen[-2].headers
@@ -197,7 +197,7 @@ async def test_refused_credentials_are_the_operators(storage: S3Storage, proxy: 
     with pytest.raises(AuthFailed):
         await storage.find_mark(a_job())
     with pytest.raises(AuthFailed):
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     assert proxy.methods() == ["GET", "PUT"]
 
 
@@ -255,7 +255,7 @@ async def test_a_wrong_clock_is_corrected_by_what_the_store_says(proxy: FaultyPr
         return refusal(403, "RequestTimeTooSkewed", Date=date) if skewed else "forward"
 
     proxy.deed = strict
-    image = await storage.put_image(a_job(), an_artifact())
+    image = await storage.put_artifact(a_job(), an_artifact())
     assert rclone_bucket.read(image.key or "") == an_artifact().data
     assert abs(clock.offset - timedelta(hours=2)) < timedelta(seconds=30)
     await storage.aclose()
@@ -280,7 +280,7 @@ async def test_a_store_that_kept_something_else_is_found_out(storage: S3Storage,
 
     proxy.deed = lying
     with pytest.raises(UploadFailed, match="3008 bytes were sent, 7 are stored"):
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
 
 
 @pytest.mark.parametrize(("status", "stored"), [(403, True), (503, False)])
@@ -294,10 +294,10 @@ async def test_a_length_that_cannot_be_looked_up(
 
     proxy.deed = encrypting
     if stored:
-        assert (await storage.put_image(a_job(), an_artifact())).key
+        assert (await storage.put_artifact(a_job(), an_artifact())).key
     else:
         with pytest.raises(UploadFailed):
-            await storage.put_image(a_job(), an_artifact())
+            await storage.put_artifact(a_job(), an_artifact())
 
 
 async def test_an_upload_in_parts_that_fails_names_nothing(proxy: FaultyProxy, rclone_bucket: Bucket) -> None:
@@ -309,7 +309,7 @@ async def test_an_upload_in_parts_that_fails_names_nothing(proxy: FaultyProxy, r
 
     proxy.deed = without_end
     with pytest.raises(UploadFailed):
-        await storage.put_image(a_job(), an_artifact(size=9_000_000))
+        await storage.put_artifact(a_job(), an_artifact(size=9_000_000))
     assert rclone_bucket.keys() == set()
     assert "DELETE" in proxy.methods()
     await storage.aclose()
@@ -326,12 +326,12 @@ async def test_a_cancelled_upload_leaves_the_driver_usable(
         return "hang"
 
     proxy.deed = hanging
-    upload = asyncio.create_task(storage.put_image(a_job(), an_artifact()), name="upload")
+    upload = asyncio.create_task(storage.put_artifact(a_job(), an_artifact()), name="upload")
     await reached.wait()
     upload.cancel()
     with pytest.raises(asyncio.CancelledError):
         await upload
     proxy.release()
     proxy.first(0, "hang")
-    image = await storage.put_image(a_job(), an_artifact())
+    image = await storage.put_artifact(a_job(), an_artifact())
     assert rclone_bucket.read(image.key or "") == an_artifact().data

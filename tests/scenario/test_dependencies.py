@@ -45,7 +45,7 @@ async def test_refused_credentials_pause_at_the_first_and_resume_when_they_are_r
         world.storage.down = AuthFailed("403")
         await world.submit(*jobs)
         await world.until(lambda: world.status.phase is Phase.PAUSED)
-        assert world.storage.calls.count("put_image") == 1
+        assert world.storage.calls.count("put_artifact") == 1
         await elapse(10 * MINUTE)
         assert world.status.ready().reasons == ("auth_failed",)
         assert len(world.engine.generated) <= world.window
@@ -78,14 +78,14 @@ async def test_one_failure_of_the_store_pauses_nothing() -> None:
     """A single 503 is retried in place, without a new generation and without leaving READY."""
     world = World()
     failures = [UploadFailed("503")]
-    real = world.storage.put_image
+    real = world.storage.put_artifact
 
     async def flaky(*args: object) -> object:
         if failures:
             raise failures.pop()
         return await real(*args)  # type: ignore[arg-type]
 
-    world.storage.put_image = flaky  # type: ignore[method-assign, assignment]
+    world.storage.put_artifact = flaky  # type: ignore[method-assign, assignment]
     async with world.running():
         await world.submit("a")
         await world.ended("a")

@@ -11,7 +11,7 @@ import pytest
 from tests.support.fakes import HOOK
 from tests.support.virtual import elapse, virtual
 from tests.support.world import VISIBILITY, World
-from worker import failpoints, images, pipeline
+from worker import failpoints, images, made
 from worker.engines.base import Reach
 from worker.live import Hop
 from worker.supervisor import ExitCode
@@ -34,7 +34,7 @@ def slow_images(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         await elapse(delay.pop("seconds", 0.0))
         return await real(*args, **named)
 
-    monkeypatch.setattr(pipeline, "verify_all", slow)
+    monkeypatch.setattr(made, "verify_all", slow)
     return delay
 
 

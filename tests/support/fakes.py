@@ -38,8 +38,8 @@ from worker.live import Hop
 from worker.node import Orders
 from worker.queues.base import Delivery, Received
 from worker.queues.memory import MemoryQueue
-from worker.result import EngineResult, ImageResult, Result
-from worker.storage.base import Artifact
+from worker.result import EngineResult, Result
+from worker.storage.base import R, Storable
 from worker.urls import Guard
 from worker.webhooks import Defaults, Message, Sender, Target
 
@@ -221,7 +221,7 @@ class FakeStorage:
         if self.down is not None:
             raise type(self.down)(self.down.message)
 
-    def accepts(self, job: Job, images: int) -> None:
+    def accepts(self, job: Job, outputs: int) -> None:
         """Everything fits."""
 
     def marks(self, job: Job) -> bool:
@@ -240,7 +240,7 @@ class FakeStorage:
             raise IdConflict
         return result
 
-    async def put_artifact(self, job: Job, artifact: Artifact) -> ImageResult:
+    async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         await self.delays.at(Hop.UPLOAD, job.id)
         await self._call("put_artifact")
         key = f"{job.id}/{artifact.index}-{artifact.sha256[:12]}.{artifact.extension}"

@@ -18,7 +18,7 @@ from worker.errors import OutputEmpty, UploadFailed
 from worker.failpoints import POINTS, Effect
 
 VERBS = {
-    "put_image": Effect.UPLOAD,
+    "put_artifact": Effect.UPLOAD,
     "put_mark": Effect.MARK,
     "put_failure": Effect.FAILURE,
     "send": Effect.WEBHOOK,
@@ -157,7 +157,7 @@ class Trace:
         self.events: list[tuple[str, Any]] = []
         failpoints.install(lambda point: self.events.append((point, None)))
         for owner, verbs in (
-            (world.storage, ("put_image", "put_mark", "put_failure")),
+            (world.storage, ("put_artifact", "put_mark", "put_failure")),
             (world.receiver, ("send",)),
             (world.link, ("ack", "nack", "reject")),
         ):
@@ -190,7 +190,7 @@ async def test_a_failpoint_stands_between_every_two_effects() -> None:
             await world.ended(job)
         world.storage.down = UploadFailed("503")
         await world.submit("waits")
-        await world.until(lambda: trace.names.count("put_image") >= 3)
+        await world.until(lambda: trace.names.count("put_artifact") >= 3)
         world.storage.down = None
         await world.ended("waits")
     assert set(trace.names) == {*VERBS, *POINTS}

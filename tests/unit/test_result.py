@@ -32,7 +32,7 @@ def test_nothing_is_written_of_what_is_not_there() -> None:
     """Absent, not null; and no timing that was not taken."""
     document = json.loads(result().to_json())
     assert set(document) == {
-        "v", "id", "status", "images", "timings", "warnings", "attempts", "worker", "created_at", "finished_at",
+        "v", "id", "status", "images", "files", "timings", "warnings", "attempts", "worker", "created_at", "finished_at",
     }  # fmt: skip
     assert document["timings"] == {}
 

@@ -124,5 +124,5 @@ def _row(job_id: str, job: JobState | None) -> tuple[str, str, str, str]:
         return job_id, job.status, "", job.code or ""
     result = job.result
     seconds = "" if result.timings.total is None else f"{result.timings.total:.1f}"
-    images = " ".join(image.key or image.url or f"image {image.index}" for image in result.images)
-    return job_id, result.status, seconds, images if result.error is None else str(result.error.message)
+    made = " ".join(output.key or output.url or f"output {output.index}" for output in result.outputs)
+    return job_id, result.status, seconds, made if result.error is None else str(result.error.message)

@@ -98,15 +98,15 @@ def end_code(result: Result) -> str:
 
 
 def has_images(result: Result) -> bool:
-    """Whether the images themselves stand in it."""
-    return any(image.base64 is not None for image in result.images)
+    """Whether the images or files themselves stand in it."""
+    return any(output.base64 is not None for output in result.outputs)
 
 
 def without_images(result: Result) -> Result:
-    """The same result without the images that stand in it; all else about them stays."""
-    return result.model_copy(
-        update={"images": tuple(image.model_copy(update={"base64": None}) for image in result.images)}
-    )
+    """The same result without the images and files that stand in it; all else about them stays."""
+    images = tuple(image.model_copy(update={"base64": None}) for image in result.images)
+    files = tuple(file.model_copy(update={"base64": None}) for file in result.files)
+    return result.model_copy(update={"images": images, "files": files})
 
 
 def is_charged(result: Result) -> bool:

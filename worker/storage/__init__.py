@@ -1,4 +1,4 @@
-"""Opens the configured places for images and results, and picks the one for each job."""
+"""Opens the configured places for what jobs make and for results, and picks the one for each job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Storages:
         self._by_name = {storage.name: storage for storage in (default, *others)}
 
     def of(self, job: Job) -> Storage:
-        """Where this job's images and result go.
+        """Where what this job makes and its result go.
 
         What the job names decides, else the operator's default. Raises `InvalidJob` for a place that is not
         configured, and for URLs beside a place that does not use them.
@@ -45,7 +45,7 @@ class Storages:
         return self._by_name[name]
 
     async def purge(self, now: datetime) -> None:
-        """Delete local images that are older than the operator keeps them."""
+        """Delete local images and files that are older than the operator keeps them."""
         from worker.storage.directory import DirectoryStorage
 
         for storage in self._by_name.values():

@@ -1,6 +1,6 @@
-"""The seam to where images and result documents go.
+"""The seam to where images, other files and result documents go.
 
-Images are stored first, under keys that carry their hash; a ``succeeded`` result is stored last and is the
+What was made is stored first, under keys that carry their hash; a ``succeeded`` result is stored last and is the
 commit mark: it stands for ever, and a redelivered job that finds it is settled again without generating.
 """
 
@@ -8,12 +8,39 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from worker.files import Kind
 from worker.job import Job
-from worker.result import ImageResult, Result
+from worker.result import FileResult, ImageResult, Result
 
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Storable(Protocol[R_co]):
+    """What can be stored: bytes and how they are to be named; ``R_co`` is what the result document says of them."""
+
+    @property
+    def index(self) -> int:
+        """Its place among all that the job made."""
+        ...
+
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def extension(self) -> str: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    def result(self, *, url: str | None = None, key: str | None = None, base64: str | None = None) -> R_co: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +83,45 @@ class Artifact:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class FileArtifact:
+    """A verified file that is no image and is ready to be stored."""
+
+    index: int
+    data: bytes = field(repr=False)
+    name: str
+    kind: Kind
+    sha256: str = ""
+    node: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sha256:
+            object.__setattr__(self, "sha256", hashlib.sha256(self.data).hexdigest())
+
+    @property
+    def extension(self) -> str:
+        return self.kind.extension
+
+    @property
+    def media_type(self) -> str:
+        return self.kind.media_type
+
+    def result(self, *, url: str | None = None, key: str | None = None, base64: str | None = None) -> FileResult:
+        """The file as the result document names it."""
+        return FileResult(
+            index=self.index,
+            url=url,
+            key=key,
+            base64=base64,
+            name=self.name,
+            format=self.kind.format,
+            media_type=self.kind.media_type,
+            bytes=len(self.data),
+            sha256=self.sha256,
+            node=self.node,
+        )
+
+
 class Storage(Protocol):
     """A place for artifacts and result documents.
 
@@ -65,10 +131,10 @@ class Storage(Protocol):
 
     name: str
 
-    def accepts(self, job: Job, images: int) -> None:
-        """Refuse what can never be stored here, before the GPU works for it.
+    def accepts(self, job: Job, outputs: int) -> None:
+        """Refuse what can never be stored here: before the GPU works for it, and again before the first upload.
 
-        Raises `InvalidJob` where the job's output does not fit this place or that many images.
+        Raises `InvalidJob` where the job's output does not fit this place or that many images and files.
         """
         ...
 
@@ -83,7 +149,9 @@ class Storage(Protocol):
         """
         ...
 
-    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult: ...
+    async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
+        """Store it and say where it is; doing so again changes nothing."""
+        ...
 
     async def put_mark(self, job: Job, result: Result) -> Result:
         """Store a success and give back the one that stands, which may be an earlier one.

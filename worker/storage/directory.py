@@ -1,4 +1,4 @@
-"""Images and result documents in a folder of this machine, or of a mount that several machines share.
+"""Images, other files and result documents in a folder of this machine, or of a mount that several machines share.
 
 Every file is written under another name in its own folder, synced, and only then given its name: whoever reads
 a name reads a whole file, also after a crash. The mark gets its name by a hard link, so the first writer wins
@@ -13,22 +13,25 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from worker.errors import DiskFull, InvalidJob, UploadFailed
 from worker.job import Job
-from worker.result import ImageResult, Result
-from worker.storage.base import Artifact
+from worker.result import FileResult, ImageResult, Result
+from worker.storage.base import R, Storable
 from worker.storage.keys import HASH_LENGTH, Keys, standing
 
-GONE = "image_deleted"
-"""Warning in a standing result that is settled again after its local images were purged."""
+Named = TypeVar("Named", ImageResult, FileResult)
+
+IMAGE_GONE, FILE_GONE = "image_deleted", "file_deleted"
+"""Warnings in a standing result that is settled again after its local images or files were purged."""
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
-_IMAGE = re.compile(rf"\d+-[0-9a-f]{{{HASH_LENGTH}}}\.(?:png|jpg|webp)")
+_ARTIFACT = re.compile(rf"\d+-[0-9a-f]{{{HASH_LENGTH}}}\.[a-z0-9]+")
 _ORPHANED = timedelta(hours=1)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -36,15 +39,15 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge removed: local images, their bytes, and files that a dead process left half-written."""
+    """What a purge removed: local images and files, their bytes, and what a dead process left half-written."""
 
-    images: int = 0
+    artifacts: int = 0
     bytes: int = 0
     orphans: int = 0
 
 
 class DirectoryStorage:
-    """``root`` is created on the first write; ``keep`` 0 keeps images for ever.
+    """``root`` is created on the first write; ``keep`` 0 keeps everything for ever.
 
     Raises `DiskFull` without space, `UploadFailed` for any other trouble with the folder.
     """
@@ -64,7 +67,7 @@ class DirectoryStorage:
         self._keys = Keys(result_prefix=result_prefix)
         self._link = link
 
-    def accepts(self, job: Job, images: int) -> None:
+    def accepts(self, job: Job, outputs: int) -> None:
         """Any job of any size."""
 
     def marks(self, job: Job) -> bool:
@@ -73,8 +76,8 @@ class DirectoryStorage:
     async def find_mark(self, job: Job) -> Result | None:
         return await asyncio.to_thread(self._find_mark, job)
 
-    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
-        key = self._keys.image(job, artifact)
+    async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
+        key = self._keys.artifact(job, artifact)
         path = self._path(key)
         await asyncio.to_thread(self._replace, path, artifact.data)
         return artifact.result(url=path.as_uri(), key=key)
@@ -95,9 +98,9 @@ class DirectoryStorage:
         """Nothing is open."""
 
     async def purge(self, now: datetime) -> Purged:
-        """Delete local images older than ``keep``, and what dead processes left half-written.
+        """Delete local images and files older than ``keep``, and what dead processes left half-written.
 
-        Result documents stay. A directory that is a mount keeps its images: they outlive this node.
+        Result documents stay. A directory that is a mount keeps everything: it outlives this node.
         """
         return await asyncio.to_thread(self._purge, now)
 
@@ -119,15 +122,16 @@ class DirectoryStorage:
 
     def _linked(self, result: Result) -> Result:
         images = tuple(self._relinked(image) for image in result.images)
-        gone = any(image.key and not image.url for image in images)
-        warnings = (*result.warnings, GONE) if gone and GONE not in result.warnings else result.warnings
-        return result.model_copy(update={"images": images, "warnings": warnings})
+        files = tuple(self._relinked(file) for file in result.files)
+        gone = (*([IMAGE_GONE] if _lost(images) else []), *([FILE_GONE] if _lost(files) else []))
+        warnings = tuple(dict.fromkeys((*result.warnings, *gone)))
+        return result.model_copy(update={"images": images, "files": files, "warnings": warnings})
 
-    def _relinked(self, image: ImageResult) -> ImageResult:
-        if image.key is None:
-            return image
-        path = self._path(image.key)
-        return image.model_copy(update={"url": path.as_uri() if path.is_file() else None})
+    def _relinked(self, output: Named) -> Named:
+        if output.key is None:
+            return output
+        path = self._path(output.key)
+        return output.model_copy(update={"url": path.as_uri() if path.is_file() else None})
 
     def _put_mark(self, job: Job, result: Result) -> Result:
         path = self._path(self._keys.mark(job))
@@ -164,17 +168,22 @@ class DirectoryStorage:
             path.unlink(missing_ok=True)
 
     def _purge(self, now: datetime) -> Purged:
-        images = size = orphans = 0
+        artifacts = size = orphans = 0
         purging = bool(self._keep) and not self._root.is_mount()
         with _translated(self._root):
             for path in _files(self._root):
                 if _TEMPORARY.fullmatch(path.name):
                     orphans += _removed(path, now - _ORPHANED) is not None
-                elif purging and _IMAGE.fullmatch(path.name):
+                elif purging and _ARTIFACT.fullmatch(path.name):
                     removed = _removed(path, now - self._keep)
-                    images += removed is not None
+                    artifacts += removed is not None
                     size += removed or 0
-        return Purged(images, size, orphans)
+        return Purged(artifacts, size, orphans)
+
+
+def _lost(outputs: Sequence[ImageResult | FileResult]) -> bool:
+    """Whether anything was stored here that is not here any more."""
+    return any(output.key and not output.url for output in outputs)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Images inside the result itself, as base64: nothing is stored, so there is no commit mark."""
+"""What was made, inside the result itself, as base64: nothing is stored, so there is no commit mark."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pybase64
 
 from worker.errors import ResultTooLarge
 from worker.job import Job
-from worker.result import ImageResult, Result
-from worker.storage.base import Artifact
+from worker.result import Result
+from worker.storage.base import R, Storable
 
 
 class InlineStorage:
@@ -18,8 +18,8 @@ class InlineStorage:
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def accepts(self, job: Job, images: int) -> None:
-        """Any job; only the finished images tell how long they are."""
+    def accepts(self, job: Job, outputs: int) -> None:
+        """Any job; only what is finished tells how long it is."""
 
     def marks(self, job: Job) -> bool:
         return False
@@ -27,12 +27,12 @@ class InlineStorage:
     async def find_mark(self, job: Job) -> Result | None:
         return None
 
-    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
+    async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         self._check(4 * -(-len(artifact.data) // 3))
         return artifact.result(base64=pybase64.b64encode_as_string(artifact.data))
 
     async def put_mark(self, job: Job, result: Result) -> Result:
-        self._check(sum(len(image.base64 or "") for image in result.images))
+        self._check(sum(len(output.base64 or "") for output in result.outputs))
         return result
 
     async def put_failure(self, job: Job, result: Result, attempt: int) -> None:

@@ -1,6 +1,6 @@
 """Where things are kept below a place's root: keys, and what a standing result document says.
 
-An image's key holds the job's id and a hash of the content, so no late writer can change what a result names.
+The key of what was made holds the job's id and a hash of the content, so no late writer can change what a result names.
 A result document's key depends on the job's id alone: one id has one success, whatever prefix a job asks for.
 """
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from worker.errors import ConfigError, FieldError, IdConflict, InvalidJob, UnsupportedDocument
 from worker.job import Job
 from worker.result import Result
-from worker.storage.base import Artifact
+from worker.storage.base import Storable
 
 HASH_LENGTH = 12
 DEFAULT_PATTERN = "{prefix}/{id}/{index}-{hash}.{ext}"
@@ -40,7 +40,7 @@ class Keys:
         )
         self._pattern = _checked_pattern(pattern)
 
-    def image(self, job: Job, artifact: Artifact) -> str:
+    def artifact(self, job: Job, artifact: Storable[object]) -> str:
         filled = self._pattern.format(
             prefix=joined(self._prefix, job.output.prefix or ""),
             id=job.id,

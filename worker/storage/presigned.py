@@ -1,4 +1,4 @@
-"""Images and result document under URLs that the job brings, so that the node needs no credentials.
+"""Images, other files and the result document under URLs that the job brings, so that the node needs no credentials.
 
 Without ``result_urls`` there is no commit mark. No redirect is followed; the client given connects to what the
 URL guard lets pass only.
@@ -7,7 +7,7 @@ URL guard lets pass only.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -18,9 +18,9 @@ import structlog
 from worker import http
 from worker.errors import InvalidJob, Owner, UploadFailed, UploadForbidden, UrlForbidden, WorkerError
 from worker.job import Job, ResultUrls
-from worker.result import ImageResult, Result
+from worker.result import Result
 from worker.retry import Policy, retrying
-from worker.storage.base import Artifact
+from worker.storage.base import R, Storable
 from worker.storage.keys import standing
 from worker.urls import Guard
 
@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 RESULT_MAX = 64 * 1024 * 1024
+_PIECE = 1024 * 1024
 _SIGNED_HEADERS = ("x-amz-signedheaders", "x-goog-signedheaders")
 _PASSING = (408, 409, 425, 429)
 _RACED = (409, 412)
@@ -55,11 +56,11 @@ class PresignedStorage:
         self._image_budget = image_budget
         self._document_budget = document_budget
 
-    def accepts(self, job: Job, images: int) -> None:
-        """Raises `InvalidJob` unless there is a URL for each image, `UrlForbidden` for one of a wrong form."""
+    def accepts(self, job: Job, outputs: int) -> None:
+        """Raises `InvalidJob` unless there is a URL for each image and file, `UrlForbidden` for one of a wrong form."""
         urls = job.output.upload_urls
-        if len(urls) < images:
-            raise InvalidJob(f"{images} images need as many URLs, {len(urls)} are given", field="output.upload_urls")
+        if len(urls) < outputs:
+            raise InvalidJob(f"{outputs} outputs need as many URLs, {len(urls)} are given", field="output.upload_urls")
         if len(set(urls)) < len(urls):
             raise InvalidJob("a URL is given twice", field="output.upload_urls")
         for index, url in enumerate(urls):
@@ -77,12 +78,12 @@ class PresignedStorage:
             return None
         return await self._retrying(partial(self._look_up, job, urls), self._document_budget)
 
-    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
+    async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         """The result's ``url`` is the object's address without its signature, which only allowed the upload."""
         self.accepts(job, artifact.index + 1)
         url, field = job.output.upload_urls[artifact.index], f"output.upload_urls.{artifact.index}"
 
-        async def put() -> ImageResult:
+        async def put() -> R:
             response = await self._send("PUT", url, field, artifact.data, artifact.media_type)
             _raise_unless_taken(response, field)
             return artifact.result(url=http.shown(url))
@@ -144,11 +145,14 @@ class PresignedStorage:
     ) -> httpx.Response:
         """The response with its body, which for a GET may be as long as a result document."""
         kind = {} if media_type is None else {"content-type": media_type}
+        length = {} if body is None else {"content-length": str(len(body))}
+        content = None if body is None else _pieces(body)
         await self._guard.check(url)
         with http.translating(lambda message: _failed(f"{field}: {message}"), url=url):
-            async with self._client.stream(method, url, content=body, headers={**kind, **(headers or {})}) as response:
-                content = await http.read(response, limit=RESULT_MAX, too_large=lambda m: InvalidJob(m, field=field))
-        return httpx.Response(response.status_code, headers=_plain(response), content=content)
+            sent = {**kind, **length, **(headers or {})}
+            async with self._client.stream(method, url, content=content, headers=sent) as response:
+                answer = await http.read(response, limit=RESULT_MAX, too_large=lambda m: InvalidJob(m, field=field))
+        return httpx.Response(response.status_code, headers=_plain(response), content=answer)
 
     async def _retrying(self, operation: Callable[[], Awaitable[T]], budget: timedelta) -> T:
         return await retrying(
@@ -159,6 +163,12 @@ class PresignedStorage:
             on_retry=_log_retry,
             out_of_time=_failed,
         )
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """The body in pieces, since the client's timeout is of each piece: a long video on a slow line takes longer."""
+    for at in range(0, len(body), _PIECE):
+        yield body[at : at + _PIECE]
 
 
 def _failed(message: str) -> UploadFailed:

@@ -1,7 +1,7 @@
-"""Images and result documents in a bucket of S3, or of any store that speaks its protocol.
+"""Images, other files and result documents in a bucket of S3, or of any store that speaks its protocol.
 
 The mark is written with ``If-None-Match: *``, so that the first writer wins. Some stores ignore that condition
-(``rclone serve s3``) and some reject it: whether this one honours it is learned by storing the first image a
+(``rclone serve s3``) and some reject it: whether this one honours it is learned by storing the first of them a
 second time, which changes nothing because its key holds its hash. Without it the mark is looked up right before
 it is written and read back after.
 """
@@ -26,9 +26,9 @@ from worker.aws import Refusal, Service
 from worker.clock import CorrectedClock
 from worker.errors import AuthFailed, ConfigError, FieldError, UploadFailed, WorkerError
 from worker.job import Job
-from worker.result import ImageResult, Result
+from worker.result import FileResult, ImageResult, Result
 from worker.retry import Policy, retrying
-from worker.storage.base import Artifact
+from worker.storage.base import R, Storable
 from worker.storage.keys import Keys, standing
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+Named = TypeVar("Named", ImageResult, FileResult)
 POLICY = Policy()
 
 JSON = "application/json"
@@ -118,7 +119,7 @@ class S3Storage:
             name="s3",
         )
 
-    def accepts(self, job: Job, images: int) -> None:
+    def accepts(self, job: Job, outputs: int) -> None:
         """Any job whose keys are not too long, which only the keys themselves tell."""
         self._keys.mark(job)
 
@@ -133,10 +134,10 @@ class S3Storage:
 
         return await self._retrying(look_up, self._patience.document)
 
-    async def put_image(self, job: Job, artifact: Artifact) -> ImageResult:
-        key = self._keys.image(job, artifact)
+    async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
+        key = self._keys.artifact(job, artifact)
 
-        async def put() -> ImageResult:
+        async def put() -> R:
             await self._put_verified(key, artifact)
             return artifact.result(url=await self._link(key), key=key)
 
@@ -216,7 +217,7 @@ class S3Storage:
             return False
         return True
 
-    async def _put_verified(self, key: str, artifact: Artifact) -> None:
+    async def _put_verified(self, key: str, artifact: Storable[object]) -> None:
         data, media_type = artifact.data, artifact.media_type
         if len(data) > self._multipart:
             self._taken(await self._put_in_parts(key, data, media_type), key)
@@ -285,11 +286,12 @@ class S3Storage:
         return await self._ask(get)
 
     async def _relinked(self, result: Result) -> Result:
-        images = [
-            image if image.key is None else image.model_copy(update={"url": await self._link(image.key)})
-            for image in result.images
-        ]
-        return result.model_copy(update={"images": tuple(images)})
+        images = [await self._linked(image) for image in result.images]
+        files = [await self._linked(file) for file in result.files]
+        return result.model_copy(update={"images": tuple(images), "files": tuple(files)})
+
+    async def _linked(self, output: Named) -> Named:
+        return output if output.key is None else output.model_copy(update={"url": await self._link(output.key)})
 
     async def _link(self, key: str) -> str:
         if self._place.public_url is not None:

@@ -111,8 +111,8 @@ async def test_s3_without_a_bucket_is_named_at_start(client: httpx.AsyncClient) 
 @pytest.mark.parametrize(
     ("output", "images", "error", "says"),
     [
-        ({}, 1, InvalidJob, "1 images need as many URLs, 0 are given"),
-        ({"upload_urls": ["https://a.example/1"]}, 2, InvalidJob, "2 images need as many URLs, 1 are given"),
+        ({}, 1, InvalidJob, "1 outputs need as many URLs, 0 are given"),
+        ({"upload_urls": ["https://a.example/1"]}, 2, InvalidJob, "2 outputs need as many URLs, 1 are given"),
         ({"upload_urls": ["https://a.example/1"] * 2}, 1, InvalidJob, "twice"),
         ({"upload_urls": ["file:///etc/passwd"]}, 1, UrlForbidden, "upload_urls.0"),
         (
@@ -161,7 +161,7 @@ async def test_only_with_urls_for_it_a_presigned_success_stands(client: httpx.As
 async def test_purge_and_check_reach_the_operators_place(client: httpx.AsyncClient, tmp_path: Path) -> None:
     """However it was chosen."""
     storages = _opened(client, directory=tmp_path / "outputs", keep="1h")
-    image = await storages.default.put_image(a_job(), an_artifact())
+    image = await storages.default.put_artifact(a_job(), an_artifact())
     assert str(tmp_path) in await storages.check()
     await storages.purge(AT + timedelta(days=10_000))
     assert image.key is not None

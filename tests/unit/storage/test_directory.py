@@ -12,7 +12,7 @@ import pytest
 from tests.support.storage import AT, a_failure, a_job, a_result, an_artifact
 from worker.errors import DiskFull, InvalidJob, UploadFailed
 from worker.job import Job
-from worker.storage.directory import GONE, DirectoryStorage, Purged
+from worker.storage.directory import FILE_GONE, IMAGE_GONE, DirectoryStorage, Purged
 
 HOUR = timedelta(hours=1)
 
@@ -31,7 +31,7 @@ def _aged(path: Path, at: datetime) -> None:
 
 
 async def _done(storage: DirectoryStorage, job: Job) -> Path:
-    image = await storage.put_image(job, an_artifact())
+    image = await storage.put_artifact(job, an_artifact())
     await storage.put_mark(job, a_result(job, image))
     return Path((image.url or "").removeprefix("file://"))
 
@@ -50,7 +50,7 @@ async def test_files_lie_where_the_contract_says(root: Path) -> None:
 
 async def test_the_url_names_the_file_also_with_blanks(tmp_path: Path) -> None:
     """It is escaped as URIs are."""
-    image = await DirectoryStorage(tmp_path / "my outputs").put_image(a_job(), an_artifact())
+    image = await DirectoryStorage(tmp_path / "my outputs").put_artifact(a_job(), an_artifact())
     assert (image.url or "").startswith("file:///")
     assert "my%20outputs" in (image.url or "")
 
@@ -60,7 +60,7 @@ async def test_a_relative_root_is_fixed_when_it_is_opened(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     storage = DirectoryStorage(Path("outputs"))
     monkeypatch.chdir("/")
-    await storage.put_image(a_job(), an_artifact())
+    await storage.put_artifact(a_job(), an_artifact())
     assert len(_files(tmp_path / "outputs")) == 1
 
 
@@ -68,7 +68,7 @@ async def test_no_id_leads_out_of_the_folder(root: Path) -> None:
     """Not even one that never went through the document's own check."""
     job = a_job().model_copy(update={"id": "../../etc"})
     with pytest.raises(InvalidJob):
-        await DirectoryStorage(root).put_image(job, an_artifact())
+        await DirectoryStorage(root).put_artifact(job, an_artifact())
     with pytest.raises(InvalidJob):
         await DirectoryStorage(root).find_mark(job)
     assert _files(root.parent) == set()
@@ -84,7 +84,7 @@ async def test_a_full_disk_is_the_nodes(root: Path, monkeypatch: pytest.MonkeyPa
     storage = DirectoryStorage(root)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFull):
-        await storage.put_image(a_job(), an_artifact())
+        await storage.put_artifact(a_job(), an_artifact())
     with pytest.raises(DiskFull):
         await storage.put_mark(a_job(), a_result(a_job()))
     assert _files(root) == set()
@@ -94,7 +94,7 @@ async def test_a_folder_that_cannot_be_written_is_a_failed_upload(tmp_path: Path
     """Here a file stands in its place."""
     (tmp_path / "outputs").write_text("in the way")
     storage = DirectoryStorage(tmp_path / "outputs")
-    for failing in (storage.put_image(a_job(), an_artifact()), storage.find_mark(a_job()), storage.check()):
+    for failing in (storage.put_artifact(a_job(), an_artifact()), storage.find_mark(a_job()), storage.check()):
         with pytest.raises(UploadFailed, match="outputs"):
             await failing
 
@@ -144,7 +144,7 @@ async def test_old_images_are_purged_and_results_stay(root: Path) -> None:
     _aged(old, now - HOUR - timedelta(seconds=1))
     _aged(new, now - HOUR + timedelta(seconds=1))
     _aged(root / "old" / "result.json", AT)
-    assert await storage.purge(now) == Purged(images=1, bytes=len(an_artifact().data))
+    assert await storage.purge(now) == Purged(artifacts=1, bytes=len(an_artifact().data))
     assert _files(root) == {"old/result.json", "new/result.json", f"new/{new.name}"}
 
 
@@ -166,11 +166,11 @@ async def test_without_a_time_to_keep_images_stay_for_ever(root: Path) -> None:
 async def test_files_of_others_are_not_purged(root: Path) -> None:
     """Whatever an operator keeps beside the images."""
     storage = DirectoryStorage(root, keep=HOUR)
-    await storage.put_image(a_job(), an_artifact())
+    await storage.put_artifact(a_job(), an_artifact())
     for name in ("notes.txt", "0-photo.png", "portrait.png"):
         (root / name).write_text("mine")
         _aged(root / name, AT)
-    assert (await storage.purge(AT + timedelta(days=1))).images == 0
+    assert (await storage.purge(AT + timedelta(days=1))).artifacts == 0
     assert {"notes.txt", "0-photo.png", "portrait.png"} < _files(root)
 
 
@@ -186,5 +186,5 @@ async def test_a_result_whose_images_were_purged_says_so(root: Path) -> None:
     await storage.purge(AT + timedelta(days=10_000))
     found = await storage.find_mark(job)
     assert found is not None
-    assert (found.images[0].url, found.warnings) == (None, (GONE,))
+    assert (found.images[0].url, found.warnings) == (None, (IMAGE_GONE,))
     assert found.images[0].key

@@ -12,15 +12,15 @@ from worker.storage.inline import InlineStorage
 async def test_an_image_at_the_limit_is_taken_and_one_above_is_not() -> None:
     """The limit counts characters of base64."""
     artifact = an_artifact(size=292)
-    assert len((await InlineStorage(400).put_image(a_job(), artifact)).base64 or "") == 400
+    assert len((await InlineStorage(400).put_artifact(a_job(), artifact)).base64 or "") == 400
     with pytest.raises(ResultTooLarge, match="400 characters of base64, 399 are allowed"):
-        await InlineStorage(399).put_image(a_job(), artifact)
+        await InlineStorage(399).put_artifact(a_job(), artifact)
 
 
 async def test_the_limit_is_of_all_images_together() -> None:
     """Each alone would fit."""
     storage, job = InlineStorage(700), a_job()
-    images = [await storage.put_image(job, an_artifact(index, size=292)) for index in range(2)]
+    images = [await storage.put_artifact(job, an_artifact(index, size=292)) for index in range(2)]
     assert await storage.put_mark(job, a_result(job, images[0])) == a_result(job, images[0])
     with pytest.raises(ResultTooLarge, match="800"):
         await storage.put_mark(job, a_result(job, *images))

@@ -18,14 +18,14 @@ from worker.storage.keys import Keys, joined, standing
 def test_the_default_pattern_is_the_public_one() -> None:
     """``<prefix>/<job id>/<index>-<12 hex of sha256>.<ext>``."""
     artifact = an_artifact(3)
-    key = Keys(prefix="/out//renders/").image(a_job("abc"), artifact)
+    key = Keys(prefix="/out//renders/").artifact(a_job("abc"), artifact)
     assert key == f"out/renders/abc/3-{artifact.sha256[:12]}.png"
 
 
 def test_a_jobs_prefix_goes_below_the_operators() -> None:
     """For images; the result document stays where the id alone finds it."""
     job, keys = a_job("abc", prefix="customer-7/may"), Keys(prefix="out")
-    assert keys.image(job, an_artifact()).startswith("out/customer-7/may/abc/0-")
+    assert keys.artifact(job, an_artifact()).startswith("out/customer-7/may/abc/0-")
     assert keys.mark(job) == keys.mark(a_job("abc")) == "out/abc/result.json"
 
 
@@ -40,7 +40,7 @@ def test_result_documents_may_go_elsewhere() -> None:
 def test_without_any_prefix_no_key_begins_with_a_slash() -> None:
     """Empty parts leave no trace."""
     keys = Keys()
-    assert keys.image(a_job(), an_artifact()).startswith("job-1/0-")
+    assert keys.artifact(a_job(), an_artifact()).startswith("job-1/0-")
     assert keys.mark(a_job()) == "job-1/result.json"
     assert joined("", "/a/", "b//c") == "a/b/c"
 
@@ -48,7 +48,7 @@ def test_without_any_prefix_no_key_begins_with_a_slash() -> None:
 def test_another_content_has_another_key() -> None:
     """So that a late writer cannot change what a result names."""
     keys = Keys()
-    assert keys.image(a_job(), an_artifact(text="one")) != keys.image(a_job(), an_artifact(text="two"))
+    assert keys.artifact(a_job(), an_artifact(text="one")) != keys.artifact(a_job(), an_artifact(text="two"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_key_that_no_store_takes_is_the_jobs_fault() -> None:
     """S3 keys end at 1024 bytes."""
     keys = Keys(prefix="p" * 600)
     with pytest.raises(InvalidJob, match="1024 bytes"):
-        keys.image(a_job(prefix="/".join(["q" * 100] * 5)), an_artifact())
+        keys.artifact(a_job(prefix="/".join(["q" * 100] * 5)), an_artifact())
 
 
 ids = st.from_regex(ID, fullmatch=True)
@@ -106,7 +106,7 @@ def test_keys_of_different_jobs_never_meet(one: str, other: str, prefix: list[st
     """Whatever ids and prefixes jobs choose, no image is a result document, and no two marks are one."""
     keys = Keys(prefix="out")
     first, second = a_job(one, prefix="/".join(prefix)), a_job(other)
-    images = {keys.image(first, an_artifact()), keys.image(second, an_artifact())}
+    images = {keys.artifact(first, an_artifact()), keys.artifact(second, an_artifact())}
     marks = {keys.mark(first), keys.mark(second)}
     assert not images & marks
     assert len(marks) == (1 if one == other else 2)

@@ -51,7 +51,7 @@ async def proxy(stack: AsyncExitStack, rclone_bucket: Bucket) -> FaultyProxy:
 async def test_objects_have_their_type_and_the_asked_caching(opened: Open, moto_bucket: Bucket) -> None:
     """Browsers show an image and read a document."""
     storage = opened(moto_bucket.endpoint_url, moto_bucket.name, cache_control="public, max-age=60")
-    image = await storage.put_image(a_job(), an_artifact())
+    image = await storage.put_artifact(a_job(), an_artifact())
     await storage.put_mark(a_job(), a_result(a_job(), image))
     stored = moto_bucket.head(image.key or "")
     assert (stored["ContentType"], stored["CacheControl"]) == ("image/png", "public, max-age=60")
@@ -61,13 +61,13 @@ async def test_objects_have_their_type_and_the_asked_caching(opened: Open, moto_
 async def test_a_large_image_goes_in_parts(opened: Open, rclone_bucket: Bucket) -> None:
     """And arrives as one."""
     artifact = an_artifact(size=9_000_000)
-    image = await opened(multipart=1_000_000).put_image(a_job(), artifact)
+    image = await opened(multipart=1_000_000).put_artifact(a_job(), artifact)
     assert rclone_bucket.read(image.key or "") == artifact.data
 
 
 async def test_a_presigned_link_works_without_credentials_for_its_time(opened: Open) -> None:
     """It is made by SigV4, with the asked time to live."""
-    image = await opened(presign_ttl=timedelta(minutes=5)).put_image(a_job(), an_artifact())
+    image = await opened(presign_ttl=timedelta(minutes=5)).put_artifact(a_job(), an_artifact())
     query = parse_qs(urlsplit(image.url or "").query)
     assert (query["X-Amz-Algorithm"], query["X-Amz-Expires"]) == (["AWS4-HMAC-SHA256"], ["300"])
     async with http.client(loopback=True) as client:
@@ -81,7 +81,7 @@ async def test_a_public_url_is_linked_to_instead(opened: Open) -> None:
     """With the key escaped as URLs need it."""
     storage = opened(public_url="https://cdn.example/i/", keys=Keys(prefix="my images"))
     job = a_job()
-    image = await storage.put_image(job, an_artifact())
+    image = await storage.put_artifact(job, an_artifact())
     assert image.url == f"https://cdn.example/i/my%20images/job-1/0-{an_artifact().sha256[:12]}.png"
     await storage.put_mark(job, a_result(job, image.model_copy(update={"url": "https://old.example/"})))
     found = await storage.find_mark(job)
@@ -92,7 +92,7 @@ async def test_a_public_url_is_linked_to_instead(opened: Open) -> None:
 async def test_links_of_a_standing_mark_are_signed_anew(opened: Open) -> None:
     """Those in the document may be long expired; an image without a key is left as it is."""
     job, storage = a_job(), opened()
-    image = await storage.put_image(job, an_artifact())
+    image = await storage.put_artifact(job, an_artifact())
     stale = image.model_copy(update={"url": "https://stale.example/"})
     elsewhere = image.model_copy(update={"index": 1, "key": None, "url": "https://elsewhere.example/"})
     await storage.put_mark(job, a_result(job, stale, elsewhere))
@@ -105,7 +105,7 @@ async def test_links_of_a_standing_mark_are_signed_anew(opened: Open) -> None:
 async def test_a_stored_document_holds_no_image(opened: Open, rclone_bucket: Bucket) -> None:
     """Base64 is for the caller, not for the bucket."""
     job, storage = a_job(), opened()
-    image = (await storage.put_image(job, an_artifact())).model_copy(update={"base64": "aGVsbG8="})
+    image = (await storage.put_artifact(job, an_artifact())).model_copy(update={"base64": "aGVsbG8="})
     await storage.put_mark(job, a_result(job, image))
     await storage.put_failure(job, a_failure(job), attempt=1)
     assert b"aGVsbG8=" not in rclone_bucket.read("out/job-1/result.json")
@@ -114,7 +114,7 @@ async def test_a_stored_document_holds_no_image(opened: Open, rclone_bucket: Buc
 
 async def test_requests_carry_only_the_checksum_that_every_store_takes(opened: Open, proxy: FaultyProxy) -> None:
     """R2 and GCS refuse the newer ones and their trailers."""
-    await opened(proxy.url).put_image(a_job(), an_artifact())
+    await opened(proxy.url).put_artifact(a_job(), an_artifact())
     headers = proxy.seen[0].headers
     assert "content-md5" in headers
     assert not [name for name in headers if name.startswith(("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer"))]
@@ -127,7 +127,7 @@ async def test_an_endpoint_may_come_from_the_environment(
     """By AWS's own variable; it is addressed by path as well."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", rclone_bucket.endpoint_url)
     aws.session.cache_clear()
-    image = await opened(None).put_image(a_job(), an_artifact())
+    image = await opened(None).put_artifact(a_job(), an_artifact())
     assert rclone_bucket.read(image.key or "") == an_artifact().data
     aws.session.cache_clear()
 
@@ -209,7 +209,7 @@ async def test_uploads_go_at_most_so_many_at_a_time(opened: Open, proxy: FaultyP
     proxy.deed = hanging
     storage = opened(proxy.url, concurrency=2)
     uploads = [
-        asyncio.create_task(storage.put_image(a_job(f"job-{n}"), an_artifact()), name=f"upload-{n}") for n in range(4)
+        asyncio.create_task(storage.put_artifact(a_job(f"job-{n}"), an_artifact()), name=f"upload-{n}") for n in range(4)
     ]
     await two.wait()
     assert len(arrived) == 2
@@ -240,7 +240,7 @@ async def test_a_redirect_is_a_failed_upload(opened: Open, proxy: FaultyProxy) -
     """A bucket of another region says where it is; a foreign address is not followed."""
     proxy.deed = lambda asked: Answer(307, b"", {"Location": "http://127.0.0.1:1/elsewhere"})
     with pytest.raises(UploadFailed):
-        await opened(proxy.url).put_image(a_job(), an_artifact())
+        await opened(proxy.url).put_artifact(a_job(), an_artifact())
 
 
 @pytest.mark.parametrize("ttl", [timedelta(0), timedelta(days=7, seconds=1)])
