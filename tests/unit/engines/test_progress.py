@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from worker.engines.sdapi.progress import Pulse, from_progress, from_status
-from worker.engines.watchdog import Watchdog
 from worker.errors import EngineStalled
 
 STATUS = {
@@ -76,41 +75,3 @@ def test_wild_values_are_tamed() -> None:
     assert pulse is not None
     assert (pulse.fraction, pulse.step, pulse.eta_s, pulse.busy) == (1.0, 0, None, False)
     assert from_progress({**state(), "progress": float("nan")}).fraction == 0.0  # type: ignore[union-attr]
-
-
-def pulse_at(step: int) -> Pulse:
-    found = from_progress(state(sampling_step=step))
-    assert found is not None
-    return found
-
-
-def watchdog(load: float = 100, stall: float = 10) -> Watchdog:
-    return Watchdog(0.0, timedelta(seconds=load), timedelta(seconds=stall))
-
-
-def test_no_first_step_in_time_is_a_stall() -> None:
-    """Loading has its own, longer limit."""
-    dog = watchdog()
-    dog.see(pulse_at(0), 99)
-    with pytest.raises(EngineStalled, match="first step"):
-        dog.see(None, 101)
-
-
-def test_no_movement_is_a_stall() -> None:
-    """Once sampling began, the same reading for too long is a stall, also when there is no reading at all."""
-    dog = watchdog()
-    dog.see(pulse_at(1), 50)
-    assert dog.first_step == 50
-    dog.see(pulse_at(1), 60)
-    with pytest.raises(EngineStalled, match="at step 1"):
-        dog.see(None, 60.5)
-
-
-def test_slow_steps_stretch_the_limit() -> None:
-    """A GPU that takes 30 s a step is slow, not stuck."""
-    dog = watchdog(stall=60)
-    dog.see(pulse_at(2), 8)
-    dog.see(pulse_at(4), 68)
-    dog.see(pulse_at(4), 68 + 299)
-    with pytest.raises(EngineStalled):
-        dog.see(pulse_at(4), 68 + 301)

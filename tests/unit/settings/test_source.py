@@ -11,7 +11,7 @@ from worker.errors import ConfigError
 from worker.settings import Settings, from_environment, load_settings
 from worker.settings.groups import EngineSettings, Variable, WebhookSettings, secrets_of, variables
 from worker.settings.later import LATER, LATER_VALUES
-from worker.settings.source import known_names, nearest
+from worker.settings.source import known_names, nearest, server_environment
 from worker.settings.units import Rate
 
 SIGNING = "whsec_" + "QUJD" * 8
@@ -210,3 +210,37 @@ def test_typed_values_can_be_given_directly() -> None:
     """Who composes settings in a test or a demo writes no texts."""
     assert WebhookSettings(events=("failed",)).events == ("failed",)
     assert EngineSettings(restarts=Rate(1, timedelta(hours=1))).restarts.count == 1
+
+
+def test_the_servers_command_is_split_as_a_shell_would() -> None:
+    """Quotes hold words together; no shell runs it."""
+    settings = load_settings({"WORKER_ENGINE_COMMAND": "python launch.py --ckpt '/models/my model.safetensors'"})
+    assert settings.engine.command == ("python", "launch.py", "--ckpt", "/models/my model.safetensors")
+    assert mistakes_of(WORKER_ENGINE_COMMAND="python 'launch.py") == {"WORKER_ENGINE_COMMAND": "has unbalanced quotes"}
+
+
+def test_the_servers_address_follows_from_its_kind() -> None:
+    """Each server has a port of its own; one that is not known yet is looked for on all of them."""
+    assert load_settings({"WORKER_ENGINE": "comfyui"}).engine.addresses == ("http://[::1]:8188",)
+    assert load_settings({"WORKER_ENGINE": "fooocus"}).engine.address == "http://[::1]:8888"
+    assert [a.rpartition(":")[2] for a in load_settings({}).engine.addresses] == ["7860", "8188", "8888"]
+    assert load_settings({"WORKER_ENGINE_URL": "http://[::1]:1/"}).engine.addresses == ("http://[::1]:1",)
+
+
+def test_the_servers_process_gets_no_secret_but_what_it_may_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither our variables nor the store's and the hubs' credentials; `HOST` and `PORT` are its own."""
+    given = {
+        "WORKER_API_KEY": "a",
+        "WORKER_S3_BUCKET": "b",
+        "AWS_SECRET_ACCESS_KEY": "c",
+        "HF_TOKEN": "d",
+        "CIVITAI_TOKEN": "e",
+        "PORT": "7860",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert given.items() & server_environment().items() == {("PORT", "7860")}
+    settings = load_settings({"WORKER_ENGINE_ENV": "HF_TOKEN, WORKER_API_KEY"})
+    kept = server_environment(settings.engine.env)
+    assert given.items() & kept.items() == {("PORT", "7860"), ("HF_TOKEN", "d"), ("WORKER_API_KEY", "a")}
+    assert set(mistakes_of(WORKER_ENGINE_ENV="HF-TOKEN")) == {"WORKER_ENGINE_ENV"}
