@@ -47,7 +47,7 @@ def headers(job: Job, inventory: Inventory) -> tuple[tuple[str, str], ...]:
     if job.params is None:
         return ()
     named = _named(job, inventory)
-    wanted = [named[:2]] if named else [(CHECKPOINTS, name) for name in _checkpoints(inventory)]
+    wanted = [(CHECKPOINTS, name) for name in _checkpoints(inventory)] if named is None else [(named[0], named[1])]
     if job.params.refiner is not None:
         wanted += _listed(inventory, CHECKPOINTS, job.params.refiner.checkpoint, "params.refiner.checkpoint")
     for i, ref in listed(job, "clip", "vae"):
@@ -71,6 +71,7 @@ def _named(job: Job, inventory: Inventory) -> tuple[str, str, str] | None:
 
     It names it as its checkpoint, or by listing just one file of the kinds checkpoint and unet.
     """
+    folders: tuple[str, ...]
     if job.checkpoint is not None:
         name, field, folders = job.checkpoint, "checkpoint", (CHECKPOINTS, UNETS)
     else:
@@ -104,7 +105,7 @@ def parts(job: Job, naming: Naming, contents: Mapping[str, Contents]) -> Parts:
         name, held = _first_usable(naming.inventory, contents)
     naming.use("checkpoint" if folder == CHECKPOINTS else "unet", name)
     known = defaults(held.architecture, guidance=held.guidance)
-    warnings = () if named else ("checkpoint_chosen",)
+    warnings = ("checkpoint_chosen",) if named is None else ()
     return _completed(Parts(folder, name, held, field, known, warnings=warnings), job, naming, contents)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from worker.engines.comfyui.build import SCALED, SIZE
 from worker.engines.comfyui.ingredients import IMAGE
-from worker.errors import InternalError, InvalidJob
+from worker.errors import InvalidJob
 from worker.images import BROKEN
 from worker.job import Limits
 
@@ -33,10 +33,8 @@ def sized(graph: Mapping[str, Any], images: Mapping[str, bytes], limits: Limits)
     Raises `InvalidJob` when the picture would be larger than is allowed, or too small to be one.
     """
     sides = _open_sides(graph)
-    if not sides:
+    if not sides or IMAGE not in images:
         return graph
-    if IMAGE not in images:
-        raise InternalError(f"the input {IMAGE} was not provided")
     natural = dict(zip(("width", "height"), upright(images[IMAGE]), strict=True))
     node = graph[SCALED]
     inputs = {**node["inputs"], **{side: natural[side] // grid * grid for side, grid in sides.items()}}
