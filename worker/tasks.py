@@ -100,3 +100,18 @@ async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
             task.result()
     finally:
         await cancel_all(tasks)
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run the work to its end even when we are cancelled meanwhile; the cancellation comes out after it."""
+    task = asyncio.create_task(work, name="to-the-end")
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result

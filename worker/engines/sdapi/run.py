@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from worker.engines.sdapi.server import Server, interrupt_if_possible, pulse_or_
 from worker.engines.watchdog import Experience, Kind, Watchdog
 from worker.errors import EngineStalled, WorkerError
 from worker.settings.groups import EngineSettings
-from worker.tasks import cancel_all, run_guarded
+from worker.tasks import cancel_all, run_guarded, to_the_end
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -174,18 +174,3 @@ def _loads(pulse: Pulse) -> bool:
 async def _result(post: asyncio.Task[Answer]) -> Answer:
     await asyncio.wait({post})
     return post.result()
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run the work to its end even when we are cancelled meanwhile; the cancellation comes out after it."""
-    task = asyncio.create_task(work, name="engine-stop")
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
