@@ -95,6 +95,7 @@ class EngineService:
         self._warm = warm_at_start
         self._on_ready = on_ready
         self._failures: deque[float] = deque()
+        self._last = ""
         self._started_at: float | None = None
         self._restart_for: str | None = None
         self.restarts = 0
@@ -171,7 +172,7 @@ class EngineService:
         pause_s = PAUSE_FIRST_S
         while not await self._passes():
             if self._exhausted():
-                raise NodeUnfit(f"the warm-up failed {len(self._failures)} times")
+                raise NodeUnfit(f"the warm-up failed {len(self._failures)} times, at last: {self._last}")
             await self._stop("warm_up_failed")
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MOST_S)
@@ -189,6 +190,7 @@ class EngineService:
         except WorkerError as error:
             self._refuse_at_start(error)
             log.error("warm_up_failed", code=error.code, error=error.message, end=self._process.end)
+            self._last = f"{error.code}: {error.message}"
             self._failures.append(asyncio.get_running_loop().time())
             self._status.move(Phase.WAITING_FOR_ENGINE, error.code)
             return False
