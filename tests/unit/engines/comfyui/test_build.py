@@ -17,14 +17,14 @@ from worker.job import Job
 
 A = Architecture
 INVENTORY = server()
-PICTURE = {"image": "aW1n"}
-MASKED = {**PICTURE, "mask": "bWFzaw=="}
+PICTURE: dict[str, Any] = {"image": "aW1n"}
+MASKED: dict[str, Any] = {**PICTURE, "mask": "bWFzaw=="}
 
 SEPARATE_FLUX = job("flux-dev-unet.safetensors", models=clips("t5xxl", "clip_l"), vae="ae.safetensors")
 SEPARATE_SDXL = job("sdxl-unet.safetensors", models=clips("clip_g", "clip_l"), vae="kl.safetensors")
 SEPARATE_SD15 = job("sd15-unet.safetensors", models=clips("clip_l"), vae="kl.safetensors")
 SD3_BARE = job("sd3-bare.safetensors", models=clips("clip_g", "clip_l", "t5xxl"))
-REFINED = {"refiner": {"checkpoint": "refiner", "switch_at": 0.75}, "steps": 20}
+REFINED: dict[str, Any] = {"refiner": {"checkpoint": "refiner", "switch_at": 0.75}, "steps": 20}
 
 
 def graph_of(wanted: Job) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def test_the_checker_sees_flaws() -> None:
 
 def test_numbers_and_words_reach_the_sampler() -> None:
     """Prompt, negative prompt, size, steps, cfg, seed, sampler, scheduler and batch stand where they belong."""
-    params = {"negative_prompt": "fog", "width": 640, "height": 832, "steps": 9, "cfg": 4.5, "seed": 7}
-    names = {"sampler": "euler", "scheduler": "normal", "batch_size": 3}
+    params: dict[str, Any] = {"negative_prompt": "fog", "width": 640, "height": 832, "steps": 9, "cfg": 4.5, "seed": 7}
+    names: dict[str, Any] = {"sampler": "euler", "scheduler": "normal", "batch_size": 3}
     graph = graph_of(job(**params, **names))
     assert graph["positive"]["inputs"]["text"] == "a lighthouse"
     assert graph["negative"]["inputs"]["text"] == "fog"
@@ -255,7 +255,9 @@ def test_flux_takes_guidance_in_place_of_cfg() -> None:
         (SD3_BARE, "TripleCLIPLoader", ["clip_g", "clip_l", "t5xxl"], None),
     ],
 )
-def test_separate_text_encoders_are_loaded_together(wanted: Job, loader: str, names: list[str], kind: str) -> None:
+def test_separate_text_encoders_are_loaded_together(
+    wanted: Job, loader: str, names: list[str], kind: str | None
+) -> None:
     """One, two or three files by the loader for so many, told what they are for."""
     given = dict(the(graph_of(wanted), loader))
     assert given.pop("type", None) == kind

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from tests.unit.engines.comfyui.supplies import CHECKPOINTS, CONTENTS, FOLDERS, clips, job, seen, server
-from worker.engines.comfyui.architecture import Architecture
+from worker.engines.comfyui.architecture import Architecture, Contents
 from worker.engines.comfyui.recipe import Recipe, headers, recipe
 from worker.errors import EngineFault, InvalidJob, ModelNotFound
 from worker.job import Job, Limits, ModelRef, parse
 
 A = Architecture
 INVENTORY = server()
-PICTURE = {"image": "aW1n"}
+PICTURE: dict[str, Any] = {"image": "aW1n"}
 FLUX_UNET = "flux-dev-unet.safetensors"
 
 
@@ -184,7 +184,7 @@ def test_a_file_that_the_server_lacks_is_named_with_its_field(wanted: Job, field
     assert caught.value.message.startswith(f"{field}: ")
 
 
-MASKED = {**PICTURE, "mask": "bQ=="}
+MASKED: dict[str, Any] = {**PICTURE, "mask": "bQ=="}
 REFINER: dict[str, Any] = {"refiner": {"checkpoint": "refiner"}}
 
 
@@ -291,8 +291,6 @@ def test_files_that_do_not_tell_are_believed() -> None:
 )
 def test_a_file_in_the_wrong_folder_is_named_for_what_it_is(holds: str, why: str) -> None:
     """A LoRA or a VAE among the checkpoints is no checkpoint."""
-    from worker.engines.comfyui.architecture import Contents
-
     held = {"loras/x": Contents(lora=True), **CONTENTS}[holds]
     with pytest.raises(InvalidJob, match=why):
         recipe(job("sd15"), INVENTORY, {"checkpoints/sd15.safetensors": held})
