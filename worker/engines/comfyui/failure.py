@@ -119,7 +119,8 @@ def failed(data: Any, graph: Any = None) -> WorkerError:
     data = data if isinstance(data, Mapping) else {}
     kind = _text(data.get("exception_type")).rpartition(".")[2]
     message = _shortened(_text(data.get("exception_message")).strip(), data.get("current_inputs"))
-    said = _cut(f"{_where(data, graph)}: {kind or 'failed'}{': ' if message else ''}{message}")
+    told = " ".join(message.split())
+    said = _cut(f"{_where(data, graph)}: {kind or 'failed'}{': ' if told else ''}{told}")
     known = cause(f"{kind} {_own_words(message, data.get('current_inputs'))}")
     if known is not None:
         return known(said)
@@ -139,7 +140,7 @@ def _validation(body: Mapping[str, Any], graph: Any, inventory: Inventory | None
     if not isinstance(error, Mapping):
         text = _text(error) or _plain(answer)
         return GenerationRejected(_cut(f"the server refused the prompt: {text}" if text else "the prompt was refused"))
-    message, details = _text(error.get("message")), _text(error.get("details")).strip()
+    message, details = _text(error.get("message")).rstrip("."), _text(error.get("details")).strip()
     node = _NODE_IN_DETAILS.search(details)
     if node is not None:
         details = title(graph, node[1].rstrip("'"))

@@ -30,7 +30,7 @@ _CONVENTIONS = tuple(
     for pattern, folder in (
         (r"clip_?vision", "clip_vision"),
         (r"latent_?upscale.*\.model_name", "latent_upscale_models"),
-        (r"upscale.*\.(model_name|upscale_model)|\.upscale", "upscale_models"),
+        (r"upscale.*\.model_name|\.upscale_model", "upscale_models"),
         (r"\.style_model", "style_models"),
         (r"\.gligen", "gligen"),
         (r"\.hypernetwork", "hypernetworks"),
@@ -48,6 +48,9 @@ _CONVENTIONS = tuple(
     )
 )
 """What ``class.input`` is called by convention: decides only between folders that their lists cannot tell apart."""
+
+_WORD = re.compile(r"\W*(none|pixel_space|tae[a-z0-9_]+|auto|automatic|default|disabled?|baked.vae)\W*", re.IGNORECASE)
+"""What loaders offer beside files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class _Digest:
         usual = next((f for pattern, f in _CONVENTIONS if pattern.search(f"{node}.{name}")), None)
         if candidates:
             return usual if usual in candidates else None
-        is_empty = usual is not None and self.folders.get(usual) == () and not any(map(is_model_file, options))
+        is_empty = usual is not None and self.folders.get(usual) == () and all(map(_WORD.fullmatch, options))
         return usual if is_empty else None
 
     def _candidates(self, options: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:

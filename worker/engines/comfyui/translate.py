@@ -15,6 +15,7 @@ from worker.engines.comfyui import images, models, parts, seeds, shape
 from worker.engines.comfyui.architecture import Contents
 from worker.engines.comfyui.bounds import check_bounds, steps_of
 from worker.engines.comfyui.build import build
+from worker.engines.comfyui.embeddings import check_embeddings
 from worker.engines.comfyui.ingredients import IMAGE, MASK
 from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.naming import find, folder_of
@@ -60,6 +61,7 @@ def _graph(job: Job, document: Mapping[str, Any], inventory: Inventory, limits: 
     graph, refs, checkpoint = models.settled(graph, job, inventory, running)
     graph = seeds.drawn(graph, inventory, running, job.seed)
     shape.check_inputs(graph, inventory, running)
+    check_embeddings(graph, inventory, running)
     check_bounds(graph, inventory, running, limits)
     used = frozenset(graphs.seeds(graph, inventory).values())
     return Work(
@@ -78,9 +80,11 @@ def _portable(job: Job, params: Params, inventory: Inventory, contents: Mapping[
     if made.width is not None and made.height is not None:
         limits.check_size(made.width, made.height, field="params.width")
     limits.check_steps(made.sampling.steps, field="params.steps")
+    graph = build(made)
+    check_embeddings(graph, inventory, graph)
     given = {IMAGE: params.image, MASK: params.mask}
     return Work(
-        request=build(made),
+        request=graph,
         endpoint=ENDPOINT,
         expect=Expectation(
             count=made.batch_size,
