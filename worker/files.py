@@ -4,9 +4,9 @@ The bytes decide. A name counts only for what no bytes tell: a format without a 
 extensions fits. What shows itself as nothing known is ``bin``. Text is stored as text only: what a browser would
 run as a page (HTML, SVG) is never served as one.
 
-Verified is: not empty; text decodes as UTF-8; the length that a RIFF, glTF, safetensors or MP4 file states is
-there, and an MP4 has its index. Not verified is what it takes a decoder to see: that a video or sound plays, how
-long it is, which codec it holds, what a mesh or latent looks like.
+Verified is: not empty, unless it is a text, which may say nothing; text decodes as UTF-8; the length that a RIFF,
+glTF, safetensors or MP4 file states is there, and an MP4 has its index. Not verified is what it takes a decoder to
+see: that a video or sound plays, how long it is, which codec it holds, what a mesh or latent looks like.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ async def verify_files(raws: Sequence[Raw], *, first: int) -> list[MadeFile]:
 
 
 def made(raw: Raw, index: int) -> MadeFile:
-    """The file with what it is. Raises `OutputEmpty` without a byte, `OutputMismatch` when it is incomplete."""
-    if not raw.data:
+    """The file with what it is. Raises `OutputEmpty` for one without a byte that is no text, `OutputMismatch` when it is incomplete."""
+    if not raw.data and not raw.name.lower().endswith(".txt"):
         raise OutputEmpty(f"file {index} ({bare(raw.name)}) is empty")
     kind = kind_of(raw.data, raw.name)
     lack = missing(raw.data, kind)

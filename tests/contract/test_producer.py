@@ -11,7 +11,7 @@ from tests.support.clock import START
 from tests.support.queues import result_of, taken
 from worker.errors import IdConflict, JobCancelled, LeaseLost
 from worker.queues.base import Attempt
-from worker.result import ImageResult
+from worker.result import FileResult, ImageResult
 
 __all__ = ["open_harness"]
 
@@ -238,6 +238,21 @@ async def test_inline_images(harness: Harness) -> None:
     }
     listed = [state.result.images[0] for state in await queue.jobs() if state.result]
     assert listed == [image.model_copy(update={"base64": None})] * 4
+
+
+async def test_inline_files(harness: Harness) -> None:
+    """Files within results are kept as long as images are."""
+    queue = harness.driver()
+    file = FileResult(
+        index=0, base64="AAAA", name="a.mp3", format="mp3", media_type="audio/mpeg", bytes=3, sha256="0" * 64
+    )
+    for number in range(3):
+        await put(queue, f"j{number}")
+        await queue.ack(await taken(queue), result_of(f"j{number}").model_copy(update={"files": (file,)}))
+    states = [await queue.state(f"j{number}") for number in range(3)]
+    assert [state.result.files[0].base64 for state in states if state and state.result] == [None, "AAAA", "AAAA"]
+    listed = [state.result.files[0] for state in await queue.jobs() if state.result]
+    assert listed == [file.model_copy(update={"base64": None})] * 3
 
 
 async def test_requeue_with_inline_images(harness: Harness) -> None:

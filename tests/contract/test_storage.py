@@ -20,6 +20,7 @@ from tests.support.s3 import Bucket
 from tests.support.storage import (
     SWIFT,
     a_failure,
+    a_file_artifact,
     a_job,
     a_result,
     an_artifact,
@@ -28,7 +29,7 @@ from tests.support.storage import (
 from worker import http
 from worker.errors import IdConflict, UnsupportedDocument
 from worker.job import Job
-from worker.result import ImageResult, Result
+from worker.result import FileResult, ImageResult, Result
 from worker.storage.base import Storage
 from worker.storage.directory import DirectoryStorage
 from worker.storage.inline import InlineStorage
@@ -40,6 +41,8 @@ pytest_plugins = ("tests.support.s3_fixtures",)
 MARKING = ("directory", "s3-ignoring", "s3-honouring", "s3-atomic", "presigned")
 FIRST_WINS = ("directory", "s3-atomic")
 
+Stored = ImageResult | FileResult
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -47,7 +50,7 @@ class Peer:
 
     name: str
     opened: Callable[[], Storage]
-    read: Callable[[ImageResult], Awaitable[bytes]]
+    read: Callable[[Stored], Awaitable[bytes]]
     read_mark: Callable[[Job], bytes]
     write_mark: Callable[[Job, bytes], None]
     output: Callable[[str], dict[str, Any]] = lambda _: {}
@@ -88,16 +91,16 @@ def _s3(name: str, bucket: Bucket, url: str, opened: AsyncExitStack, client: htt
     )
 
 
-def _by_http(client: httpx.AsyncClient) -> Callable[[ImageResult], Awaitable[bytes]]:
-    async def read(image: ImageResult) -> bytes:
-        return (await client.get(image.url or "")).raise_for_status().content
+def _by_http(client: httpx.AsyncClient) -> Callable[[Stored], Awaitable[bytes]]:
+    async def read(output: Stored) -> bytes:
+        return (await client.get(output.url or "")).raise_for_status().content
 
     return read
 
 
 def _directory(root: Path) -> Peer:
-    async def read(image: ImageResult) -> bytes:
-        return await asyncio.to_thread(Path(unquote(urlsplit(image.url or "").path)).read_bytes)
+    async def read(output: Stored) -> bytes:
+        return await asyncio.to_thread(Path(unquote(urlsplit(output.url or "").path)).read_bytes)
 
     def write(job: Job, body: bytes) -> None:
         (root / job.id).mkdir(parents=True, exist_ok=True)
@@ -123,8 +126,8 @@ def _presigned(bucket: Bucket, client: httpx.AsyncClient) -> Peer:
             },
         }
 
-    async def read(image: ImageResult) -> bytes:
-        return bucket.read(urlsplit(image.url or "").path.removeprefix(f"/{bucket.name}/"))
+    async def read(output: Stored) -> bytes:
+        return bucket.read(urlsplit(output.url or "").path.removeprefix(f"/{bucket.name}/"))
 
     guard = Guard.from_setting("127.0.0.1")
     return Peer(
@@ -138,8 +141,8 @@ def _presigned(bucket: Bucket, client: httpx.AsyncClient) -> Peer:
 
 
 def _inline() -> Peer:
-    async def read(image: ImageResult) -> bytes:
-        return pybase64.b64decode(image.base64 or "")
+    async def read(output: Stored) -> bytes:
+        return pybase64.b64decode(output.base64 or "")
 
     def nothing(*_: Any) -> Any:
         raise AssertionError("inline stores nothing")
@@ -185,6 +188,32 @@ async def test_an_image_is_found_byte_for_byte_where_the_result_says(peer: Peer)
     image = await storage.put_artifact(job, artifact)
     assert await peer.read(image) == artifact.data
     assert (image.sha256, image.bytes, image.index) == (artifact.sha256, len(artifact.data), 0)
+
+
+async def test_a_file_is_kept_beside_the_images_of_its_job(peer: Peer) -> None:
+    """A video is found byte for byte as well, under its own name, index and media type."""
+    job, artifact, storage = peer.job(), a_file_artifact(1), peer.opened()
+    storage.accepts(job, 2)
+    image = await storage.put_artifact(job, an_artifact(0))
+    file = await storage.put_artifact(job, artifact)
+    assert await peer.read(file) == artifact.data
+    assert await peer.read(image) == an_artifact(0).data
+    assert (file.index, file.name, file.node) == (1, "clip_00001_.mp4", "9")
+    assert (file.format, file.media_type, file.bytes, file.sha256) == (
+        "mp4", "video/mp4", len(artifact.data), artifact.sha256,
+    )  # fmt: skip
+
+
+@keeps_marks
+async def test_another_worker_finds_the_files_with_links_that_work(peer: Peer) -> None:
+    """A success without any image stands like any other."""
+    job, storage = peer.job(), peer.opened()
+    file = await storage.put_artifact(job, a_file_artifact(0))
+    await storage.put_mark(job, a_result(job, files=(file,)))
+    found = await peer.opened().find_mark(job)
+    assert found is not None
+    assert (found.images, [file.name for file in found.files]) == ((), ["clip_00001_.mp4"])
+    assert await peer.read(found.files[0]) == a_file_artifact(0).data
 
 
 async def test_storing_an_image_again_changes_nothing(peer: Peer) -> None:

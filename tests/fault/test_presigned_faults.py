@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.faulty import Answer, Deed, FaultyProxy, faulty_proxy
 from tests.support.s3 import Bucket
-from tests.support.storage import SWIFT, a_job, a_result, an_artifact
+from tests.support.storage import SWIFT, a_file_artifact, a_job, a_result, an_artifact
 from worker import http
 from worker.errors import InvalidJob, Owner, UploadFailed, UploadForbidden, UrlForbidden
 from worker.job import Job
@@ -92,6 +92,20 @@ async def test_a_jobs_url_that_can_never_work_is_invalid(
     with pytest.raises(InvalidJob, match=rf"output\.upload_urls\.0: answered {answer.status}"):
         await presigned.put_artifact(job, an_artifact())
     assert proxy.methods() == ["PUT"]
+
+
+async def test_a_long_video_arrives_whole_with_its_length(
+    presigned: PresignedStorage, proxy: FaultyProxy, rclone_bucket: Bucket
+) -> None:
+    """It is sent in pieces, but not chunked, which stores refuse; a retry begins at its beginning."""
+    job = _job(proxy, rclone_bucket)
+    artifact = a_file_artifact(0, size=3_500_000)
+    proxy.first(1, "lose")
+    await presigned.put_artifact(job, artifact)
+    assert rclone_bucket.read("0.png") == artifact.data
+    assert [asked.headers["content-length"] for asked in proxy.seen] == [str(len(artifact.data))] * 2
+    assert not any("transfer-encoding" in asked.headers for asked in proxy.seen)
+    assert {asked.headers["content-type"] for asked in proxy.seen} == {"video/mp4"}
 
 
 async def test_a_jobs_private_url_is_not_visited(proxy: FaultyProxy, rclone_bucket: Bucket) -> None:

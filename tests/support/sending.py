@@ -12,7 +12,7 @@ from typing import Any
 from tests.support.receiver import ScriptedServer
 from worker.clock import CorrectedClock, SystemClock
 from worker.job import Job, Limits, parse
-from worker.result import ImageResult, Result, WorkerResult
+from worker.result import FileResult, ImageResult, Result, WorkerResult
 from worker.retry import Policy
 from worker.signature import decode_secrets
 from worker.urls import Guard
@@ -35,6 +35,7 @@ def result_of(job: Job, **fields: Any) -> Result:
 
 
 IMAGE = ImageResult(index=0, base64="QUJD", format="png", width=1, height=1, bytes=3, sha256="0" * 64)
+FILE = FileResult(index=1, base64="QUJD", name="a.mp4", format="mp4", media_type="video/mp4", bytes=3, sha256="1" * 64)
 
 
 def clock() -> CorrectedClock:

@@ -8,10 +8,11 @@ from typing import Any
 
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import Fault
+from worker.files import MP4
 from worker.job import Job, Limits, parse
-from worker.result import ErrorResult, ImageResult, Result, WorkerResult
+from worker.result import ErrorResult, FileResult, ImageResult, Result, WorkerResult
 from worker.retry import Policy
-from worker.storage.base import Artifact
+from worker.storage.base import Artifact, FileArtifact
 from worker.storage.keys import Keys
 from worker.storage.s3 import Patience, Place, S3Storage
 
@@ -36,11 +37,17 @@ def an_artifact(index: int = 0, text: str = "one", *, size: int = 3000) -> Artif
     return Artifact(index=index, data=data, format="png", width=64, height=64, seed=index)
 
 
-def a_result(job: Job, *images: ImageResult, worker: str = "worker-1") -> Result:
+def a_file_artifact(index: int = 1, text: str = "one", *, size: int = 3000) -> FileArtifact:
+    data = b"\0\0\0\x10ftypisom" + random.Random(text).randbytes(size)
+    return FileArtifact(index=index, data=data, name="clip_00001_.mp4", kind=MP4, node="9")
+
+
+def a_result(job: Job, *images: ImageResult, files: tuple[FileResult, ...] = (), worker: str = "worker-1") -> Result:
     return Result(
         id=job.id,
         status="succeeded",
         images=images,
+        files=files,
         worker=WorkerResult(id=worker, version="0"),
         job_sha256=job.sha256,
         created_at=AT,

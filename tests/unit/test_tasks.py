@@ -133,3 +133,25 @@ async def test_a_budget_is_given_back_by_what_fails_or_is_cancelled() -> None:
         await elapse(1)
         await cancel_all({waiting})
     assert budget.taken == 0
+
+
+@virtual
+async def test_a_share_that_turns_out_larger_keeps_others_waiting() -> None:
+    """It waits for nothing itself, overdraws what there is, and gives all of it back."""
+    budget = Budget(10)
+    order: list[str] = []
+
+    async def small() -> None:
+        async with budget.take(1):
+            order.append("small")
+
+    async with budget.take(4) as share:
+        share.at_least(25)
+        share.at_least(7)
+        assert budget.taken == 25
+        waiting = asyncio.create_task(small(), name="small")
+        await elapse(1)
+        order.append("large is done")
+    await waiting
+    assert order == ["large is done", "small"]
+    assert budget.taken == 0

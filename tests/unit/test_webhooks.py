@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from tests.support.receiver import Answer, Receiver, ScriptedServer
 from tests.support.sending import (
+    FILE,
     IMAGE,
     OTHER,
     SECRET,
@@ -111,22 +112,23 @@ async def test_nobody_is_told_where_nobody_asked() -> None:
     [(None, True, True), (None, False, False), ("inline", False, True), ("s3", True, False)],
 )
 async def test_base64_is_carried_only_inline(storage: str | None, inline: bool, carried: bool) -> None:
-    """Image bytes are left out unless inline is the storage in effect: the job's, else the operator's."""
+    """Images and files are held only where inline is the storage in effect: the job's, else the operator's."""
     job = job_of(output={"storage": storage})
     async with Receiver() as receiver, sending(own(receiver), inline=inline) as sender:
-        await sender.send("succeeded", job, result_of(job, images=(IMAGE,)))
-    (image,) = receiver.documents[0]["data"]["images"]
-    assert ("base64" in image) is carried
-    assert image["sha256"] == IMAGE.sha256
+        await sender.send("succeeded", job, result_of(job, images=(IMAGE,), files=(FILE,)))
+    data = receiver.documents[0]["data"]
+    assert ["base64" in made for made in (*data["images"], *data["files"])] == [carried, carried]
+    assert [made["sha256"] for made in (*data["images"], *data["files"])] == [IMAGE.sha256, FILE.sha256]
 
 
 async def test_large_results_are_signed_all_the_same() -> None:
-    """Megabytes of inline images arrive whole and verify."""
+    """Megabytes of inline images and files arrive whole and verify."""
     job = job_of()
-    large = IMAGE.model_copy(update={"base64": "QUJD" * 500_000})
+    image, file = (one.model_copy(update={"base64": "QUJD" * 300_000}) for one in (IMAGE, FILE))
     async with Receiver(secret=SECRET) as receiver, sending(own(receiver), inline=True) as sender:
-        await sender.send("succeeded", job, result_of(job, images=(large,)))
-    assert receiver.documents[0]["data"]["images"][0]["base64"] == large.base64
+        await sender.send("succeeded", job, result_of(job, images=(image,), files=(file,)))
+    data = receiver.documents[0]["data"]
+    assert [data["images"][0]["base64"], data["files"][0]["base64"]] == [image.base64, file.base64]
 
 
 async def test_a_failing_receiver_is_tried_again_with_the_same_message() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.queues import result_of, taken
+from tests.support.storage import a_file_artifact, an_artifact
 from tests.support.waiting import wait_until
 from tests.unit.cli.conftest import Command
 from worker.cli import main
@@ -203,3 +204,15 @@ async def test_jobs_that_end_without_a_result_failed(capsys: pytest.CaptureFixtu
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [["a", "dead"], ["b", "gone"]]
     assert rows[0][-1] == "internal"
+
+
+async def test_a_row_names_images_and_files(capsys: pytest.CaptureFixture[str]) -> None:
+    """By their keys, else by where they are, else by their number."""
+    image = an_artifact(0).result(key="a/0.png")
+    video, text = a_file_artifact(1).result(url="https://cdn.example/1.mp4"), a_file_artifact(2).result()
+    queue = MemoryQueue(SystemClock(), worker="w1")
+    await queue.submit("a", b'{"params": {"prompt": "x"}}')
+    done = result_of("a").model_copy(update={"images": (image,), "files": (video, text)})
+    await queue.ack(await taken(queue), done)
+    await follow(queue, ["a"])
+    assert capsys.readouterr().out.strip().endswith("\ta/0.png https://cdn.example/1.mp4 output 2")

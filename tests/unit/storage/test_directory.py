@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.storage import AT, a_failure, a_job, a_result, an_artifact
+from tests.support.storage import AT, a_failure, a_file_artifact, a_job, a_result, an_artifact
 from worker.errors import DiskFull, InvalidJob, UploadFailed
 from worker.job import Job
 from worker.storage.directory import FILE_GONE, IMAGE_GONE, DirectoryStorage, Purged
@@ -188,3 +188,20 @@ async def test_a_result_whose_images_were_purged_says_so(root: Path) -> None:
     assert found is not None
     assert (found.images[0].url, found.warnings) == (None, (IMAGE_GONE,))
     assert found.images[0].key
+
+
+async def test_files_are_purged_and_missed_like_images(root: Path) -> None:
+    """A result that named a video and an image says of each that it is gone."""
+    storage, job = DirectoryStorage(root, keep=HOUR), a_job()
+    image = await storage.put_artifact(job, an_artifact(0))
+    file = await storage.put_artifact(job, a_file_artifact(1))
+    await storage.put_mark(job, a_result(job, image, files=(file,)))
+    whole = await storage.find_mark(job)
+    assert whole is not None
+    assert (whole.files[0].url, whole.warnings) == (file.url, ())
+    size = len(an_artifact().data) + len(a_file_artifact().data)
+    assert await storage.purge(AT + timedelta(days=10_000)) == Purged(artifacts=2, bytes=size)
+    found = await storage.find_mark(job)
+    assert found is not None
+    assert (found.files[0].url, found.files[0].key) == (None, file.key)
+    assert found.warnings == (IMAGE_GONE, FILE_GONE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.storage import a_failure, a_job, a_result, an_artifact
+from tests.support.storage import a_failure, a_file_artifact, a_job, a_result, an_artifact
 from worker.errors import ResultTooLarge
 from worker.storage.inline import InlineStorage
 
@@ -33,3 +33,14 @@ async def test_nothing_stands_afterwards() -> None:
     await storage.put_mark(job, a_result(job))
     await storage.put_failure(job, a_failure(job), attempt=1)
     assert await storage.find_mark(job) is None
+
+
+async def test_the_limit_is_of_files_as_well() -> None:
+    """An image and a sound share it; each alone would fit."""
+    storage, job = InlineStorage(799), a_job()
+    image = await storage.put_artifact(job, an_artifact(0, size=292))
+    file = await storage.put_artifact(job, a_file_artifact(1, size=288))
+    assert len(file.base64 or "") == 400
+    assert await storage.put_mark(job, a_result(job, files=(file,))) == a_result(job, files=(file,))
+    with pytest.raises(ResultTooLarge, match="800"):
+        await storage.put_mark(job, a_result(job, image, files=(file,)))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.faulty import Answer, Asked, Deed, FaultyProxy, faulty_proxy, refusal
 from tests.support.s3 import ACCESS_KEY, Bucket
-from tests.support.storage import a_failure, a_job, a_result, an_artifact, an_s3_storage
+from tests.support.storage import a_failure, a_file_artifact, a_job, a_result, an_artifact, an_s3_storage
 from worker import aws, http
 from worker.errors import AuthFailed, ConfigError, InvalidJob, UploadFailed
 from worker.storage.keys import Keys
@@ -100,6 +100,17 @@ async def test_links_of_a_standing_mark_are_signed_anew(opened: Open) -> None:
     assert found is not None
     assert ACCESS_KEY in (found.images[0].url or "")
     assert found.images[1].url == "https://elsewhere.example/"
+
+
+async def test_links_of_files_are_signed_anew_too(opened: Open) -> None:
+    """With the extension of what they are."""
+    job, storage = a_job(), opened()
+    file = await storage.put_artifact(job, a_file_artifact(0))
+    await storage.put_mark(job, a_result(job, files=(file.model_copy(update={"url": "https://stale.example/"}),)))
+    found = await storage.find_mark(job)
+    assert found is not None
+    assert ACCESS_KEY in (found.files[0].url or "")
+    assert (found.files[0].key or "").endswith(".mp4")
 
 
 async def test_a_stored_document_holds_no_image(opened: Open, rclone_bucket: Bucket) -> None:
@@ -209,7 +220,8 @@ async def test_uploads_go_at_most_so_many_at_a_time(opened: Open, proxy: FaultyP
     proxy.deed = hanging
     storage = opened(proxy.url, concurrency=2)
     uploads = [
-        asyncio.create_task(storage.put_artifact(a_job(f"job-{n}"), an_artifact()), name=f"upload-{n}") for n in range(4)
+        asyncio.create_task(storage.put_artifact(a_job(f"job-{n}"), an_artifact()), name=f"upload-{n}")
+        for n in range(4)
     ]
     await two.wait()
     assert len(arrived) == 2
