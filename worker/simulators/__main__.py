@@ -4,44 +4,47 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from worker.simulators import comfyui, server
 from worker.simulators.dialects import DIALECTS
 from worker.simulators.knobs import Knobs
-from worker.simulators.server import DEFAULT_MODELS, running
 from worker.simulators.state import until
+
+
+@dataclass(frozen=True)
+class Family:
+    """Servers of one kind: their names and usual port, their own options, and how one is opened."""
+
+    names: Iterable[str]
+    port: int
+    add: Callable[[argparse.ArgumentParser], None]
+    opened: Callable[[argparse.Namespace], AbstractAsyncContextManager[Any]]
 
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker.simulators", description=__doc__)
-    parser.add_argument("dialect", choices=sorted(DIALECTS))
-    parser.add_argument("--host", default="::1")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
-    parser.add_argument("--models", type=_names, default=list(DEFAULT_MODELS), help="file names, comma between")
-    parser.add_argument("--loras", type=_names, default=[])
+def _sdapi_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=_names, default=list(server.DEFAULT_MODELS), help="file names, comma between")
     parser.add_argument("--vaes", type=_names, default=[])
     parser.add_argument("--models-dir", type=Path, help="a real models folder that refreshes look into too")
     parser.add_argument("--auth", help="user:password")
-    parser.add_argument("--step-seconds", type=float, default=0.02)
-    parser.add_argument("--load-seconds", type=float, default=0.5)
     parser.add_argument("--overhead-seconds", type=float, default=0.0)
-    parser.add_argument("--start-seconds", type=float, default=0.0, help="until the port opens")
     parser.add_argument("--routes-seconds", type=float, default=0.0, help="from there until the routes answer")
     parser.add_argument("--model-seconds", type=float, default=0.0, help="from there until the model is loaded")
-    parser.add_argument("--knobs", default="{}", help="more of them, as for POST /simulator/knobs")
-    return parser.parse_args()
 
 
-def _knobs(arguments: argparse.Namespace) -> Knobs:
-    import json
-
+def _sdapi(arguments: argparse.Namespace) -> AbstractAsyncContextManager[Any]:
     knobs = Knobs(
         step_seconds=arguments.step_seconds,
         load_seconds=arguments.load_seconds,
@@ -51,16 +54,9 @@ def _knobs(arguments: argparse.Namespace) -> Knobs:
         start_model_seconds=arguments.model_seconds,
     )
     knobs.turn(json.loads(arguments.knobs))
-    return knobs
-
-
-async def _serve(arguments: argparse.Namespace) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, os._exit, 0)
-    async with running(
-        arguments.dialect,
-        _knobs(arguments),
+    return server.running(
+        arguments.server,
+        knobs,
         models=arguments.models,
         loras=arguments.loras,
         vaes=arguments.vaes,
@@ -68,10 +64,66 @@ async def _serve(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         port=arguments.port,
         auth=arguments.auth,
-    ) as simulator:
+    )
+
+
+def _comfyui_options(parser: argparse.ArgumentParser) -> None:
+    models = list(comfyui.DEFAULT_CHECKPOINTS)
+    parser.add_argument("--models", type=_names, default=models, help="checkpoints, comma between")
+    parser.add_argument("--vaes", type=_names, default=[])
+    parser.add_argument("--base-dir", type=Path, help="holds models, input, output and temp; else a temporary folder")
+
+
+def _comfyui(arguments: argparse.Namespace) -> AbstractAsyncContextManager[Any]:
+    knobs = comfyui.Knobs(
+        step_seconds=arguments.step_seconds,
+        load_seconds=arguments.load_seconds,
+        start_seconds=arguments.start_seconds,
+    )
+    knobs.turn(json.loads(arguments.knobs))
+    return comfyui.running(
+        knobs,
+        checkpoints=arguments.models,
+        loras=arguments.loras,
+        vaes=arguments.vaes,
+        base_dir=arguments.base_dir,
+        host=arguments.host,
+        port=arguments.port,
+    )
+
+
+FAMILIES = (
+    Family(sorted(DIALECTS), 7860, _sdapi_options, _sdapi),
+    Family(("comfyui",), 8188, _comfyui_options, _comfyui),
+)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker.simulators", description=__doc__)
+    servers = parser.add_subparsers(dest="server", required=True, metavar="SERVER")
+    for family in FAMILIES:
+        for name in family.names:
+            own = servers.add_parser(name)
+            own.set_defaults(opened=family.opened)
+            own.add_argument("--host", default="::1")
+            own.add_argument("--port", type=int, default=family.port, help="0 takes a free one")
+            own.add_argument("--loras", type=_names, default=[])
+            own.add_argument("--step-seconds", type=float, default=0.02)
+            own.add_argument("--load-seconds", type=float, default=0.5)
+            own.add_argument("--start-seconds", type=float, default=0.0, help="until the port opens")
+            own.add_argument("--knobs", default="{}", help="more of them, as for POST /simulator/knobs")
+            family.add(own)
+    return parser.parse_args()
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, os._exit, 0)
+    async with arguments.opened(arguments) as simulator:
         simulator.on_exit = partial(loop.call_later, 0.02, os._exit, 1)
         await until(lambda: simulator.listening)
-        print(f"{arguments.dialect} simulator listening on {simulator.url}", flush=True)
+        print(f"{arguments.server} simulator listening on {simulator.url}", flush=True)
         await asyncio.Event().wait()
 
 
