@@ -22,7 +22,8 @@ from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
 from worker.engines import open_engine
-from worker.engines.base import Engine, NoLog
+from worker.engines.base import Engine, Process
+from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
 from worker.errors import ConfigError, QueueUnavailable, WorkerError
 from worker.gate import Gate
 from worker.images import Encoding
@@ -35,10 +36,12 @@ from worker.metrics import Metrics, Observed
 from worker.node import Identity, gpu_name
 from worker.patience import Patience
 from worker.pipeline import Rules, Tools
+from worker.pressure import Pressure
 from worker.queues import open_queue
 from worker.queues.base import Queue
 from worker.result import WorkerResult
 from worker.settings import Settings
+from worker.settings.source import server_environment
 from worker.settlement import Bench
 from worker.status import Phase, Status
 from worker.storage import Storages, open_storage
@@ -66,6 +69,7 @@ class Opened:
     guard: Guard
     node: PlainNode
     engine: Engine | None = None
+    process: Process | None = None
     queue: Queue | None = None
     storage: Storages | None = None
 
@@ -87,6 +91,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
     guard = Guard.from_setting(settings.node.urls_allow_private)
     node = PlainNode(await identify(settings))
     engine: Engine | None = None
+    process: Process | None = None
     queue: Queue | None = None
     storage: Storages | None = None
     async with AsyncExitStack() as stack:
@@ -98,15 +103,18 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
             queue = open_queue(settings.queue, node, clock)
             stack.push_async_callback(queue.aclose)
         if "engine" in wanted:
-            engine = open_engine(settings.engine, settings.limits)
+            process = open_process(settings.engine, server_environment(settings.engine.env))
+            stack.push_async_callback(process.stop)
+            engine = open_engine(settings.engine, settings.limits, process.log)
             stack.push_async_callback(engine.aclose)
-        yield Opened(clock, guard, node, engine, queue, storage)
+        yield Opened(clock, guard, node, engine, process, queue, storage)
 
 
 async def run(
     settings: Settings, *, stop_at_once: Callable[[], None], on_listening: Callable[[int], None] = lambda port: None
 ) -> ExitCode:
-    """The daemon, from open drivers to the end of the drain."""
+    """The daemon, from open drivers to the end of the drain and of the server that it started."""
+    prepare_as_init()
     async with opened(settings) as parts, AsyncExitStack() as stack:
         await _usable(parts.queue)
         return await (await composed(settings, parts, stack, stop_at_once, on_listening)).run()
@@ -120,8 +128,8 @@ async def composed(
     on_listening: Callable[[int], None],
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
-    engine, queue, storage = parts.engine, parts.queue, parts.storage
-    if engine is None or queue is None or storage is None:
+    engine, process, queue, storage = parts.engine, parts.process, parts.queue, parts.storage
+    if engine is None or process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
     identity = parts.node.identity
     log.identify(worker=identity.id, machine=identity.machine)
@@ -153,16 +161,26 @@ async def composed(
     )
     probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
     watch = Watch(dependencies, status, gate, metrics, probes)
-    service = await _engine_service(settings, tools, status, watch)
-    view = View(status, live, metrics, identity, lambda: dict(service.state), lambda: _extras(tools))
+    service = await _engine_service(settings, tools, process, status, watch)
+    pressure = Pressure(gate, process, metrics, settings.engine.memory_max or container_memory() * 9 // 10)
+    view = View(
+        status, live, metrics, identity, lambda: service.state | {"restarts": service.restarts}, lambda: _extras(tools)
+    )
     http_app = create_app(view, settings.http)
     services = {
         "engine": service.run,
         "watch": watch.run,
+        "pressure": pressure.run,
+        "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
         "memory": lambda: give_back_when_idle(live),
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
+
+    def at_once() -> None:
+        process.stop_at_once()
+        stop_at_once()
+
     return Supervisor(
         status,
         drain,
@@ -170,7 +188,7 @@ async def composed(
         services,
         lambda: serve(http_app, settings.http.host, settings.http.port, on_listening=on_listening),
         drain_timeout=settings.node.drain_timeout,
-        stop_at_once=stop_at_once,
+        stop_at_once=at_once,
     )
 
 
@@ -242,37 +260,22 @@ def _inputs(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Inputs:
     return inputs
 
 
-async def _engine_service(settings: Settings, tools: Tools, status: Status, watch: Watch) -> recovery.EngineService:
+async def _engine_service(
+    settings: Settings, tools: Tools, process: Process, status: Status, watch: Watch
+) -> recovery.EngineService:
     engine = settings.engine
     generation = engine.load_timeout + engine.job_timeout
     document = await _warmup_document(engine.warmup)
     return recovery.EngineService(
         tools.gate,
         warmup.Canary(warmup.canary_job(document, tools.rules.limits), tools.inputs, generation),
-        _Interim(),
+        process,
         status,
         tools.bench.metrics,
         patience=recovery.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
         warm_at_start=engine.warmup != "none",
         on_ready=watch.apply,
     )
-
-
-class _Interim:
-    owned, end, log = False, None, NoLog()
-
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-    async def ended(self) -> str:
-        await asyncio.Event().wait()
-        return ""
-
-    def stop_at_once(self) -> None: ...
-    def memory(self) -> int | None:
-        return None
-
-    def stranger(self) -> str | None:
-        return None
 
 
 async def _warmup_document(setting: str) -> bytes:
