@@ -134,7 +134,10 @@ async def verify_files(raws: Sequence[Raw], *, first: int) -> list[MadeFile]:
 
 
 def made(raw: Raw, index: int) -> MadeFile:
-    """The file with what it is. Raises `OutputEmpty` for one without a byte that is no text, `OutputMismatch` when it is incomplete."""
+    """The file with what it is.
+
+    Raises `OutputEmpty` for one without a byte that is no text, `OutputMismatch` for one that is incomplete.
+    """
     if not raw.data and not raw.name.lower().endswith(".txt"):
         raise OutputEmpty(f"file {index} ({bare(raw.name)}) is empty")
     kind = kind_of(raw.data, raw.name)
