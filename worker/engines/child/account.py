@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,36 +39,48 @@ class Account:
 def account_of(name: str) -> Account:
     """The account of ``user`` or ``user:group``, names or numbers.
 
-    Without a group the user has those of the system's files, as after a login; with one only that. Raises
-    `ConfigError` when there is none of that name, or when we may not become that user.
+    Without a group the user has those of the system's files, as after a login; with one only that, and then a
+    number that the system does not know will do. Raises `ConfigError` when there is none of that name, or when
+    we may not become that user.
     """
     user, _, group = name.partition(":")
-    entry = _user(user)
-    gid = _group(group) if group else entry.pw_gid
-    groups = (gid,) if group else tuple(os.getgrouplist(entry.pw_name, gid))
-    account = Account(entry.pw_uid, gid, groups, entry.pw_name, entry.pw_dir)
+    account = _in_group(user, _group(group)) if group else _as_listed(user)
     if os.geteuid() != 0 and not account.is_ours:
         raise _refused(f"only root may start a process as {name!r}; the worker runs as uid {os.geteuid()}")
     return account
 
 
-def _user(name: str) -> pwd.struct_passwd:
-    try:
+def _as_listed(user: str) -> Account:
+    entry = _entry(user)
+    if entry is None:
+        raise _refused(f"there is no user {user!r}")
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return Account(entry.pw_uid, entry.pw_gid, groups, entry.pw_name, entry.pw_dir)
+
+
+def _in_group(user: str, gid: int) -> Account:
+    entry = _entry(user)
+    if entry is not None:
+        return Account(entry.pw_uid, gid, (gid,), entry.pw_name, entry.pw_dir)
+    if user.isdecimal():
+        return Account(int(user), gid, (gid,), user, "/")
+    raise _refused(f"there is no user {user!r}")
+
+
+def _entry(name: str) -> pwd.struct_passwd | None:
+    """The user of that name, else of that number."""
+    with suppress(KeyError):
         return pwd.getpwnam(name)
-    except KeyError:
-        pass
-    try:
+    with suppress(KeyError, ValueError, OverflowError):
         return pwd.getpwuid(int(name))
-    except (KeyError, ValueError, OverflowError):
-        raise _refused(f"there is no user {name!r}") from None
+    return None
 
 
 def _group(name: str) -> int:
-    try:
+    with suppress(KeyError):
         return grp.getgrnam(name).gr_gid
-    except KeyError:
-        if name.isdecimal():
-            return int(name)
+    if name.isdecimal():
+        return int(name)
     raise _refused(f"there is no group {name!r}")
 
 

@@ -88,7 +88,8 @@ class Child:
     @property
     def pid(self) -> int | None:
         """The server's number while it runs."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
 
     async def start(self) -> None:
         """Run it, after what a dead worker left of it was killed. Does nothing while it runs.
@@ -235,13 +236,14 @@ class Child:
 
     def _has_group(self, among: Table) -> bool:
         """Whether some process is in the group that the server was the first of."""
-        leader = self._process.pid if self._process is not None else 0
-        return any(one.alive and one.group == one.session == leader for one in self._members_among(among))
+        process = self._process
+        members = self._members_among(among)
+        return process is not None and any(one.group == one.session == process.pid for one in members)
 
     def _swept(self) -> bool:
         """Kill all that is left of it; whether there was anything."""
         members = self._members(thorough=True)
-        if self.pid is not None:
+        if self.pid is not None or not processes.visible():
             self._signal_group(signal.SIGKILL)
         for one in members:
             processes.kill(one)
@@ -265,9 +267,10 @@ class Child:
         return found
 
     def _members_among(self, among: Table) -> list[Seen]:
-        if self._process is None:
+        process = self._process
+        if process is None:
             return []
-        roots = {*_session(self._process.pid, self._seen, among), *_adopted(self._process.pid, self._marker, among)}
+        roots = {*_session(process.pid, self._seen, among), *_adopted(process.pid, self._marker, among)}
         return [among[pid] for pid in processes.with_descendants(roots, among) if among[pid].alive]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -63,15 +64,7 @@ def _limit_of(folder: Path) -> int | None:
 
 def _machine_memory() -> int:
     size = _entry(PROC / "meminfo", "MemTotal:")
-    if size is not None:
-        return size * KIB
-    return _sysconf_memory()
-
-
-def _sysconf_memory() -> int:
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return size * KIB if size is not None else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _entry(path: Path, name: str) -> int | None:

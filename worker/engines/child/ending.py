@@ -10,11 +10,11 @@ SHELL = 128
 ASKED = "stopped by the worker"
 
 _MEANINGS = {
-    signal.SIGSEGV: "crashed",
-    signal.SIGBUS: "crashed",
-    signal.SIGILL: "crashed",
-    signal.SIGFPE: "crashed",
-    signal.SIGABRT: "aborted",
+    signal.SIGSEGV: "crashed with",
+    signal.SIGBUS: "crashed with",
+    signal.SIGILL: "crashed with",
+    signal.SIGFPE: "crashed with",
+    signal.SIGABRT: "aborted with",
 }
 
 
@@ -29,7 +29,7 @@ def described(code: int, *, killed_for_memory: bool | None) -> str:
         return _killed(code, killed_for_memory)
     words = "ended by itself with exit code 0" if code == 0 else f"ended with exit code {code}"
     if number is not None:
-        words = f"{_MEANINGS.get(number, 'ended')} by {_named(number)}{_by_shell(code)}"
+        words = f"{_MEANINGS.get(number, 'ended by')} {number.name}{_by_shell(code)}"
     if killed_for_memory and code != 0:
         words += ", after the kernel killed a process of the container for memory"
     return words
@@ -48,10 +48,6 @@ def _signal_of(code: int) -> signal.Signals | None:
         return signal.Signals(number)
     except ValueError:
         return None
-
-
-def _named(number: signal.Signals) -> str:
-    return number.name
 
 
 def _by_shell(code: int) -> str:

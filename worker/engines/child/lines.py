@@ -47,10 +47,11 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[Piece]:
         """The pieces that these bytes bring to an end; `\\r` at their very end waits for what follows."""
-        if data.count(b"\n") > FLOOD:
-            head, *tail = data.rsplit(b"\n", KEPT_OF_FLOOD)
-            self.skipped += head.count(b"\n")
-            data = b"\n".join((b"", *tail))
+        for end in (b"\n", b"\r"):
+            if data.count(end) > FLOOD:
+                head, *tail = data.rsplit(end, KEPT_OF_FLOOD)
+                self.skipped += head.count(end)
+                data = end.join((b"", *tail))
         *parts, rest = _BREAK.split(self._rest + data)
         pieces = []
         for text, end in zip(parts[::2], parts[1::2], strict=True):

@@ -61,12 +61,19 @@ def marked(mine: Marker, among: Table) -> set[int]:
 
 def leftovers(mine: Marker, among: Table) -> list[Seen]:
     """What is left of servers that we or a worker which is gone have started, with all that came from them."""
-    found = {pid for pid in _others(among) if (marker := marker_of(pid)) and (marker == mine or marker.is_orphaned)}
-    return [among[pid] for pid in processes.with_descendants(found, among) if among[pid].alive]
+    others = set(_others(among))
+    found = {pid for pid in others if (marker := marker_of(pid)) and (marker == mine or marker.is_orphaned)}
+    return [among[pid] for pid in processes.with_descendants(found, among) & others]
 
 
 def _others(among: Table) -> list[int]:
-    return [one.pid for one in among.values() if one.alive and one.pid != os.getpid()]
+    """All that runs but ourselves and those that we come from."""
+    line = set()
+    pid = os.getpid()
+    while pid in among and pid not in line:
+        line.add(pid)
+        pid = among[pid].parent
+    return [one.pid for one in among.values() if one.alive and one.pid not in line]
 
 
 def _space() -> str:

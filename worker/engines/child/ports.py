@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ def parse_listeners(text: str) -> list[Listener]:
 
 
 def parse_address(digits: str) -> Address:
-    """Hexadecimal of whole 32-bit words, each in little-endian order."""
-    words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
+    """Hexadecimal of 32-bit words, each as the machine's own order of bytes makes it look."""
+    words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
     return _plain(ipaddress.ip_address(b"".join(words)))
 
 

@@ -157,10 +157,9 @@ class Stream:
             if piece.text:
                 self._pass(piece)
             return
-        last = piece if piece.text else self._bar
-        self._bar = self._shown = None
+        last = piece if piece.text else self._bar or self._shown
         if last is not None:
-            self._printed.line(self._name, Piece(last.text))
+            self._finish(last)
 
     def _pass(self, bar: Piece) -> None:
         """A state of a progress bar, over which another is written."""
@@ -174,6 +173,15 @@ class Stream:
         self._bar, self._shown, self._shown_at = None, bar, self._loop.time()
         self._printed.line(self._name, bar)
 
+    def _finish(self, last: Piece) -> None:
+        """A line that nothing is written over; a progress bar's last state may have been shown before."""
+        shown = self._shown
+        self._bar = self._shown = None
+        if shown is not None and shown.text == last.text:
+            self._printed.tail.add(self._name, Piece(last.text))
+        else:
+            self._printed.line(self._name, Piece(last.text))
+
     def _end(self) -> None:
         fd, self._fd = self._fd, -1
         if fd < 0:
@@ -182,8 +190,7 @@ class Stream:
         os.close(fd)
         last = self._splitter.end() or self._bar
         if last is not None and last.text:
-            self._bar = None
-            self._printed.line(self._name, Piece(last.text))
+            self._finish(last)
 
     def _close_child_end(self) -> None:
         fd, self.child_end = self.child_end, -1

@@ -62,6 +62,11 @@ def look_at(pid: int) -> Seen | None:
         return None
 
 
+def visible() -> bool:
+    """Whether this system shows its processes."""
+    return (PROC / "self").exists()
+
+
 def table() -> dict[int, Seen]:
     """All that can be seen, zombies included; empty where there is no `/proc`."""
     try:
