@@ -298,12 +298,21 @@ async def test_every_mistake_of_the_configuration_is_told_at_once_and_no_secret(
         assert secret not in said
 
 
-async def test_a_command_of_the_server_is_64(tmp_path: Path) -> None:
-    """Starting the server is for a later version, and is not silently left out."""
+async def test_a_server_of_ours_on_anothers_port_is_64(tmp_path: Path) -> None:
+    """A stranger's answers are never taken for our server's; the message says who holds the port."""
     async with stand(tmp_path) as around:
-        code, said = await around.ended_by_itself("--", "python", "launch.py", "--api")
+        code, said = await around.ended_by_itself("--", sys.executable, "-c", "pass")
     assert code == 64
-    assert "not in this version" in said
+    assert "WORKER_ENGINE_URL" in said
+    assert f"pid {os.getpid()}" in said
+
+
+async def test_a_command_that_is_none_is_64(tmp_path: Path) -> None:
+    """Told by name before anything is waited for."""
+    async with stand(tmp_path) as around:
+        code, said = await around.ended_by_itself("--", "no-such-server", "--api")
+    assert code == 64
+    assert "no-such-server" in said
 
 
 async def test_the_probes_say_what_is_waited_for(tmp_path: Path) -> None:

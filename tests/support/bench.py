@@ -25,6 +25,7 @@ from tests.support.receiver import Receiver
 from tests.support.waiting import wait_until
 from worker import http, intake, log, recovery, settlement, watch
 from worker.app import Opened, composed, opened
+from worker.engines.child import Foreign
 from worker.engines.sdapi.engine import SdapiEngine
 from worker.errors import WorkerError
 from worker.queues.base import Delivery, JobState
@@ -229,7 +230,7 @@ async def running_worker(
         parts = await stack.enter_async_context(opened(settings, {"queue", "storage"}))
         engine = SdapiEngine(settings.engine, settings.limits, QUICK)
         stack.push_async_callback(engine.aclose)
-        parts = dataclasses.replace(parts, engine=engine)
+        parts = dataclasses.replace(parts, engine=engine, process=Foreign(settings.engine.address))
         if storage is not None:
             parts = dataclasses.replace(parts, storage=Storages(storage, ()))
             stack.push_async_callback(storage.aclose)
