@@ -38,7 +38,7 @@ def document(body: Any, status: int = 200) -> Response:
 
 def empty(status: int = 200) -> Response:
     """An answer without a body."""
-    return Response(status_code=status, headers={"content-type": "application/octet-stream"})
+    return Response(status_code=status)
 
 
 class Api:
@@ -99,10 +99,10 @@ class Api:
             if method == request.method:
                 request.scope["path_params"] = match.groupdict()
                 return await route(request)
-        if found:
-            allowed = ",".join(sorted({method for method, _, _ in found}))
-            return PlainTextResponse("405: Method Not Allowed", 405, headers={"allow": allowed})
-        return PlainTextResponse("404: Not Found", 404)
+        if request.method == "GET":
+            return Response(status_code=404, headers={"content-type": "application/octet-stream"})
+        allowed = ",".join(sorted({"GET", "HEAD"} | {method for method, _, _ in found}))
+        return PlainTextResponse("405: Method Not Allowed", 405, headers={"allow": allowed})
 
     def _matching(self, path: str) -> list[tuple[str, Route, re.Match[str]]]:
         matches = [(method, route, pattern.match(path)) for method, pattern, route in self._routes]

@@ -29,12 +29,12 @@ def _add_nodes(api: Api) -> None:
     machine = api.machine
 
     async def every(_: Request) -> Response:
-        nodes = known(machine.knobs.missing_nodes)
+        nodes = known(machine.knobs.missing_nodes, newest=machine.knobs.newest)
         return document({name: spec.described(machine.folders) for name, spec in nodes.items()})
 
     async def one(request: Request) -> Response:
         name = request.path_params["name"]
-        spec = known(machine.knobs.missing_nodes).get(name)
+        spec = known(machine.knobs.missing_nodes, newest=machine.knobs.newest).get(name)
         return document({name: spec.described(machine.folders)} if spec else {})
 
     api.add("GET", "/object_info", every)

@@ -15,12 +15,12 @@ KINDS: tuple[FileType, ...] = ("output", "input", "temp")
 MODEL_SUFFIXES = frozenset({".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"})
 
 FOLDERS: dict[str, tuple[str, ...]] = {
-    "checkpoints": ("checkpoints",),
+    "checkpoints": ("checkpoints", "../output/checkpoints"),
     "configs": ("configs",),
-    "loras": ("loras",),
-    "vae": ("vae",),
-    "text_encoders": ("text_encoders", "clip"),
-    "diffusion_models": ("unet", "diffusion_models"),
+    "loras": ("loras", "../output/loras"),
+    "vae": ("vae", "../output/vae"),
+    "text_encoders": ("text_encoders", "clip", "../output/clip"),
+    "diffusion_models": ("unet", "diffusion_models", "../output/diffusion_models"),
     "clip_vision": ("clip_vision",),
     "style_models": ("style_models",),
     "embeddings": ("embeddings",),
@@ -53,7 +53,8 @@ class Folders:
         self._virtual: dict[str, set[str]] = {folder: set() for folder in FOLDERS}
         for places in FOLDERS.values():
             for place in places:
-                (self.base / "models" / place).resolve().mkdir(parents=True, exist_ok=True)
+                if not place.startswith("../output"):
+                    (self.base / "models" / place).resolve().mkdir(parents=True, exist_ok=True)
         for kind in KINDS:
             (self.base / kind).mkdir(exist_ok=True)
         for folder, names in models.items():
@@ -89,7 +90,7 @@ class Folders:
         if architecture is None:
             self._virtual[folder].add(name)
         else:
-            write_checkpoint(self.paths(folder)[-1] / name, architecture)
+            write_checkpoint(self.paths(folder)[0] / name, architecture)
 
     def remove(self, folder: str, name: str) -> None:
         """Take a model away."""

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.simulators.comfyui.api import Api, document, empty
+from worker.simulators.comfyui.api import Api, document
 from worker.simulators.comfyui.machine import Machine
 
 _ENDS = {
@@ -17,13 +17,16 @@ _ENDS = {
 }
 
 
+_NOT_THERE = Response(status_code=404, headers={"content-type": "application/octet-stream"})
+
+
 def add_jobs(api: Api) -> None:
     """All routes below `/api/jobs`; versions that lack them answer 404."""
     machine = api.machine
 
     async def every(request: Request) -> Response:
         if not machine.knobs.newest:
-            return empty(404)
+            return _NOT_THERE
         records = _records(machine)
         wanted = request.query_params.get("status")
         if wanted:
@@ -43,21 +46,32 @@ def add_jobs(api: Api) -> None:
         entry = machine.queue.history.get(job_id)
         return document(found | ({"outputs": entry["outputs"]} if entry else {}))
 
+    api.add("GET", "/jobs", every, api="/api")
+    api.add("GET", "/jobs/{job_id}", one, api="/api")
+    _add_cancel(api)
+
+
+def _add_cancel(api: Api) -> None:
+    machine = api.machine
+
     async def cancel(request: Request) -> Response:
         if not machine.knobs.newest:
-            return empty(404)
+            return _NOT_THERE
         return document({"cancelled": _cancelled(machine, request.path_params["job_id"])})
 
     async def cancel_many(request: Request) -> Response:
         if not machine.knobs.newest:
-            return empty(404)
-        body = await api.json(request)
+            return _NOT_THERE
+        try:
+            body = await api.json(request)
+        except ValueError:
+            return document({"error": "Request body must be valid JSON"}, 400)
+        if not isinstance(body, dict) or not isinstance(body.get("job_ids"), list):
+            return document({"error": "job_ids must be a list"}, 400)
         done = [_cancelled(machine, job_id) for job_id in body["job_ids"]]
         return document({"cancelled": any(done)})
 
-    api.add("GET", "/jobs", every, api="/api")
     api.add("POST", "/jobs/cancel", cancel_many, api="/api")
-    api.add("GET", "/jobs/{job_id}", one, api="/api")
     api.add("POST", "/jobs/{job_id}/cancel", cancel, api="/api")
 
 

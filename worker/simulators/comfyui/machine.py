@@ -16,7 +16,13 @@ from worker.simulators.comfyui.queue import PromptQueue
 from worker.simulators.comfyui.state import Stats
 from worker.simulators.comfyui.values import WorkerDied
 
-NEWEST_VERSION = "0.36.0"
+NEWEST_VERSION = "0.33.0"
+_NEWEST_FEATURES = {
+    "supports_model_type_tags": True,
+    "extension": {"manager": {"supports_v4": True}},
+    "node_replacements": True,
+    "assets": False,
+}
 
 
 class Machine:
@@ -73,7 +79,7 @@ class Machine:
     def features(self) -> dict[str, Any]:
         """The server's feature flags."""
         flags = {"supports_preview_metadata": True, "max_upload_size": self.knobs.max_upload_size}
-        return flags | ({"supports_model_type_tags": True, "assets": False} if self.knobs.newest else {})
+        return flags | (_NEWEST_FEATURES if self.knobs.newest else {})
 
     def greeting(self, client_id: str) -> list[tuple[str, dict[str, Any]]]:
         """What a new socket hears first."""
@@ -112,7 +118,7 @@ class Machine:
             argv += ["--preview-method", self.knobs.preview_method]
         return {
             "system": {
-                "os": "posix",
+                "os": "linux" if self.knobs.newest else "posix",
                 "ram_total": total,
                 "ram_free": free,
                 "comfyui_version": self.version,

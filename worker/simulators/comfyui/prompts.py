@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Any
 
@@ -151,9 +152,11 @@ def _submitted(machine: Machine, body: Any) -> Response:
         given = str(uuid.uuid4())
     if machine.knobs.newest and not _canonical(given):
         machine.stats.refused += 1
-        return document({"error": _bad_id(given), "node_errors": {}}, 400)
+        return document({"error": _bad_id(), "node_errors": {}}, 400)
     knobs, graph = machine.knobs, body["prompt"]
-    validation = Validation(graph, known(knobs.missing_nodes), machine.folders, newest=knobs.newest)
+    validation = Validation(
+        graph, known(knobs.missing_nodes, newest=knobs.newest), machine.folders, newest=knobs.newest
+    )
     verdict = validation.verdict(body.get("partial_execution_targets"))
     if verdict.error:
         machine.stats.refused += 1
@@ -161,14 +164,17 @@ def _submitted(machine: Machine, body: Any) -> Response:
     extra_data = body.get("extra_data", {})
     if "client_id" in body:
         extra_data["client_id"] = body["client_id"]
+    if machine.knobs.newest:
+        extra_data.setdefault("create_time", int(time.time() * 1000))
     return _queued(machine, number, str(given), graph, extra_data, verdict)
 
 
-def _bad_id(given: object) -> dict[str, Any]:
+def _bad_id() -> dict[str, Any]:
     return {
         "type": "invalid_prompt_id",
-        "message": "Invalid prompt_id",
-        "details": f"prompt_id must be a UUID in canonical lower-case form, not {given!r}",
+        "message": "prompt_id must be a valid UUID",
+        "details": "prompt_id must be a UUID string in canonical lowercase hyphenated form; "
+        "omit it to let the server generate one",
         "extra_info": {},
     }
 

@@ -82,9 +82,13 @@ class PromptQueue:
         self._changed()
 
     def delete(self, prompt_id: str) -> bool:
-        """Drop one that waits; nobody hears of it but by the number of prompts."""
+        """Drop one that waits; nobody hears of it but by the number of prompts, which is told twice for the last."""
         for index, item in enumerate(self.pending):
             if item[1] == prompt_id:
+                if len(self.pending) == 1:
+                    self.clear()
+                    self._changed()
+                    return True
                 self.pending.pop(index)
                 heapq.heapify(self.pending)
                 self._changed()

@@ -14,6 +14,7 @@ from worker.simulators.comfyui.nodes.spec import InputSpec, NodeSpec
 _TRACE = ['  File "/ComfyUI/execution.py", line 946, in validate_prompt\n']
 _BROKEN = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError)
 _SHORT_LIST = 20
+_CORRUPT = "The workflow may be corrupted or a custom node is missing."
 
 Problem = dict[str, Any]
 Checked = tuple[bool, list[Problem]]
@@ -30,6 +31,11 @@ class Verdict:
 
 def _error(kind: str, message: str, details: str = "", extra: Mapping[str, Any] | None = None) -> Problem:
     return {"type": kind, "message": message, "details": details, "extra_info": dict(extra or {})}
+
+
+def _missing_type(message: str, node_id: str, name: str | None, title: str | None) -> Problem:
+    extra = {"node_id": node_id, "class_type": name, "node_title": title}
+    return _error("missing_node_type", message, f"Node ID '#{node_id}'", extra)
 
 
 class Validation:
@@ -60,6 +66,8 @@ class Validation:
     def _unknown(self, node_id: str) -> Problem | None:
         node = self._graph[node_id]
         where = f"Node ID '#{node_id}'"
+        if "class_type" not in node and self._newest:
+            return _missing_type(f"Node 'ID #{node_id}' has no class_type. {_CORRUPT}", node_id, None, None)
         if "class_type" not in node:
             message = "Cannot execute because a node is missing the class_type property."
             return _error("invalid_prompt", message, where)
@@ -69,9 +77,8 @@ class Validation:
         if not self._newest:
             return _error("invalid_prompt", f"Cannot execute because node {name} does not exist.", where)
         title = node.get("_meta", {}).get("title", name)
-        extra = {"node_id": node_id, "class_type": name, "node_title": title}
         message = f"Node '{title}' not found. The custom node may not be installed."
-        return _error("missing_node_type", message, where, extra)
+        return _missing_type(message, node_id, name, title)
 
     def _judged(self, outputs: list[str]) -> Verdict:
         good: list[str] = []

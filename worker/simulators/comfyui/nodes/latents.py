@@ -102,7 +102,7 @@ LATENTS = (
     NodeSpec(
         "VAEDecode",
         _decode,
-        {"samples": link("LATENT"), "vae": link("VAE")},
+        {"samples": link("LATENT", tooltip="What to decode."), "vae": link("VAE", tooltip="The decoder.")},
         outputs=("IMAGE",),
         category="latent",
         title="VAE Decode",

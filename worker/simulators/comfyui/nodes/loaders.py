@@ -167,8 +167,8 @@ LOADERS = (
         "LoraLoader",
         _lora,
         {
-            "model": link("MODEL"),
-            "clip": link("CLIP"),
+            "model": link("MODEL", tooltip="The model to change."),
+            "clip": link("CLIP", tooltip="The text encoder to change."),
             "lora_name": files("loras", tooltip="The name of the LoRA."),
             "strength_model": number(1.0, -100.0, 100.0),
             "strength_clip": number(1.0, -100.0, 100.0),

@@ -15,6 +15,7 @@ from worker.simulators.comfyui.call import NodeCall
 from worker.simulators.comfyui.nodes.spec import (
     HIDDEN,
     MAX_RESOLUTION,
+    MAX_SEED,
     InputSpec,
     NodeSpec,
     Uploads,
@@ -120,7 +121,7 @@ async def _save(call: NodeCall, images: Images, prefix: str, kind: str, level: i
         data = await asyncio.to_thread(saving.png, image, level, call.texts)
         _written(call, place.folder / file, data)
         entries.append(place.entry(file, kind))
-    return Result(ui={"images": entries})
+    return Result((images,), {"images": entries})
 
 
 async def _save_image(call: NodeCall, inputs: dict[str, Any]) -> Result:
@@ -274,7 +275,11 @@ MEDIA = (
     NodeSpec(
         "EmptyAudio",
         _empty_audio,
-        {"duration": number(60.0, 0.0, 1e15, 0.1), "sample_rate": integer(44100, 1, 192000)},
+        {
+            "duration": number(60.0, 0.0, float(MAX_SEED)),
+            "sample_rate": InputSpec("INT", {"default": 44100}),
+            "channels": integer(2, 1, 2, None),
+        },
         outputs=("AUDIO",),
         category="audio",
         title="Empty Audio",
@@ -283,7 +288,7 @@ MEDIA = (
     NodeSpec(
         "SaveImage",
         _save_image,
-        {"images": link("IMAGE"), "filename_prefix": text("ComfyUI")},
+        {"images": link("IMAGE", tooltip="The pictures to save."), "filename_prefix": text("ComfyUI")},
         category="image",
         title="Save Image",
         **_OUT,

@@ -121,9 +121,9 @@ class NodeSpec:
         return worded
 
 
-def link(kind: str) -> InputSpec:
+def link(kind: str, **options: Any) -> InputSpec:
     """An input that another node gives."""
-    return InputSpec(kind)
+    return InputSpec(kind, options or None)
 
 
 def integer(default: int, low: int, high: int, step: int | None = 1, **more: Any) -> InputSpec:

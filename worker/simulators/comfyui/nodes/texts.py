@@ -49,7 +49,7 @@ TEXTS = (
     NodeSpec(
         "CLIPTextEncode",
         _encode,
-        {"text": prompt(), "clip": link("CLIP")},
+        {"text": prompt(), "clip": link("CLIP", tooltip="The text encoder.")},
         outputs=("CONDITIONING",),
         category="conditioning",
         title="CLIP Text Encode (Prompt)",
