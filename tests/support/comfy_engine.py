@@ -114,7 +114,7 @@ class Bench:
     @property
     def left(self) -> list[str]:
         """What lies in the input, output and temp folders of the server."""
-        return [f for kind in ("input", "output", "temp") for f in self.sim.files(kind)]  # type: ignore[arg-type]
+        return [f for kind in ("input", "output", "temp") for f in self.sim.files(kind)]
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from worker.engines.comfyui.api import Server, is_comfy, usable, version_of
 from worker.engines.comfyui.disk import OURS, Folders, candidates, claimed, started_in
 from worker.engines.comfyui.follow import idle
 from worker.engines.comfyui.inventory import Inventory
+from worker.engines.comfyui.listing import relisted
 from worker.engines.comfyui.outputs import sorted_out
 from worker.engines.comfyui.pace import NORMAL, Pace
 from worker.engines.comfyui.run import Done, Run
@@ -152,7 +153,7 @@ class ComfyEngine:
         inventory, _ = await self._known()
         async with self._listing:
             if seen == self._refreshes:
-                self._inventory = replace(inventory, folders=await self._server.folders())
+                self._inventory = relisted(inventory, await self._server.folders())
                 self._refreshes += 1
 
     async def _translated(self, job: Job) -> Work:
