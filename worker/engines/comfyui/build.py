@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker.engines.comfyui.graph import SLOT
-from worker.engines.comfyui.ingredients import IMAGE, MASK, Recipe
+from worker.engines.comfyui.ingredients import IMAGE, MASK, Recipe, RefinerStep
 
 SIZE = "size:"
 SCALED = "scaled"
@@ -196,14 +196,11 @@ def _sampled(sketch: _Sketch, recipe: Recipe, model: Link, positive: Link, negat
         return_with_leftover_noise="enable",
         **shared,
     )
-    return _refined(sketch, recipe, shared)
+    return _refined(sketch, recipe, refiner, shared)
 
 
-def _refined(sketch: _Sketch, recipe: Recipe, shared: dict[str, Any]) -> Link:
+def _refined(sketch: _Sketch, recipe: Recipe, refiner: RefinerStep, shared: dict[str, Any]) -> Link:
     """The refiner goes on from the noise that is left, with its own reading of the prompts."""
-    refiner = recipe.refiner
-    if refiner is None:
-        return ["sampler", 0]
     sketch.add("refiner", "CheckpointLoaderSimple", "Refiner", ckpt_name=refiner.checkpoint)
     clip: Link = ["refiner", 1]
     sketch.add("refiner_positive", "CLIPTextEncode", "Prompt, for the refiner", clip=clip, text=recipe.prompt)

@@ -197,7 +197,7 @@ def _vae(start: Parts, job: Job, naming: Naming, contents: Mapping[str, Contents
     held = contents.get(key(VAES, name))
     if held is not None and not held.vae:
         raise InvalidJob(f"{name[:200]} is no VAE", field=field)
-    if held is not None and held.latent_channels != start.known.channels:
+    if held is not None and held.latent_channels not in (None, start.known.channels):
         raise InvalidJob(
             f"{name[:200]} is for latents of {held.latent_channels} channels, this model's have {start.known.channels}",
             field=field,
