@@ -363,3 +363,9 @@ def test_headers_are_asked_for_where_they_decide() -> None:
     assert headers(job(None), INVENTORY) == tuple(("checkpoints", name) for name in files)
     with pytest.raises(ModelNotFound):
         headers(job("none"), INVENTORY)
+
+
+def test_a_vae_that_does_not_tell_its_channels_is_believed() -> None:
+    """What a file says of itself may name no shapes; only channels that are known to differ are refused."""
+    said = {**CONTENTS, "vae/ae.safetensors": Contents(vae=True)}
+    assert recipe(job(vae="ae"), INVENTORY, said).vae == "ae.safetensors"
