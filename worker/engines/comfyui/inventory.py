@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -223,8 +224,10 @@ def _short(default: Any) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """Numbers as they are: 64-bit bounds must not become floats."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Finite numbers as they are: 64-bit bounds must not become floats."""
+    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return None
 
 
 def _object(value: Any) -> Mapping[str, Any]:

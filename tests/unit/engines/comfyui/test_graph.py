@@ -100,9 +100,8 @@ def test_every_file_lies_below_the_prefix(own: Any, name: str) -> None:
 def test_a_prefix_left_to_the_node_is_set_too() -> None:
     """Else two jobs would share a name. Previews have none, and a loader's is none of ours."""
     on = server(also={"Odd": node({"filename_prefix": ["STRING", {}]}, "IMAGE")})
-    graph = with_nodes(
-        **{"_1:2": ("SaveVideo", {}), "_20": ("PreviewImage", {}), "_21": ("Odd", {"filename_prefix": "kept"})}
-    )
+    graph = with_nodes(_20=("PreviewImage", {}), _21=("Odd", {"filename_prefix": "kept"}))
+    graph["1:2"] = {"class_type": "SaveVideo", "inputs": {}}
     done = graphs.prefixed(graph, on, "sd/k")
     assert done["1:2"]["inputs"] == {"filename_prefix": "sd/k/1_2-x"}
     assert done["20"]["inputs"] == {}

@@ -95,5 +95,6 @@ def test_large_values_are_judged_by_their_start() -> None:
     """Twenty megabytes of base64 must not hold up the loop."""
     assert brings_data("A" * 5000 + "!", field="x")
     assert not brings_data("A" * 24, field="x")
+    assert not brings_data(f"AAAAA{' ' * 18}A", field="x")
     assert is_url("http://x")
     assert not is_url(5)

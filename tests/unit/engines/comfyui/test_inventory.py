@@ -26,7 +26,7 @@ def test_inputs_are_kept_as_they_are_declared() -> None:
     assert not sampler.output_node
     seed = sampler.inputs["seed"]
     assert (seed.kind, seed.low, seed.high, seed.default, seed.required) == ("INT", 0, 0xFFFFFFFFFFFFFFFF, 0, True)
-    assert type(seed.high) is int
+    assert str(seed.high) == "18446744073709551615"
     assert sampler.inputs["sampler_name"].kind == "COMBO"
     assert SERVER.nodes["UpscaleModelLoader"].inputs["model_name"].options == ("4x.pth",)
     assert not SERVER.nodes["SaveVideo"].inputs["filename_prefix"].required
@@ -154,9 +154,11 @@ def test_what_is_not_as_documented_is_left_out(garbage: Any) -> None:
 
 def test_odd_declarations_have_no_effect() -> None:
     """Types that are no text, extras that are no object, bounds that are no numbers."""
-    spec = {"a": [], "b": [3, 4], "c": "STRING", "d": ["INT", {"min": "x", "max": True}]}
+    spec: dict[str, Any] = {"a": [], "b": [3, 4], "c": "STRING", "d": ["INT", {"min": "x", "max": True}]}
+    spec["e"] = ["INT", {"min": float("-inf"), "max": float("nan"), "control_after_generate": True}]
     found = inventory({"Odd": {"input": {"required": spec}, "output": [["x"], 3]}}, {}, {}).nodes["Odd"]
-    assert {n: i.kind for n, i in found.inputs.items()} == {"a": "*", "b": "*", "c": "*", "d": "INT"}
+    assert {n: i.kind for n, i in found.inputs.items()} == {"a": "*", "b": "*", "c": "*", "d": "INT", "e": "INT"}
+    assert (found.inputs["e"].low, found.inputs["e"].high, found.inputs["e"].seed) == (None, None, True)
     assert (found.inputs["d"].low, found.inputs["d"].high) == (None, None)
     assert found.outputs == ("COMBO", "COMBO")
 
