@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pybase64
+from PIL import Image
 from pydantic import SecretStr
 
 from tests.support.engines import job_of, settings_for
+from tests.support.pictures import encoded
 from worker.engines.base import Files, NoLog, Output, ProgressReport, ServerLog, Work
 from worker.engines.fooocus.engine import FooocusEngine
 from worker.engines.fooocus.run import Pace
@@ -31,6 +34,11 @@ def small(prompt: str = "a cat", *, steps: int = 3, **fields: Any) -> dict[str, 
     advanced = {"overwrite_step": steps, **fields.pop("advanced_params", {})}
     body = {"prompt": prompt, "aspect_ratios_selection": "64*64", "image_seed": 7, "loras": [], "style_selections": []}
     return {"request": {**body, "advanced_params": advanced, **fields}}
+
+
+def image(shown: Image.Image) -> str:
+    """A picture as base64, as jobs hold it."""
+    return pybase64.b64encode(encoded(shown)).decode("ascii")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from worker.simulators import comfyui, server
+from worker.simulators import comfyui, fooocus, server
 from worker.simulators.dialects import DIALECTS
 from worker.simulators.knobs import Knobs
 from worker.simulators.state import until
@@ -92,9 +92,47 @@ def _comfyui(arguments: argparse.Namespace) -> AbstractAsyncContextManager[Any]:
     )
 
 
+_FOOOCUS = {"fooocus": "0.5", "fooocus-0.4": "0.4.1.1"}
+
+
+def _fooocus_options(parser: argparse.ArgumentParser) -> None:
+    models = list(fooocus.DEFAULT_MODELS)
+    parser.add_argument("--models", type=_names, default=models, help="checkpoints, comma between")
+    parser.add_argument("--models-dir", type=Path, help="a real folder with checkpoints and loras that is listed too")
+    parser.add_argument("--outputs", type=Path, help="where pictures are saved; else a temporary folder")
+    parser.add_argument("--auth", help="the key that X-API-KEY must have")
+    parser.add_argument("--overhead-seconds", type=float, default=0.0)
+    parser.add_argument("--model-seconds", type=float, default=0.0, help="from there until the model is loaded")
+
+
+def _fooocus(arguments: argparse.Namespace) -> AbstractAsyncContextManager[Any]:
+    """What the server logs goes to stdout, where alone it tells why a job failed."""
+    knobs = fooocus.Knobs(
+        step_seconds=arguments.step_seconds,
+        load_seconds=arguments.load_seconds,
+        overhead_seconds=arguments.overhead_seconds,
+        start_port_seconds=arguments.start_seconds,
+        start_model_seconds=arguments.model_seconds,
+    )
+    knobs.turn(json.loads(arguments.knobs))
+    return fooocus.running(
+        _FOOOCUS[arguments.server],
+        knobs,
+        models=arguments.models,
+        loras=arguments.loras or fooocus.DEFAULT_LORAS,
+        models_dir=arguments.models_dir,
+        outputs=arguments.outputs,
+        host=arguments.host,
+        port=arguments.port,
+        api_key=arguments.auth,
+        on_line=partial(print, flush=True),
+    )
+
+
 FAMILIES = (
     Family(sorted(DIALECTS), 7860, _sdapi_options, _sdapi),
     Family(("comfyui",), 8188, _comfyui_options, _comfyui),
+    Family(_FOOOCUS, 8888, _fooocus_options, _fooocus),
 )
 
 

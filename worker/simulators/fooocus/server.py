@@ -124,11 +124,12 @@ async def running(
     host: str = "::1",
     port: int = 0,
     api_key: str | None = None,
+    on_line: Callable[[str], object] | None = None,
 ) -> AsyncIterator[Fooocus]:
     """A simulated server in this process's event loop.
 
     ``models_dir`` is a real folder with ``checkpoints`` and ``loras`` that it lists too; ``outputs`` is where it
-    saves its pictures, a temporary folder unless given.
+    saves its pictures, a temporary folder unless given; ``on_line`` gets each line that it prints.
     """
     with contextlib.ExitStack() as stack:
         if outputs is None:
@@ -137,6 +138,7 @@ async def running(
             )
         catalogue = Catalogue(list(models), list(loras), models_dir)
         server = Fooocus(version, knobs or Knobs(), catalogue, outputs, api_key)
+        server.journal.on_line = on_line or server.journal.on_line
         await server.start(host, port)
         try:
             yield server
