@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from worker.engines.base import Engine, Files, ProgressReport
-from worker.errors import ConfigError, EngineStalled, OutputFlat, WorkerError
-from worker.images import Encoding, verify_all
+from worker.engines.base import Engine, Files, ProgressReport, Work
+from worker.errors import ConfigError, EngineStalled, JobRefused, OutputFlat, WorkerError
+from worker.images import Encoding
 from worker.inputs import Inputs
 from worker.job import Job, Limits, document_of, parse
+from worker.made import verified
 
 DEFAULT = {"params": {"prompt": "a red apple on a wooden table", "width": 256, "height": 256, "steps": 4, "seed": 1}}
 """The warm-up job where the operator names none: small, and quick on every GPU."""
@@ -33,19 +34,22 @@ class Canary:
 
     async def run(self, engine: Engine) -> None:
         """Generate and verify it; raises what is wrong with the server."""
-        work = await engine.admit(self._job)
+        work = await self._admitted(engine)
         files = Files(inputs=await self._inputs.images(work.inputs))
         try:
             async with asyncio.timeout(self._timeout_s):
                 output = await engine.generate(work, files, _unheard, fresh=False)
         except TimeoutError:
             raise EngineStalled(f"the warm-up took longer than {self._timeout_s:g} s") from None
-        expect = work.expect
-        pictures = await verify_all(
-            output.images, count=expect.count, width=expect.width, height=expect.height, encoding=Encoding()
-        )
-        if any(picture.flat for picture in pictures):
+        if (await verified(output, work.expect, Encoding())).flat:
             raise OutputFlat("the warm-up image has one colour all over")
+
+    async def _admitted(self, engine: Engine) -> Work:
+        """What this server can never do is the operator's to change, not the node's fault."""
+        try:
+            return await engine.admit(self._job)
+        except JobRefused as error:
+            raise ConfigError(f"WORKER_WARMUP: this server cannot do the warm-up job: {error.message}") from None
 
 
 def _unheard(report: ProgressReport) -> None:

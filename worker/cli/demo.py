@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ from worker.queues import open_producer
 from worker.queues.base import JobState
 from worker.settings.groups import QueueSettings
 
-ENGINES = ("sdnext", "a1111")
+ENGINES = ("sdnext", "a1111", "comfyui", "fooocus")
 PATIENCE_S = 300.0
 LOOK_EVERY_S = 0.1
 
@@ -42,11 +42,11 @@ LOOK_EVERY_S = 0.1
 def demo(
     out: Annotated[Path, typer.Option(help="Where images and results go.")] = Path("demo-output"),
     jobs: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 6,
-    engine: Annotated[str, typer.Option(help="sdnext or a1111.")] = "sdnext",
+    engine: Annotated[str, typer.Option(help="sdnext, a1111, comfyui or fooocus.")] = "sdnext",
 ) -> None:
     """Show the whole main job: queue, generation, verification, storage, webhooks."""
     if engine not in ENGINES:
-        raise ConfigError((FieldError("--engine", f"is not in this version; there are {', '.join(ENGINES)}"),))
+        raise ConfigError((FieldError("--engine", f"is unknown; there are {', '.join(ENGINES)}"),))
     sys.exit(asyncio.run(_Demo(out.resolve(), jobs, engine, SystemClock().now()).run()))
 
 
@@ -59,14 +59,10 @@ class _Demo:
     states: dict[str, JobState] = field(default_factory=dict)
 
     async def run(self) -> int:
-        from worker.simulators import Knobs, running
-
         self.out.mkdir(parents=True, exist_ok=True)
         secret, port = new_secret(), free_port()
         async with AsyncExitStack() as stack:
-            simulator = await stack.enter_async_context(
-                running(self.engine, Knobs(step_seconds=0.03, load_seconds=0.5))
-            )
+            simulator = await stack.enter_async_context(_simulated(self.engine))
             receiver = await stack.enter_async_context(Receiver.listening(secret))
             queue = QueueSettings(sqlite_path=self.out / "queue.db")
             producer = open_producer(queue, SystemClock())
@@ -107,6 +103,20 @@ class _Demo:
                     return True
                 await asyncio.sleep(LOOK_EVERY_S)
         return False
+
+
+def _simulated(engine: str) -> AbstractAsyncContextManager[Any]:
+    """A simulated server of this kind, as quick as a good graphics card."""
+    from worker import simulators
+
+    match engine:
+        case "comfyui":
+            knobs = simulators.comfyui.Knobs(step_seconds=0.03, load_seconds=0.5)
+            return simulators.comfyui.running(knobs, checkpoints={"dreamshaper_8.safetensors": "sd15"})
+        case "fooocus":
+            return simulators.fooocus.running("0.5", simulators.fooocus.Knobs(step_seconds=0.03, load_seconds=0.5))
+        case _:
+            return simulators.running(engine, simulators.Knobs(step_seconds=0.03, load_seconds=0.5))
 
 
 @asynccontextmanager
