@@ -162,25 +162,17 @@ async def composed(
     probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
     watch = Watch(dependencies, status, gate, metrics, probes)
     service = await _engine_service(settings, tools, process, status, watch)
-    pressure = Pressure(gate, process, metrics, settings.engine.memory_max or container_memory() * 9 // 10)
-    view = View(
-        status, live, metrics, identity, lambda: service.state | {"restarts": service.restarts}, lambda: _extras(tools)
-    )
+    view = View(status, live, metrics, identity, service.described, lambda: _extras(tools))
     http_app = create_app(view, settings.http)
     services = {
         "engine": service.run,
         "watch": watch.run,
-        "pressure": pressure.run,
+        "pressure": _pressure(settings, process, gate, metrics).run,
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
         "memory": lambda: give_back_when_idle(live),
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
-
-    def at_once() -> None:
-        process.stop_at_once()
-        stop_at_once()
-
     return Supervisor(
         status,
         drain,
@@ -188,8 +180,18 @@ async def composed(
         services,
         lambda: serve(http_app, settings.http.host, settings.http.port, on_listening=on_listening),
         drain_timeout=settings.node.drain_timeout,
-        stop_at_once=at_once,
+        stop_at_once=lambda: _all_at_once(process, stop_at_once),
     )
+
+
+def _all_at_once(process: Process, stop: Callable[[], None]) -> None:
+    process.stop_at_once()
+    stop()
+
+
+def _pressure(settings: Settings, process: Process, gate: Gate, metrics: Metrics) -> Pressure:
+    most = settings.engine.memory_max or container_memory() * 9 // 10
+    return Pressure(gate, process, metrics, most)
 
 
 async def _usable(queue: Queue | None) -> None:

@@ -225,8 +225,12 @@ async def accepted(job: Job, storage: Storage, journey: Journey, tools: Tools) -
 
 
 def attempt_key(job: Job, journey: Journey) -> str:
-    """The name of this attempt at this job, by which a server that lets us name its work can be asked about it."""
-    return f"{job.id}/{job.sha256[:16]}/{journey.delivery.deliveries or 0}"
+    """The name of this attempt at this job, by which a server that lets us name its work can be asked about it.
+
+    Where the queue does not count deliveries, the time at which this one came tells it from others.
+    """
+    which = journey.delivery.deliveries or journey.received_at.isoformat()
+    return f"{job.id}/{job.sha256[:16]}/{which}"
 
 
 def in_time(job: Job, tools: Tools) -> None:

@@ -101,6 +101,10 @@ class EngineService:
         self.restarts = 0
         self.state: dict[str, object] = {}
 
+    def described(self) -> dict[str, object]:
+        """What is known of the server, for people."""
+        return self.state | {"owned": self._process.owned, "restarts": self.restarts, "end": self._process.end}
+
     async def run(self) -> None:
         """A service; raises `NodeUnfit` when patience is at an end, `ConfigError` and `AuthFailed` at the start."""
         await self._bring_up()

@@ -14,9 +14,9 @@ import structlog
 from worker.drain import Drain
 from worker.errors import AuthFailed, ConfigError
 from worker.intake import Intake
+from worker.recovery import NodeUnfit
 from worker.status import Phase, Status
 from worker.tasks import cancel_all
-from worker.recovery import NodeUnfit
 
 log = structlog.get_logger()
 

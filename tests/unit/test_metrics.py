@@ -120,6 +120,7 @@ def test_counters_for_people() -> None:
         "deliveries_returned": 1,
         "generation_busy_seconds": 1,
         "engine_faults": 1,
+        "engine_restarts": 0,
         "uploads_bytes": 1,
         "webhooks": 1,
         "pauses": 1,
