@@ -159,8 +159,7 @@ async def composed(
         budget=budget,
         rules=_rules(settings),
     )
-    probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
-    watch = Watch(dependencies, status, gate, metrics, probes)
+    watch = _watch(tools, storage, queue, status)
     service = await _engine_service(settings, tools, process, status, watch)
     view = View(status, live, metrics, identity, service.described, lambda: _extras(tools))
     http_app = create_app(view, settings.http)
@@ -182,6 +181,11 @@ async def composed(
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
     )
+
+
+def _watch(tools: Tools, storage: Storages, queue: Queue, status: Status) -> Watch:
+    probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
+    return Watch(tools.dependencies, status, tools.gate, tools.bench.metrics, probes)
 
 
 def _all_at_once(process: Process, stop: Callable[[], None]) -> None:
