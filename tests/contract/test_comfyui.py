@@ -7,7 +7,6 @@ import base64
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -243,7 +242,7 @@ async def test_the_architecture_is_read_from_the_file_or_from_what_it_says(folde
             target = tmp_path / "models" / "checkpoints" / CHECKPOINT
             target.unlink()
             b.sim.folders.add("checkpoints", CHECKPOINT)
-            with pytest.raises(InvalidJob, match="architecture of .* could not be read"):
+            with pytest.raises(InvalidJob, match=r"architecture of .* could not be read"):
                 await b.admit()
         else:
             work = await b.admit({**small(), "checkpoint": SECOND})

@@ -41,6 +41,7 @@ class Track:
     started: bool = False
     running: bool = False
     over: bool = False
+    succeeded: bool = False
     began_s: float | None = None
     """When it began by the server's clock, in seconds."""
     heard: int = 0
@@ -101,6 +102,8 @@ class Track:
                 self.running = True
                 self.executed[str(data.get("node"))] = data["output"]
                 return True
+            case "execution_success":
+                self.succeeded = True
             case "progress":
                 self.running = True
                 self._progress(data)

@@ -22,7 +22,7 @@ def relisted(known: Inventory, folders: Mapping[str, tuple[str, ...]]) -> Invent
 
 
 def _without(node: NodeClass, gone: Mapping[str, frozenset[str]]) -> NodeClass:
-    changed = {name: _pruned(i, gone[i.folder]) for name, i in node.inputs.items() if i.folder in gone}
+    changed = {name: _pruned(i, gone[i.folder]) for name, i in node.inputs.items() if i.folder and i.folder in gone}
     return replace(node, inputs={**node.inputs, **changed}) if changed else node
 
 

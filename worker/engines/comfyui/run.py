@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from worker.engines.comfyui.reading import Reading
 from worker.engines.comfyui.socket import opened
 from worker.engines.comfyui.ways import Prompt
 from worker.engines.watchdog import Experience, Kind, Watchdog
-from worker.errors import JobRefused, WorkerError
+from worker.errors import EngineFault, EngineStalled, JobRefused, WorkerError
 from worker.settings.groups import EngineSettings
 from worker.tasks import cancel_all, to_the_end
 
@@ -92,7 +93,7 @@ class Run:
             )
         done_at = loop.time()
         watchdog.ended(done_at)
-        if (error := ended(entry)) is not None:
+        if (error := ended(entry)) is not None and not self._sent_all(entry, track, deaf):
             raise error
         parts, missing = await reading.all(results(entry, track, prompt.own))
         first = watchdog.first_step
@@ -105,6 +106,10 @@ class Run:
             load_s=first - watchdog.submitted if first is not None else 0.0,
             generate_s=done_at - (first if first is not None else watchdog.submitted),
         )
+
+    def _sent_all(self, entry: Mapping[str, Any], track: Track, deaf: bool) -> bool:
+        """Whether an entry without any status belongs to a success: all came by the socket, and so did that word."""
+        return entry.get("status") is None and track.succeeded and bool(track.frames) and not deaf
 
     async def _entry(
         self, prompt: Prompt, track: Track, following: Following, inventory: Inventory, client_id: str
@@ -122,6 +127,11 @@ class Run:
         except JobRefused:
             over = True
             raise
+        except EngineFault as error:
+            over = True
+            with contextlib.suppress(EngineStalled):
+                await to_the_end(self._stop(post, track))
+            raise error
         finally:
             if not over:
                 await to_the_end(self._stop(post, track))
