@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.engines.child import ports, processes
-from worker.engines.child.ports import Listener, Place, misplaced, parse_address, parse_listeners, place_of
+from worker.engines.child.ports import Listener, Misplaced, Place, misplaced, parse_address, parse_listeners, place_of
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -92,7 +92,7 @@ def test_a_server_beside_its_place_is_misplaced() -> None:
     """Its port is another's, or nobody's while it took a neighbour as gradio does."""
     other = misplaced(HERE, [at("::1", 7860, 9), at("::1", 7861, 1)], {1})
     assert other is not None
-    assert (other.port, other.inodes, other.elsewhere) == (7860, {9}, (7861,))
+    assert other == Misplaced(7860, frozenset({9}), (7861,))
     moved = misplaced(HERE, [at("::1", 7861, 1)], {1})
     assert str(moved) == "nothing listens on port 7860; the server listens on 7861"
 
