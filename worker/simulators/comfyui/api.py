@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,6 +39,14 @@ def document(body: Any, status: int = 200) -> Response:
 def empty(status: int = 200) -> Response:
     """An answer without a body."""
     return Response(status_code=status)
+
+
+def absent(request: Request, allowed: Iterable[str] = ()) -> Response:
+    """What a path without a route answers: the server looks for a file of its web page there."""
+    if request.method == "GET":
+        return Response(status_code=404, headers={"content-type": "application/octet-stream"})
+    allow = ",".join(sorted({"GET", "HEAD", *allowed}))
+    return PlainTextResponse("405: Method Not Allowed", 405, headers={"allow": allow})
 
 
 class Api:
@@ -99,10 +107,7 @@ class Api:
             if method == request.method:
                 request.scope["path_params"] = match.groupdict()
                 return await route(request)
-        if request.method == "GET":
-            return Response(status_code=404, headers={"content-type": "application/octet-stream"})
-        allowed = ",".join(sorted({"GET", "HEAD"} | {method for method, _, _ in found}))
-        return PlainTextResponse("405: Method Not Allowed", 405, headers={"allow": allowed})
+        return absent(request, {method for method, _, _ in found})
 
     def _matching(self, path: str) -> list[tuple[str, Route, re.Match[str]]]:
         matches = [(method, route, pattern.match(path)) for method, pattern, route in self._routes]

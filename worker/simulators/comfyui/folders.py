@@ -111,6 +111,11 @@ class Folders:
         name, kind = split_annotation(name)
         return self.base / (kind or default) / name
 
+    def escapes(self, name: str) -> bool:
+        """Whether the file that a name of a graph stands for really lies outside its folder."""
+        _, kind = split_annotation(name)
+        return self.base / (kind or "input") not in self.annotated(name).resolve().parents
+
     def wipe_temp(self) -> None:
         """As at each start."""
         shutil.rmtree(self.base / "temp", ignore_errors=True)

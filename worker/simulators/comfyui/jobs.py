@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.simulators.comfyui.api import Api, document
+from worker.simulators.comfyui.api import Api, absent, document
 from worker.simulators.comfyui.machine import Machine
 
 _ENDS = {
@@ -17,16 +17,13 @@ _ENDS = {
 }
 
 
-_NOT_THERE = Response(status_code=404, headers={"content-type": "application/octet-stream"})
-
-
 def add_jobs(api: Api) -> None:
     """All routes below `/api/jobs`; versions that lack them answer 404."""
     machine = api.machine
 
     async def every(request: Request) -> Response:
         if not machine.knobs.newest:
-            return _NOT_THERE
+            return absent(request)
         records = _records(machine)
         wanted = request.query_params.get("status")
         if wanted:
@@ -40,7 +37,9 @@ def add_jobs(api: Api) -> None:
 
     async def one(request: Request) -> Response:
         job_id = request.path_params["job_id"]
-        found = next((r for r in _records(machine) if r["id"] == job_id), None) if machine.knobs.newest else None
+        if not machine.knobs.newest:
+            return absent(request)
+        found = next((r for r in _records(machine) if r["id"] == job_id), None)
         if found is None:
             return document({"error": "Job not found"}, 404)
         entry = machine.queue.history.get(job_id)
@@ -56,12 +55,12 @@ def _add_cancel(api: Api) -> None:
 
     async def cancel(request: Request) -> Response:
         if not machine.knobs.newest:
-            return _NOT_THERE
+            return absent(request)
         return document({"cancelled": _cancelled(machine, request.path_params["job_id"])})
 
     async def cancel_many(request: Request) -> Response:
         if not machine.knobs.newest:
-            return _NOT_THERE
+            return absent(request)
         try:
             body = await api.json(request)
         except ValueError:

@@ -130,7 +130,7 @@ def _interrupt(machine: Machine, body: dict[str, Any]) -> None:
 def _number(machine: Machine, body: dict[str, Any]) -> float:
     if "number" in body:
         return float(body["number"])
-    number = -machine.number if body.get("front") else machine.number
+    number = -machine.number if "prompt" in body and body.get("front") else machine.number
     machine.number += 1
     return number
 

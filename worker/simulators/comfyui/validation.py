@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +46,7 @@ class Validation:
         self._folders = folders
         self._newest = newest
         self._validated: dict[str, Checked] = {}
+        self._visiting: list[str] = []
 
     def verdict(self, targets: Collection[str] | None) -> Verdict:
         """The judgement. Raises whatever the server stumbles over, which it answers with a 500."""
@@ -119,6 +119,28 @@ class Validation:
     def _node(self, node_id: str) -> Checked:
         if node_id in self._validated:
             return self._validated[node_id]
+        if self._newest and node_id in self._visiting:
+            return self._cycle(node_id)
+        self._visiting.append(node_id)
+        try:
+            checked = self._inputs(node_id)
+        finally:
+            self._visiting.pop()
+        self._validated.setdefault(node_id, checked)
+        if not self._newest:
+            self._validated[node_id] = checked
+        return self._validated[node_id]
+
+    def _cycle(self, node_id: str) -> Checked:
+        path = [*self._visiting[self._visiting.index(node_id) :], node_id]
+        details = " -> ".join(f"{n} ({self._graph[n]['class_type']})" for n in path)
+        for member in path[:-1]:
+            extra = {"node_id": member, "cycle_nodes": path[:-1]}
+            problem = _error("dependency_cycle", "Dependency cycle detected", details, extra)
+            self._validated[member] = (False, [problem])
+        return self._validated[node_id]
+
+    def _inputs(self, node_id: str) -> Checked:
         spec, inputs = self._spec(node_id), self._graph[node_id]["inputs"]
         problems: list[Problem] = []
         sound = True
@@ -135,8 +157,7 @@ class Validation:
             elif problem := self._value(spec, wanted, name, inputs):
                 problems.append(problem)
         problems += self._file(spec, inputs)
-        self._validated[node_id] = (sound and not problems, problems)
-        return self._validated[node_id]
+        return sound and not problems, problems
 
     def _link(self, spec: NodeSpec, wanted: InputSpec, name: str, value: list[Any]) -> tuple[Problem | None, bool]:
         """The problem with the link itself, and whether what it leads to is valid."""
@@ -196,15 +217,11 @@ class Validation:
         if spec.name not in READS_FILE or image is None or isinstance(image, list):
             return []
         path = self._folders.annotated(image)
-        if path.exists() and not (self._newest and _escapes(str(path), str(self._folders.base))):
+        if path.exists() and not (self._newest and self._folders.escapes(image)):
             return []
         details = f"image - Invalid image file: {image}"
         extra = {"input_name": "image"}
         return [_error("custom_validation_failed", "Custom validation failed for node", details, extra)]
-
-
-def _escapes(path: str, base: str) -> bool:
-    return not os.path.realpath(path).startswith(base + os.sep)
 
 
 def _fits(received: str, wanted: str | list[str]) -> bool:

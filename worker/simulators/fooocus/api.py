@@ -54,10 +54,7 @@ def application(parts: Parts, own: list[Route]) -> Starlette:
     series = parts.machine.series
     requests = requests_of(series)
     gets = _gets(parts)
-    described = {
-        path: ["job_id", "delete"] if path.endswith("job-history") and series == "0.5" else [] for path in gets
-    }
-    document = openapi(requests, described)
+    document = openapi(series, tuple(gets))
 
     async def description(_: Request) -> Response:
         return JSONResponse(document)

@@ -93,7 +93,7 @@ class Knobs(Turnable):
     queue_history: int = 0
     """Finished jobs that are kept, with their files; 0: all."""
     persistent: bool = False
-    """The history is kept in a database too: then a failed job kills the thread that generates."""
+    """The history is kept in a database too: then a job that fails before its sampling kills the generating thread."""
     printing: bool = True
     """Whether anything is logged."""
     memory_pixels: int = 1 << 27

@@ -110,12 +110,12 @@ class Machine:
                 await self._process(self.queue[0])
         except _Died as error:
             self.dead = True
-            self.journal.raw(_DIED.format(kind="TypeError", text=error))
+            self.journal.raw(_DIED.format(kind="IndexError", text=error))
 
     async def _process(self, job: Job) -> None:
         fault = job.fault = self.knobs.at_work(job.body.prompt)
         if fault is not None and fault.kind == "dead_worker":
-            raise _Died("sequence item 0: expected str instance, NoneType found")
+            raise _Died("list index out of range")
         if self.series == "0.5" and job.body.meta_scheme not in ("fooocus", "a1111"):
             raise _Died(f"'{job.body.meta_scheme}' is not a valid MetadataScheme")
         await self._take(job)
@@ -165,7 +165,7 @@ class Machine:
         self._progress(job, 5, "Encoding positive #1 ...")
         self._progress(job, 6, "Encoding negative #1 ...")
         if self.broken is not None:
-            raise _Failed(self.broken)
+            raise _Failed(self.broken, sampling=False)
         if made.image is not None:
             self._progress(job, 13, "VAE encoding ...")
         self._progress(job, 13, "Moving model to GPU ...", printed=False)
@@ -294,15 +294,18 @@ class Machine:
         return []
 
     def _finish(self, job: Job) -> None:
-        """To the history. With the database a failed job ends the thread, as it has no URL to join."""
+        """To the history. With the database a job that failed before its sampling ends the thread.
+
+        The reason of its end is taken from its first result, of which it has none.
+        """
         job.finished, job.finish_ms = True, now_ms()
         if job.body.webhook_url:
             self.webhooks.append(job.body.webhook_url)
-        if self.knobs.persistent and (job.failed or not job.pictures):
-            raise _Died("sequence item 0: expected str instance, NoneType found")
         if job in self.queue:
             self.queue.remove(job)
         self.history.append(job)
+        if self.knobs.persistent and not job.pictures:
+            raise _Died("list index out of range")
         self.journal.info(f"[Task Queue] Finish task, job_id={job.id}")
         if 0 < self.knobs.queue_history < len(self.history):
             self.delete(self.history.pop(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -181,6 +182,7 @@ _ADVANCED: dict[str, Any] = {
 }
 
 
+@cache
 def requests_of(series: str) -> dict[str, type[CommonRequest]]:
     """The body of each generating route that takes JSON."""
     advanced = create_model("AdvancedParams", __base__=AdvancedParams, **_ADVANCED[series])
@@ -205,14 +207,14 @@ def requests_of(series: str) -> dict[str, type[CommonRequest]]:
     return found
 
 
-def openapi(requests: dict[str, type[CommonRequest]], others: dict[str, list[str]]) -> dict[str, Any]:
-    """The description as FastAPI gives it: no version of the server, but every field. ``others``: GET routes."""
+@cache
+def openapi(series: str, gets: tuple[str, ...]) -> dict[str, Any]:
+    """The description as FastAPI gives it: no version of the server, but every field."""
+    requests = requests_of(series)
     models = list(dict.fromkeys(requests.values()))
     _, schemas = models_json_schema([(m, "validation") for m in models], ref_template="#/components/schemas/{model}")
-    paths: dict[str, Any] = {
-        path: {"get": {"parameters": [{"name": name, "in": "query"} for name in parameters]}}
-        for path, parameters in others.items()
-    }
+    deletes = [{"name": "job_id", "in": "query"}, {"name": "delete", "in": "query"}] if series == "0.5" else []
+    paths: dict[str, Any] = {p: {"get": {"parameters": deletes if p.endswith("history") else []}} for p in gets}
     for path, model in requests.items():
         schema = {"$ref": f"#/components/schemas/{model.__name__}"}
         paths[path] = {"post": {"requestBody": {"content": {"application/json": {"schema": schema}}}}}

@@ -40,9 +40,9 @@ _RESAMPLING = {
 
 def _opened(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise NodeFailed("FileNotFoundError", f"[Errno 2] No such file or directory: '{path}'") from error
     except UnidentifiedImageError as error:
