@@ -88,15 +88,17 @@ class Run:
         self._experience = Experience()
         self._stop_left = False
         self._works = False
+        self._born = 0
 
     def forget(self) -> None:
         """Another process: no stop is left in it, and its models are yet to be loaded."""
         self._stop_left = self._works = False
+        self._born = self._log.mark()
 
     async def wait_for_idle(self, server: Server) -> None:
         """Stop what another left, one job after the other, until none waits. Raises `EngineStalled`."""
         loop = asyncio.get_running_loop()
-        begun, mark, since = loop.time(), self._log.mark(), loop.time()
+        begun = since = loop.time()
         last: object = None
         stopped = -self._pace.stop_s
         while (await server.queue()).waiting:
@@ -105,7 +107,8 @@ class Run:
             reading = reading_of(await server.query(head), 1, None) if head is not None else None
             if (seen := (head, reading.signature if reading is not None else None)) != last:
                 last, since = seen, now
-            self._check_alive(reading, now - since, mark)
+            if (dead := self._dead(reading, now - since)) is not None:
+                raise EngineStalled(dead)
             if now - begun > self._settings.load_timeout.total_seconds():
                 raise EngineStalled("other jobs go on in spite of stops")
             if reading is not None and reading.begun and now - stopped >= self._pace.stop_s:
@@ -208,7 +211,9 @@ class Run:
                 break
             if now - first_in_line > self._pace.dead_s and await server.head() != job:
                 first_in_line = now
-            self._check_alive(reading, now - first_in_line, submission.mark)
+            if (dead := self._dead(reading, now - first_in_line)) is not None:
+                submission.over = True
+                raise EngineStalled(dead)
             watchdog.see(reading, now)
             if reading is not None:
                 on_progress(reading.report)
@@ -237,17 +242,18 @@ class Run:
                 raise EngineCrashed("the server no longer knows the job: it was started anew")
             return document
 
-    def _check_alive(self, reading: Reading | None, waited_s: float, mark: int) -> None:
-        """Raises `EngineStalled` when jobs wait while nobody works on the first of them.
+    def _dead(self, reading: Reading | None, waited_s: float) -> str | None:
+        """Why nobody works on the first job that waits, in words; None while somebody may.
 
         While the server starts that is normal: it loads its default model before it takes a job.
         """
-        if has_died(self._log.since(mark)):
-            raise EngineStalled("the server's generating thread has died")
+        if has_died(self._log.since(self._born)):
+            return "the server's generating thread has died"
         if reading is not None and reading.begun:
             self._works = True
         elif self._works and waited_s > self._pace.dead_s:
-            raise EngineStalled(f"nothing has worked on the next job for {waited_s:.0f} s: the thread must be dead")
+            return f"nothing has worked on the next job for {waited_s:.0f} s: the generating thread must be dead"
+        return None
 
     async def _told(self, mark: int) -> tuple[str, ...]:
         """The server's log since the mark, once it tells how the job ended: its lines may come after the answer."""

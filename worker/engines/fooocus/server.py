@@ -56,7 +56,7 @@ class Server:
         return await self._client.get(MODELS)
 
     async def queue(self) -> Queue:
-        document = checked(await self._client.get("/v1/generation/job-queue")).json
+        document = _sound(await self._client.get("/v1/generation/job-queue")).json
         if not isinstance(document, dict):
             raise EngineCrashed("the server's queue is no document")
         waiting, finished, last = (document.get(k) for k in ("running_size", "finished_size", "last_job_id"))
@@ -68,7 +68,7 @@ class Server:
 
     async def head(self) -> str | None:
         """The job that runs, or is the next to; None where nothing waits."""
-        document = checked(await self._client.get(HISTORY)).json
+        document = _sound(await self._client.get(HISTORY)).json
         queue = document.get("queue") if isinstance(document, dict) else None
         first = queue[0] if isinstance(queue, list) and queue else None
         job = first.get("job_id") if isinstance(first, dict) else None
@@ -83,14 +83,14 @@ class Server:
         document = answer.json
         if answer.status == 404 and isinstance(document, dict) and document.get("job_type") == "Not Found":
             return None
-        return checked(answer).json
+        return _sound(answer).json
 
     async def stop(self) -> None:
         """Interrupt what runs at its next step; where nothing runs, the next job is hit at its first."""
-        checked(await self._client.post("/v1/generation/stop"))
+        _sound(await self._client.post("/v1/generation/stop"))
 
     async def clean(self, timeout: timedelta) -> None:
-        checked(await self._client.get(CLEAN, timeout=timeout))
+        _sound(await self._client.get(CLEAN, timeout=timeout))
 
     async def picture(self, url: str) -> bytes:
         """The saved file itself. Only the path of its URL counts, since the host in it may be anything."""
@@ -109,6 +109,13 @@ class Server:
         """
         await self._client.get(f"{HISTORY}?job_id={quote(job, safe='')}&delete=true")
         return await self.query(job) is None
+
+
+def _sound(answer: Answer) -> Answer:
+    """The answer of a route that asks nothing of the GPU: a 500 there is as good as none."""
+    if answer.status >= 500:
+        raise EngineCrashed(f"the server answered {answer.status}")
+    return checked(answer)
 
 
 def file_of(url: str) -> str | None:
