@@ -88,7 +88,7 @@ def listeners() -> list[Listener] | None:
 
 def parse_listeners(text: str) -> list[Listener]:
     """The listening ones of `/proc/net/tcp` or `tcp6`, whose addresses are words in the machine's byte order."""
-    rows = (line.split() for line in text.splitlines()[1:])
+    rows = (line.split() for line in text.splitlines()[1:] if f" {LISTENING} " in line)
     found = []
     for row in rows:
         if len(row) > 9 and row[3] == LISTENING:
