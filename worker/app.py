@@ -128,11 +128,11 @@ async def composed(
     on_listening: Callable[[int], None],
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
+    log.identify(worker=parts.node.identity.id, machine=parts.node.identity.machine)
     engine, process, queue, storage = parts.engine, parts.process, parts.queue, parts.storage
     if engine is None or process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
     identity = parts.node.identity
-    log.identify(worker=identity.id, machine=identity.machine)
     status, live, pace = Status(), Live(), Pace()
     drain, gate, dependencies, budget = Drain(live, pace), Gate(engine), Dependencies(), _budget(settings)
     metrics = _metrics(status, live, budget, parts.clock)
@@ -162,7 +162,6 @@ async def composed(
     watch = _watch(tools, storage, queue, status)
     service = await _engine_service(settings, tools, process, status, watch)
     view = View(status, live, metrics, identity, service.described, lambda: _extras(tools))
-    http_app = create_app(view, settings.http)
     services = {
         "engine": service.run,
         "watch": watch.run,
@@ -177,10 +176,16 @@ async def composed(
         drain,
         Intake(tools, status, window=settings.queue.window, rng=random.Random()),
         services,
-        lambda: serve(http_app, settings.http.host, settings.http.port, on_listening=on_listening),
+        lambda: _served(view, settings, on_listening),
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
     )
+
+
+async def _served(view: View, settings: Settings, on_listening: Callable[[int], None]) -> None:
+    """A service: probes, status and metrics."""
+    http = settings.http
+    await serve(create_app(view, http), http.host, http.port, on_listening=on_listening)
 
 
 def _watch(tools: Tools, storage: Storages, queue: Queue, status: Status) -> Watch:
