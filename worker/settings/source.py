@@ -42,8 +42,11 @@ def surroundings(keep: Collection[str] = ()) -> dict[str, str]:
 
 
 def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
-    """What the image server's process gets: nothing of ours, and no secret, but what the operator names in ``keep``."""
-    return {
+    """What the image server's process gets: nothing of ours, and no secret, but what the operator names in ``keep``.
+
+    Python's output is unbuffered, or a crash would take the last of what it printed with it.
+    """
+    return {"PYTHONUNBUFFERED": "1"} | {
         name: value
         for name, value in surroundings(keep).items()
         if name in keep or not (name in SECRETS or name.startswith(SECRET_PREFIXES))

@@ -240,6 +240,7 @@ def test_the_servers_process_gets_no_secret_but_what_it_may_keep(monkeypatch: py
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert given.items() & server_environment().items() == {("PORT", "7860")}
+    assert server_environment()["PYTHONUNBUFFERED"] == "1"
     settings = load_settings({"WORKER_ENGINE_ENV": "HF_TOKEN, WORKER_API_KEY"})
     kept = server_environment(settings.engine.env)
     assert given.items() & kept.items() == {("PORT", "7860"), ("HF_TOKEN", "d"), ("WORKER_API_KEY", "a")}
