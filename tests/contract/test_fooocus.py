@@ -250,7 +250,7 @@ async def test_images_by_url_come_from_the_files_provided(version: str) -> None:
 async def test_0_5_enhances() -> None:
     """An endpoint that only the current series has; only the server knows how many pictures come."""
     async with bench(NEW) as b:
-        fields = {"enhance_input_image": image(picture(64, 64)), "enhance_ctrlnets": []}
+        fields: dict[str, Any] = {"enhance_input_image": image(picture(64, 64)), "enhance_ctrlnets": []}
         output = await b.make({**small(**fields), "endpoint": "image-enhance"})
         assert len(output.images) == 1
     async with bench(OLD) as b:

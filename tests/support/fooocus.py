@@ -16,9 +16,12 @@ from tests.support.engines import job_of, settings_for
 from tests.support.pictures import encoded
 from worker.engines.base import Files, NoLog, Output, ProgressReport, ServerLog, Work
 from worker.engines.fooocus.engine import FooocusEngine
+from worker.engines.fooocus.inventory import Inventory, inventory_of
 from worker.engines.fooocus.run import Pace
 from worker.job import Limits
-from worker.simulators.fooocus import Fooocus, Knobs, running
+from worker.simulators.fooocus import DEFAULT_LORAS, DEFAULT_MODELS, VERSIONS, Fooocus, Knobs, running
+from worker.simulators.fooocus.catalogue import STYLES
+from worker.simulators.fooocus.schema import openapi
 
 ALL = ("0.4.1.1", "0.5")
 OLD, NEW = ALL
@@ -39,6 +42,16 @@ def small(prompt: str = "a cat", *, steps: int = 3, **fields: Any) -> dict[str, 
 def image(shown: Image.Image) -> str:
     """A picture as base64, as jobs hold it."""
     return pybase64.b64encode(encoded(shown)).decode("ascii")
+
+
+def offered(version: str, models: Sequence[str] = DEFAULT_MODELS, loras: Sequence[str] = DEFAULT_LORAS) -> Inventory:
+    """What the simulated server of a version offers, read as the driver reads it, without any server."""
+    series = VERSIONS[version]
+    gets = ("/v1/generation/job-history", "/v1/engines/clean_vram") if series == "0.5" else ()
+    listed = {"model_filenames": list(models), "lora_filenames": list(loras)}
+    found = inventory_of(openapi(series, gets), listed, list(STYLES))
+    assert found is not None
+    return found
 
 
 @dataclass

@@ -126,8 +126,18 @@ def key(job: Job, model: str, seed: int, size: Size, strength: float) -> str:
 
 
 def drawn(job: Job, model: str, seed: int, made: Plan) -> Image.Image:
-    """The picture."""
-    return pictures.draw(key(job, model, seed, made.size, made.strength), *made.size, made.image, made.strength)
+    """The picture; what a mask does not select stays as it was, where nothing was painted on."""
+    picture = pictures.draw(key(job, model, seed, made.size, made.strength), *made.size, made.image, made.strength)
+    mask = job.images.get("input_mask")
+    if job.endpoint != "image-inpaint-outpaint" or mask is None or made.image is None:
+        return picture
+    if made.image.size != picture.size or not _selects(mask, job.body.advanced_params.invert_mask_checkbox):
+        return picture
+    white = mask.convert("L").resize(picture.size).point(lambda level: 255 * (level > 127))
+    kept, painted = made.image.convert("RGB"), picture
+    if job.body.advanced_params.invert_mask_checkbox:
+        kept, painted = painted, kept
+    return Image.composite(painted, kept, white)
 
 
 def metadata(job: Job, series: str, model: str, seed: int, size: Size) -> dict[str, Any]:
