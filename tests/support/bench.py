@@ -15,24 +15,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import httpx
 import pytest
 
-from tests.support.engines import QUICK
 from tests.support.receiver import Receiver
+from tests.support.served import S, Server, served
 from tests.support.waiting import wait_until
 from worker import http, intake, log, recovery, settlement, watch
 from worker.app import Opened, composed, opened
+from worker.engines.base import ServerLog
 from worker.engines.child import Foreign
-from worker.engines.sdapi.engine import SdapiEngine
 from worker.errors import WorkerError
 from worker.queues.base import Delivery, JobState
 from worker.queues.sqlite import SqliteQueue
 from worker.retry import Policy
 from worker.settings import Settings, load_settings
-from worker.simulators import Knobs, Simulator, running
 from worker.storage import Storages
 from worker.storage.base import Storage
 from worker.storage.presigned import PresignedStorage
@@ -87,10 +86,10 @@ def params(prompt: str = "a cat", **fields: Any) -> dict[str, Any]:
 
 
 @dataclass
-class RunningWorker:
+class RunningWorker(Generic[S]):
     """A worker at work and its surroundings."""
 
-    sim: Simulator
+    sim: S
     receiver: Receiver
     settings: Settings
     parts: Opened
@@ -186,7 +185,7 @@ def ends(state: JobState) -> list[tuple[str | None, bool]]:
     return [(attempt.code, attempt.charged) for attempt in state.attempts]
 
 
-def environment(root: Path, sim: Simulator, receiver: Receiver, changes: Mapping[str, str]) -> dict[str, str]:
+def environment(root: Path, sim: Server, receiver: Receiver, changes: Mapping[str, str]) -> dict[str, str]:
     """What the worker is configured by."""
     return {
         "WORKER_ENGINE_URL": sim.url,
@@ -206,29 +205,34 @@ def environment(root: Path, sim: Simulator, receiver: Receiver, changes: Mapping
 async def running_worker(
     root: Path,
     dialect: str = "sdnext",
-    knobs: Knobs | None = None,
+    knobs: Any = None,
     *,
     storage: Storage | None = None,
     queue: SqliteQueue | None = None,
     auth: str | None = None,
+    server: Mapping[str, Any] | None = None,
+    server_log: ServerLog | None = None,
     ready: bool = True,
     changed: Callable[[pytest.MonkeyPatch], None] = lambda patch: None,
     **variables: str,
-) -> AsyncIterator[RunningWorker]:
+) -> AsyncIterator[RunningWorker[Any]]:
     """A worker that is READY, if asked to; ``storage`` and ``queue`` stand in for those of the settings.
 
-    ``auth`` is "user:password" that the image server asks for; ``changed`` may patch more before anything is opened.
+    ``dialect`` is one of the sdapi family, "comfyui", "fooocus" or "fooocus-0.4.1.1", with that simulator's ``knobs``.
+    ``auth`` is "user:password" that an sdapi server asks for; ``server`` are further arguments of the simulator;
+    ``server_log`` takes the place of what a Fooocus-API prints; ``changed`` may patch before anything is opened.
     """
     async with AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         hurry(patch)
         patch.setattr(log, "_identity", {})
         changed(patch)
-        sim = await stack.enter_async_context(running(dialect, knobs, auth=auth))
+        options = {**({"auth": auth} if auth is not None else {}), **(server or {})}
+        machine = await stack.enter_async_context(served(dialect, knobs, log=server_log, **options))
         receiver = await stack.enter_async_context(Receiver(secret=SECRET))
-        settings = load_settings(environment(root, sim, receiver, variables))
+        settings = load_settings(environment(root, machine.sim, receiver, variables))
         parts = await stack.enter_async_context(opened(settings, {"queue", "storage"}))
-        engine = SdapiEngine(settings.engine, settings.limits, QUICK)
+        engine = machine.engine(settings)
         stack.push_async_callback(engine.aclose)
         parts = dataclasses.replace(parts, engine=engine, process=Foreign(settings.engine.address))
         if storage is not None:
@@ -242,7 +246,7 @@ async def running_worker(
         process = asyncio.create_task(supervisor.run(), name="worker")
         stack.push_async_callback(_stopped, supervisor, process)
         client = await stack.enter_async_context(http.client(loopback=True, base_url=f"http://[::1]:{await listening}"))
-        worker = RunningWorker(sim, receiver, settings, parts, supervisor, process, client)
+        worker = RunningWorker(machine.sim, receiver, settings, parts, supervisor, process, client)
         if ready:
             await worker.ready()
         yield worker
