@@ -73,6 +73,26 @@ def text_graph(
     }
 
 
+def image_graph(name: str, *, denoise: float = 0.5, mask: str | None = None) -> Graph:
+    """Image to image, with a mask if there is one."""
+    graph = text_graph()
+    graph["3"]["inputs"] |= {"latent_image": ["5", 0], "denoise": denoise}
+    graph["10"] = node("LoadImage", image=name)
+    graph["5"] = node("VAEEncode", pixels=["10", 0], vae=["4", 2])
+    if mask:
+        graph["11"] = node("LoadImageMask", image=mask, channel="red")
+        graph["12"] = node("SetLatentNoiseMask", samples=["5", 0], mask=["11", 0])
+        graph["3"]["inputs"]["latent_image"] = ["12", 0]
+    return graph
+
+
+def png(colour: tuple[int, ...] = (200, 30, 30), size: tuple[int, int] = (64, 48)) -> bytes:
+    """A picture of one colour; four numbers make it transparent."""
+    out = io.BytesIO()
+    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(out, "PNG")
+    return out.getvalue()
+
+
 @dataclass
 class Ear:
     """A websocket whose messages are kept as they come."""
@@ -179,6 +199,13 @@ class Comfy:
             finally:
                 await connection.close()
                 await task
+
+
+async def upload(
+    c: Comfy, data: bytes, name: str = "in.png", path: str = "/upload/image", **fields: str
+) -> httpx.Response:
+    """Send a file as the web page does."""
+    return await c.client.post(path, files={"image": (name, data, "image/png")}, data=fields)
 
 
 def images_of(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class Job:
     seeds: list[int]
     subseeds: list[int]
     vae: str | None = None
+    clip_skip: int = 1
     loras: list[str] = field(default_factory=list)
     inputs: Inputs | None = None
     first: int = 0
@@ -51,6 +52,20 @@ class Job:
     def negative(self) -> str:
         """The negative prompt as sent."""
         return self.request["negative_prompt"] or ""
+
+    @property
+    def refiner(self) -> str | None:
+        """The checkpoint that takes over at a step."""
+        name = self.request.get("refiner_checkpoint")
+        return str(name) if name and name != "None" else None
+
+    @property
+    def key(self) -> str:
+        """All that the pictures are made from, but their seeds and input images."""
+        request = self.request
+        told = [request["steps"], request["cfg_scale"], self.sampler, self.scheduler, request.get("schedulers_sigma")]
+        told += [self.clip_skip, self.vae, self.refiner, request.get("refiner_switch_at") if self.refiner else None]
+        return "|".join(map(str, [self.prompt, self.negative, self.model.sha256, ",".join(self.loras), *told]))
 
 
 def lora_names(prompt: str) -> list[str]:
@@ -95,7 +110,7 @@ def info_document(dialect: Dialect, job: Job, count: int) -> str:
         "infotexts": texts[:1] * job.first + texts,
         "styles": request["styles"] or [],
         "job_timestamp": stamp(),
-        "clip_skip": request.get("clip_skip") or 1,
+        "clip_skip": job.clip_skip,
     }
     if not dialect.current:
         document["is_using_inpainting_conditioning"] = False
@@ -133,7 +148,10 @@ def _a1111_pairs(dialect: Dialect, job: Job, n: int) -> dict[str, Any]:
         "Model": job.model.stem,
         "VAE": job.vae,
         "Denoising strength": request["denoising_strength"] if job.inputs or request.get("enable_hr") else None,
+        "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
         "Lora hashes": ", ".join(f"{name}: {len(name):012x}" for name in job.loras) or None,
+        "Refiner": job.refiner,
+        "Refiner switch at": request.get("refiner_switch_at") if job.refiner else None,
         "Version": dialect.version,
     }
 

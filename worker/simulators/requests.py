@@ -68,8 +68,6 @@ def job_from(
     width, height = _size(machine, request)
     known = {m.stem for m in machine.disk.of_kind("lora")}
     known |= {name.replace(".", "_") for name in known} if machine.dialect.current else set()
-    vae = machine.options["sd_vae"]
-    vaes = {m.name.rpartition("/")[2] for m in machine.disk.of_kind("vae")}
     return Job(
         request=request,
         endpoint=endpoint,
@@ -81,10 +79,24 @@ def job_from(
         height=height,
         seeds=_seeds(machine, request, "seed"),
         subseeds=_seeds(machine, request, "subseed"),
-        vae=vae if vae in vaes else None,
+        vae=_vae(machine),
+        clip_skip=_clip_skip(machine, request),
         loras=[name for name in lora_names(request["prompt"] or "") if name in known],
         inputs=inputs,
     )
+
+
+def _vae(machine: Machine) -> str | None:
+    """The separate VAE, if there is one: Forge knows it by its path, as one of its modules."""
+    named = [str(machine.options["sd_vae"]), *machine.options.get("forge_additional_modules", ())]
+    vaes = {m.name.rpartition("/")[2] for m in machine.disk.of_kind("vae")}
+    return next((base for name in named if (base := name.rpartition("/")[2]) in vaes), None)
+
+
+def _clip_skip(machine: Machine, request: dict[str, Any]) -> int:
+    """A setting, but on SD.Next a field of the request."""
+    asked = request.get("clip_skip") if machine.dialect.sdnext else machine.options["CLIP_stop_at_last_layers"]
+    return int(asked or 1)
 
 
 def _stumble(machine: Machine, request: dict[str, Any]) -> None:

@@ -15,12 +15,12 @@ from worker.simulators.machine import Machine
 
 
 def drawn(job: Job) -> list[Image.Image]:
-    """All pictures of a job, the same for the same prompt, seed, model and LoRAs."""
+    """All pictures of a job, the same for the same request and models."""
     return [_drawn(job, n) for n in range(len(job.seeds))]
 
 
 def _drawn(job: Job, n: int) -> Image.Image:
-    key = f"{job.prompt}|{job.negative}|{job.seeds[n]}|{job.model.sha256}|{','.join(job.loras)}"
+    key = f"{job.key}|{job.seeds[n]}"
     if job.request["subseed_strength"]:
         key += f"|{job.subseeds[n]}"
     if job.inputs is None:

@@ -16,15 +16,13 @@ def is_link(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
-def hashable(value: object) -> Hashable:
-    """A value as part of a key; what cannot be compared is like nothing else."""
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
+def hashable(value: Any) -> Hashable:
+    """A JSON value as part of a key."""
     if isinstance(value, Mapping):
         return frozenset((k, hashable(v)) for k, v in value.items())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return tuple(hashable(v) for v in value)
-    return object()
+    return value
 
 
 def signature(graph: Graph, node_id: str, changed: Callable[[str], Hashable]) -> Hashable:

@@ -41,9 +41,8 @@ class Execution:
         self._letters = letters
         _, self.prompt_id, self._graph, self._extra_data, self._outputs = item
         client_id = self._extra_data.get("client_id")
-        text = repr(self._graph)
-        self._fault = machine.knobs.take(AtWork, text)
-        self.end_fault = machine.knobs.take(AtEnd, text)
+        self._fault = machine.knobs.take(AtWork, self._graph)
+        self.end_fault = machine.knobs.take(AtEnd, self._graph)
         named = self._fault or self.end_fault
         self.run = Run(self.prompt_id, client_id, time.time(), fault=named.kind if named else None)
         twice = self._fault is not None and self._fault.kind == "duplicate_events"

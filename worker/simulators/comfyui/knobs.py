@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -144,6 +145,9 @@ class Knobs(Turnable):
         self.faults.append(fault)
         return fault
 
-    def take(self, group: object, prompt: str) -> Fault | None:
-        """The first armed fault of a group that strikes this prompt; one use of it is spent."""
-        return cast("Fault | None", spent(self.faults, cast("Iterable[str]", get_args(group)), prompt))
+    def take(self, group: object, graph: object) -> Fault | None:
+        """The first armed fault of a group that strikes this graph; one use of it is spent."""
+        if not self.faults:
+            return None
+        text = json.dumps(graph, ensure_ascii=False)
+        return cast("Fault | None", spent(self.faults, cast("Iterable[str]", get_args(group)), text))

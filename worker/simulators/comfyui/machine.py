@@ -163,7 +163,7 @@ class Machine:
     async def _turn(self) -> None:
         first = await self.queue.first()
         if first is not None:
-            if self.knobs.take(AtTaking, repr(first[2])):
+            if self.knobs.take(AtTaking, first[2]):
                 raise WorkerDied
             await self._prompt()
         self._obey(self.queue.flags())

@@ -182,7 +182,7 @@ def _bad_id() -> dict[str, Any]:
 def _queued(
     machine: Machine, number: float, prompt_id: str, graph: dict[str, Any], extra: dict[str, Any], verdict: Verdict
 ) -> Response:
-    fault: Fault | None = machine.knobs.take(AtSubmit, repr(graph))
+    fault: Fault | None = machine.knobs.take(AtSubmit, graph)
     kind = fault.kind if fault else None
     machine.stats.prompts.append(prompt_id)
     machine.queue.put((number, prompt_id, graph, extra, verdict.outputs))

@@ -100,6 +100,11 @@ class PromptQueue:
         self._flags[name] = value
         self._wake.set()
 
+    @property
+    def flagged(self) -> bool:
+        """Whether a flag waits for the worker."""
+        return bool(self._flags)
+
     def flags(self) -> dict[str, Any]:
         """The flags raised since the last look."""
         raised, self._flags = self._flags, {}
