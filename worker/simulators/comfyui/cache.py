@@ -22,7 +22,8 @@ def hashable(value: Any) -> Hashable:
         return frozenset((k, hashable(v)) for k, v in value.items())
     if isinstance(value, list):
         return tuple(hashable(v) for v in value)
-    return value
+    plain: Hashable = value
+    return plain
 
 
 def signature(graph: Graph, node_id: str, changed: Callable[[str], Hashable]) -> Hashable:
