@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -17,9 +18,11 @@ from tests.support.pictures import encoded, opened, picture
 from tests.support.waiting import wait_until
 from worker.engines import open_engine
 from worker.engines.base import Files, Reach
+from worker.engines.comfyui.disk import Folders
 from worker.errors import (
     ConfigError,
     EngineCrashed,
+    EngineFault,
     GenerationRejected,
     InvalidJob,
     ModelNotFound,
@@ -28,7 +31,7 @@ from worker.errors import (
 from worker.job import Limits
 from worker.simulators import Knobs as SdapiKnobs
 from worker.simulators import running as sdapi_running
-from worker.simulators.comfyui import Knobs
+from worker.simulators.comfyui import Knobs, write_checkpoint
 
 IMAGE = encoded(picture(96, 72))
 every_version = pytest.mark.parametrize("version", ["0.3.64", "newest"])
@@ -233,20 +236,48 @@ async def test_what_a_node_refuses_is_named() -> None:
         assert b.left == []
 
 
-@pytest.mark.parametrize("folder", ["shared", "unreadable"])
-async def test_the_architecture_is_read_from_the_file_or_from_what_it_says(folder: str, tmp_path: Path) -> None:
-    """By the header on disk; where that is out of reach and the file says nothing itself, the job is refused."""
-    async with bench(base_dir=tmp_path) as b:
-        await b.make()
-        if folder == "unreadable":
-            target = tmp_path / "models" / "checkpoints" / CHECKPOINT
-            target.unlink()
-            b.sim.folders.add("checkpoints", CHECKPOINT)
-            with pytest.raises(InvalidJob, match=r"architecture of .* could not be read"):
-                await b.admit()
+async def test_a_checkpoint_that_no_job_names_is_chosen_by_its_header() -> None:
+    """The first that is complete; one that is broken, or no model at all, is passed over."""
+    async with bench(checkpoints={"z.safetensors": "sd15", SECOND: "sdxl-refiner"}) as b:
+        (b.sim.base_dir / "models" / "checkpoints" / "a.safetensors").write_bytes(b"cut off")
+        work = await b.admit({"params": {"prompt": "x"}})
+        assert work.expect.checkpoint == "z.safetensors"
+
+
+async def test_a_broken_model_file_is_this_nodes_fault() -> None:
+    """Another node may have it whole."""
+    async with bench() as b:
+        (b.sim.base_dir / "models" / "checkpoints" / "a.safetensors").write_bytes(b"cut off")
+        with pytest.raises(EngineFault, match=r"a\.safetensors"):
+            await b.admit({**small(), "checkpoint": "a.safetensors"})
+
+
+@pytest.mark.parametrize("said", ["stable-diffusion-v1", None])
+async def test_where_folders_are_out_of_reach_the_file_says_what_it_is(said: str | None) -> None:
+    """By its metadata over HTTP; where it says nothing the job is refused, and told why."""
+    header = json.dumps({"__metadata__": {"modelspec.architecture": said} if said else {"a": "b"}}).encode()
+    async with bench() as b:
+        path = b.sim.base_dir / "models" / "checkpoints" / "told.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        b.engine._folders = Folders()
+        job = {**small(), "checkpoint": "told.safetensors"}
+        if said is None:
+            with pytest.raises(InvalidJob, match=r"architecture of told\.safetensors could not be read"):
+                await b.admit(job)
         else:
-            work = await b.admit({**small(), "checkpoint": SECOND})
-            assert work.expect.checkpoint == SECOND
+            assert (await b.admit(job)).expect.checkpoint == "told.safetensors"
+
+
+async def test_a_header_is_read_again_when_its_file_has_changed() -> None:
+    """And only then."""
+    async with bench() as b:
+        path = b.sim.base_dir / "models" / "checkpoints" / CHECKPOINT
+        before = (await b.admit()).request
+        known = dict(b.engine._shelf._known)
+        assert (await b.admit()).request == before
+        assert b.engine._shelf._known == known
+        write_checkpoint(path, "sdxl")
+        assert (await b.admit({**small(), "params": {"prompt": "x"}})).expect.width == 1024
 
 
 async def test_a_graph_that_loads_another_model_is_noticed() -> None:

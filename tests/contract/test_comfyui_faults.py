@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tests.support.comfy_engine import bench, graph, plain, small, workflow
+from tests.support.comfy_engine import QUICK, bench, graph, plain, small, workflow
+from tests.support.engines import job_of, settings_for
 from tests.support.pictures import opened
 from tests.support.waiting import wait_until
+from worker.engines.base import Files
+from worker.engines.comfyui.engine import ComfyEngine
 from worker.errors import (
     EngineCrashed,
     EngineOutOfMemory,
@@ -21,6 +25,7 @@ from worker.errors import (
     OutputMismatch,
     WorkerError,
 )
+from worker.job import Limits
 from worker.simulators.comfyui import Knobs
 
 every_version = pytest.mark.parametrize("version", ["0.3.64", "newest"])
@@ -53,32 +58,31 @@ HARMLESS: list[tuple[Any, dict[str, Any]]] = [
 
 
 @every_version
-@pytest.mark.parametrize(("kind", "fault", "error"), FATAL)
-async def test_a_fault_is_told_for_what_it_is(
-    version: str, kind: Any, fault: dict[str, Any], error: type[WorkerError]
-) -> None:
+async def test_a_fault_is_told_for_what_it_is(version: str) -> None:
     """Each way in which a prompt fails becomes its own error, nothing is left of it, and the next job works."""
     async with bench(Knobs(version=version)) as b:
-        b.sim.knobs.arm(kind, **fault)
-        with pytest.raises(error) as caught:
-            await b.make(workflow())
-        assert type(caught.value) is error
-        assert b.left == []
-        assert len((await b.make(workflow())).images) == 1
+        for seed, (kind, fault, error) in enumerate(FATAL):
+            b.sim.knobs.arm(kind, **fault)
+            with pytest.raises(error) as caught:
+                await b.make(workflow(seed=seed))
+            assert type(caught.value) is error, kind
+            assert b.left == [], kind
+            assert len((await b.make(workflow(seed=seed))).images) == 1, kind
+        assert set(b.sim.stats.prompts) <= set(b.sim.stats.history_deletes)
 
 
 @pytest.mark.parametrize(
     ("version", "way"), [("0.3.64", "preview"), ("0.3.64", "files"), ("0.3.64", "websocket"), ("newest", "auto")]
 )
-@pytest.mark.parametrize(("kind", "fault"), HARMLESS)
-async def test_a_fault_of_the_wire_changes_nothing(version: str, way: str, kind: Any, fault: dict[str, Any]) -> None:
+async def test_a_fault_of_the_wire_changes_nothing(version: str, way: str) -> None:
     """Deaf, dropped, late, repeated or oversized: the history tells the end, and the picture comes."""
     async with bench(Knobs(version=version, step_seconds=0.01), settings={"comfyui_output": way}) as b:
-        b.sim.knobs.arm(kind, **fault)
-        output = await b.make(workflow(batch=2))
-        assert [opened(image.data).size for image in output.images] == [(64, 64)] * 2
-        assert b.left == []
-        assert not await b.busy()
+        for seed, (kind, fault) in enumerate(HARMLESS):
+            b.sim.knobs.arm(kind, **fault)
+            output = await b.make(workflow(seed=seed, batch=2))
+            assert [opened(image.data).size for image in output.images] == [(64, 64)] * 2, kind
+            assert b.left == [], kind
+            assert not await b.busy(), kind
 
 
 @every_version
@@ -245,6 +249,43 @@ async def test_a_server_that_cannot_be_cleared_is_stalled() -> None:
         with pytest.raises(EngineStalled, match="did not react"):
             await b.make()
         b.sim.release()
+
+
+async def test_only_our_own_prompt_is_interrupted() -> None:
+    """By its id, since the plain form stops whatever runs by then."""
+    async with bench(Knobs(step_seconds=0.02)) as b:
+        told: list[Any] = []
+        post = b.engine._client.post
+
+        async def noted(path: str, body: Any = None, **options: Any) -> Any:
+            told.append((path, body))
+            return await post(path, body, **options)
+
+        b.engine._client.post = noted  # type: ignore[method-assign]
+        running = await b.started(small(steps=150))
+        await wait_until(lambda: any(report.sampling for report in b.reports))
+        running.cancel()
+        await asyncio.wait([running])
+        (prompt_id,) = b.sim.stats.prompts
+        assert ("/queue", {"delete": [prompt_id]}) in told
+        assert {body["prompt_id"] for path, body in told if path == "/interrupt"} == {prompt_id}
+
+
+async def test_progress_is_coalesced() -> None:
+    """However many steps a tick has, it has one report."""
+    async with bench(pace=replace(QUICK, tick_s=1000.0)) as b:
+        await b.make(small(steps=100))
+        assert len(b.reports) <= 1
+
+
+async def test_where_ipv6_refuses_ipv4_is_tried() -> None:
+    """A server that listens on 127.0.0.1 alone is found by the default URL, by its socket too."""
+    async with bench(prepare=False, host="127.0.0.1") as b:
+        engine = ComfyEngine(settings_for(b.sim.url.replace("127.0.0.1", "[::1]"), kind="comfyui"), Limits(), QUICK)
+        output = await engine.generate(await engine.admit(job_of(small())), Files(), b.reports.append)
+        assert output.images
+        assert b.sim.stats.sockets_opened == 1
+        await engine.aclose()
 
 
 async def test_one_job_at_a_time() -> None:

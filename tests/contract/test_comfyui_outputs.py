@@ -18,7 +18,10 @@ from worker.simulators.comfyui import Knobs
 WAYS = ("files", "preview", "websocket")
 every_way = pytest.mark.parametrize("way", WAYS)
 
-IMAGES = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 3, "color": 255}}
+IMAGES: dict[str, Any] = {
+    "class_type": "EmptyImage",
+    "inputs": {"width": 64, "height": 64, "batch_size": 3, "color": 255},
+}
 
 
 def video(fmt: str, **more: Any) -> dict[str, Any]:

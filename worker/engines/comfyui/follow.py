@@ -121,7 +121,7 @@ class Following:
         Raises `EngineCrashed` when the server or the prompt is gone, `EngineStalled` when it makes no progress.
         """
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = loop.time() + self._pace.poll_s
         while True:
             if self._stirred.is_set() or loop.time() >= due:
                 self._stirred.clear()

@@ -84,7 +84,7 @@ def test_output_nodes_never_come_from_the_cache() -> None:
     """A prefix of ours where they have one, else an input that nobody is given."""
     for way in ("files", "preview"):
         graphs = [
-            prompt(graph(), inventory(), {}, prefix=p, way=way, fresh=False, steps=None).graph  # type: ignore[arg-type]
+            prompt(graph(), inventory(), {}, prefix=p, way=way, fresh=False, steps=None).graph
             for p in ("sd-worker/1", "sd-worker/2")
         ]
         assert graphs[0]["9"] != graphs[1]["9"]

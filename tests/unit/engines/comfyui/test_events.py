@@ -21,8 +21,8 @@ def frame(data: bytes, event: int = 1, kind: int = 2) -> bytes:
     return struct.pack(">II", event, kind) + data
 
 
-def track(**plan: Any) -> Track:
-    return Track(PROMPT, Plan(**{k: frozenset(v) if isinstance(v, str) else v for k, v in plan.items()}))
+def track(samplers: str = "", loaders: str = "", senders: str = "", steps: int | None = None) -> Track:
+    return Track(PROMPT, Plan(frozenset(samplers), frozenset(loaders), frozenset(senders), steps))
 
 
 def test_a_run_is_followed() -> None:
