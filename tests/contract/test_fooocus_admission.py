@@ -254,8 +254,9 @@ async def test_an_input_that_is_no_image_is_the_jobs_fault(version: str, endpoin
 
 
 @every
-async def test_a_null_where_an_image_may_be_stays(version: str) -> None:
-    """An image prompt without an image is the server's affair."""
+async def test_a_null_where_an_image_may_be_is_none(version: str) -> None:
+    """0.4 fails with null, and takes the empty text for no image."""
     async with bench(version) as b:
         document = {**small(image_prompts=[{"cn_img": None}]), "endpoint": "text-to-image-with-ip"}
+        assert (await b.admit(document)).request["image_prompts"] == [{"cn_img": ""}]
         assert len((await b.make(document)).images) == 1

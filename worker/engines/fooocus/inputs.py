@@ -137,8 +137,11 @@ def _replaced(body: Mapping[str, Any], replace: Replace) -> dict[str, Any]:
 
 
 def _prompt(field: str, prompt: Any, replace: Replace) -> Any:
-    if not isinstance(prompt, dict) or prompt.get("cn_img") in _NONE:
+    """0.4 falls over null where it takes the empty text for no image."""
+    if not isinstance(prompt, dict):
         return prompt
+    if prompt.get("cn_img") in _NONE:
+        return {**prompt, "cn_img": ""}
     return {**prompt, "cn_img": _one(f"{field}.cn_img", prompt["cn_img"], replace)}
 
 
