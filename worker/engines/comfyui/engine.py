@@ -19,13 +19,14 @@ from worker.engines.comfyui.disk import OURS, Folders, candidates, claimed, star
 from worker.engines.comfyui.follow import idle
 from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.listing import relisted
-from worker.engines.comfyui.outputs import sorted_out
+from worker.engines.comfyui.outputs import flaw, sorted_out
 from worker.engines.comfyui.pace import NORMAL, Pace
 from worker.engines.comfyui.run import Done, Run
 from worker.engines.comfyui.sizes import is_open, sized
-from worker.engines.comfyui.staging import Shelf, images_of, stage
+from worker.engines.comfyui.staging import Shelf, stage
 from worker.engines.comfyui.translate import headers_wanted, translate
 from worker.engines.comfyui.ways import Way, prompt, shows, way_of
+from worker.engines.given import provided
 from worker.engines.watchdog import Kind
 from worker.errors import (
     ConfigError,
@@ -173,7 +174,7 @@ class ComfyEngine:
                 await self._freed(unload=True)
             name = str(uuid5(NAMESPACE_URL, work.key) if work.key else uuid4())
             try:
-                images = await asyncio.to_thread(images_of, work.inputs, files)
+                images = await asyncio.to_thread(provided, work.inputs, files.inputs)
                 names = await stage(self._server, images, name)
                 graph = work.request
                 if is_open(graph):
@@ -232,6 +233,8 @@ class ComfyEngine:
         if expect.count is not None and len(images) != expect.count:
             error = OutputEmpty if len(images) < expect.count else OutputMismatch
             raise error(f"{len(images)} images instead of {expect.count}")
+        if told := next((f for i in images if (f := flaw(i.data, expect.width, expect.height))), None):
+            raise OutputMismatch(told)
         named = expect.checkpoint is not None and shows(done.graph, expect.checkpoint)
         if expect.checkpoint is not None and done.graph is not None and not named:
             raise WrongModel(f"the server ran a graph that does not load {expect.checkpoint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ TEXTS = frozenset({"text", "texts", "string"})
 """Kinds whose plain strings are what the node made; elsewhere they are paths or flags."""
 
 PLACES = ("output", "temp", "input")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STILL = (".png", ".jpg", ".jpeg", ".webp")
 _NUMBERS = re.compile(r"(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -142,7 +144,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 def kind_of(data: bytes, name: str) -> Literal["image", "file"]:
     """``image`` for a still PNG, JPEG or WebP, and for what claims to be one by its name and is not."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(_PNG):
         head = data[: data.find(b"IDAT") if b"IDAT" in data[:65536] else 65536]
         return "file" if b"acTL" in head else "image"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -150,6 +152,22 @@ def kind_of(data: bytes, name: str) -> Literal["image", "file"]:
     if data.startswith(b"\xff\xd8\xff"):
         return "image"
     return "image" if name.lower().endswith(_STILL) else "file"
+
+
+def flaw(data: bytes, width: int | None, height: int | None) -> str | None:
+    """Why an image cannot be the one that was asked for, by its first bytes; None where they do not speak against it.
+
+    Sizes in pixels, None where the job leaves them open; they are read of PNG alone, which nearly all graphs save.
+    """
+    if data.startswith(_PNG):
+        if len(data) < 24:
+            return "an image is cut off in its header"
+        found = struct.unpack(">II", data[16:24])
+        wanted = (width or found[0], height or found[1])
+        said = f"an image has {found[0]}x{found[1]} pixels instead of {wanted[0]}x{wanted[1]}"
+        return None if found == wanted else said
+    known = data.startswith(b"\xff\xd8\xff") or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    return None if known else "an image is neither PNG nor JPEG nor WebP"
 
 
 def ending_of(data: bytes) -> str:

@@ -80,6 +80,7 @@ def _portable(job: Job, params: Params, inventory: Inventory, contents: Mapping[
     if made.width is not None and made.height is not None:
         limits.check_size(made.width, made.height, field="params.width")
     limits.check_steps(made.sampling.steps, field="params.steps")
+    limits.check_images(made.batch_size, field="params.batch_size")
     graph = build(made)
     check_embeddings(graph, inventory, graph)
     given = {IMAGE: params.image, MASK: params.mask}

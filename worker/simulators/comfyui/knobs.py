@@ -19,6 +19,8 @@ AtWork = Literal[
     "flat",
     "wrong_size",
     "truncated_image",
+    "not_an_image",
+    "short_count",
     "deaf_socket",
     "drop_socket",
     "big_frame",
@@ -51,6 +53,8 @@ exception            any exception: `error` with the message `text`
 black, flat          the pictures are of one colour
 wrong_size           the pictures have half the size
 truncated_image      the saved files are cut in the middle
+not_an_image         the saved files hold something else
+short_count          the last picture of a batch is missing
 deaf_socket          the client's socket stays open and silent from the start of the prompt on
 drop_socket          the client's socket is cut in the middle of the sampling
 big_frame            each step sends a preview of more than 4 MiB

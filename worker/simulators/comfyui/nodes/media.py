@@ -108,6 +108,8 @@ async def _empty_audio(_: NodeCall, inputs: dict[str, Any]) -> Result:
 def _written(call: NodeCall, path: Path, data: bytes) -> None:
     if call.fault and call.fault.kind == "truncated_image":
         data = data[: len(data) // 2]
+    if call.fault and call.fault.kind == "not_an_image":
+        data = b"<html><body>Bad Gateway</body></html>"
     if not (call.end_fault and call.end_fault.kind == "missing_file"):
         path.write_bytes(data)
 
@@ -116,7 +118,8 @@ async def _save(call: NodeCall, images: Images, prefix: str, kind: str, level: i
     await call.pause(call.knobs.save_seconds)
     place = saving.placed(prefix, call.folders.base / kind, images[0].size)
     entries = []
-    for n, image in enumerate(images):
+    short = call.fault is not None and call.fault.kind == "short_count"
+    for n, image in enumerate(images[:-1] if short else images):
         file = place.file(".png", n, n)
         data = await asyncio.to_thread(saving.png, image, level, call.texts)
         _written(call, place.folder / file, data)
