@@ -223,7 +223,7 @@ class EngineService:
         while (reason := await self._missing()) is not None:
             if self._status.reasons != (reason,) or self._status.phase is not Phase.WAITING_FOR_ENGINE:
                 self._status.move(Phase.WAITING_FOR_ENGINE, reason)
-                log.info("waiting_for_engine", reason=reason)
+                log.info("waiting_for_engine", reason=reason, detail=self.state.get("detail"))
             strange = await self._strange(strange)
             if self._process.end is not None:
                 await self._explain(error := EngineCrashed(f"the server ended while starting: {self._process.end}"))
@@ -250,7 +250,13 @@ class EngineService:
         except AuthFailed as error:
             self._refuse_at_start(error)
             return error.code
-        self.state = {"name": state.name, "version": state.version, "model": state.model, "reach": str(state.reach)}
+        self.state = {
+            "name": state.name,
+            "version": state.version,
+            "model": state.model,
+            "reach": str(state.reach),
+            "detail": state.detail,
+        }
         return None if state.reach is Reach.READY else str(state.reach)
 
     def _refuse_at_start(self, error: WorkerError) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from worker.engines.sdapi.inputs import decoded, filled, first_image, taken
+from worker.engines.given import decoded
+from worker.engines.sdapi.inputs import filled, first_image, taken
 from worker.errors import InternalError, InvalidJob
 
 ONE, TWO = base64.b64encode(b"one").decode(), base64.b64encode(b"two").decode()

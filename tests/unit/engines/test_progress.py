@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from worker.engines.sdapi.progress import Pulse, from_progress, from_status
-from worker.errors import EngineStalled
 
 STATUS = {
     "status": "running", "task": "Inference", "timestamp": "20261121000007", "current": "", "id": "b7d", "job": 0,

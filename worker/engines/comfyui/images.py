@@ -13,9 +13,9 @@ from typing import Any
 from worker.engines.base import InputRef
 from worker.engines.comfyui.graph import SLOT, field_of, replaced
 from worker.engines.comfyui.inventory import Inventory
+from worker.engines.given import is_url
 from worker.errors import InvalidJob
 
-_URL = re.compile(r"https?://", re.IGNORECASE)
 _DATA = re.compile(r"data:[^,]{0,255};base64,", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{1,31}:", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]*={0,2}\s*")
@@ -23,10 +23,6 @@ _MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 _NAME_MAX = 255
 _PATH_MAX = 1024
 _PROBED = 4096
-
-
-def is_url(value: Any) -> bool:
-    return isinstance(value, str) and _URL.match(value) is not None
 
 
 def taken(
@@ -64,7 +60,7 @@ def brings_data(value: str, *, field: str) -> bool:
 
     Base64 has no dots, file names nearly always do. Raises `InvalidJob` for what can be neither.
     """
-    if _URL.match(value) or _DATA.match(value) or _starts_an_image(value):
+    if is_url(value) or _DATA.match(value) or _starts_an_image(value):
         return True
     if not value or value.isspace():
         raise InvalidJob("is empty", field=field)

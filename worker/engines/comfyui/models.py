@@ -14,10 +14,10 @@ from urllib.parse import unquote, urlsplit
 from pydantic import ValidationError
 
 from worker.engines.comfyui.graph import field_of, replaced, title
-from worker.engines.comfyui.images import is_url
 from worker.engines.comfyui.inventory import Input, Inventory, is_model_file
 from worker.engines.comfyui.naming import FOLDERS, find, folder_of
 from worker.engines.comfyui.shape import close
+from worker.engines.given import is_url
 from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, ModelRef
 

@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pybase64
 import structlog
 
-from worker.engines.base import Files, InputRef
 from worker.engines.comfyui.api import Server
 from worker.engines.comfyui.architecture import Contents, contents, read_header
 from worker.engines.comfyui.disk import OURS, Folders
 from worker.engines.comfyui.modelspec import contents_said
 from worker.engines.comfyui.outputs import ending_of
 from worker.engines.comfyui.parts import key
-from worker.errors import EngineFault, InternalError, InvalidJob
+from worker.errors import EngineFault, InvalidJob
 
 log = structlog.get_logger(__name__)
 
 REMEMBERED = 512
-_DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
-
-
-def image_of(ref: InputRef, given: Mapping[str, bytes]) -> bytes:
-    """The bytes of an input: those provided, else those that stand in the job itself as base64.
-
-    Raises `InvalidJob` for what is no base64, `InternalError` for a URL that nobody fetched.
-    """
-    if ref.field in given:
-        return given[ref.field]
-    if ref.value[:8].lower().startswith(("http://", "https://")):
-        raise InternalError(f"the input {ref.field} was not provided")
-    text = "".join(_DATA.sub("", ref.value, count=1).split())
-    try:
-        data = pybase64.b64decode(text, validate=True)
-    except ValueError:
-        raise InvalidJob("is neither base64 nor an http(s) URL", field=ref.field) from None
-    if not data:
-        raise InvalidJob("is empty", field=ref.field)
-    return data
-
-
-def images_of(refs: Sequence[InputRef], files: Files) -> dict[str, bytes]:
-    """Every input image by its field. Raises as `image_of` does."""
-    return {ref.field: image_of(ref, files.inputs) for ref in refs}
 
 
 async def stage(server: Server, images: Mapping[str, bytes], name: str) -> dict[str, str]:

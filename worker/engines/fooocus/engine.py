@@ -14,13 +14,14 @@ from worker.engines.base import EngineState, Expectation, Files, Output, Progres
 from worker.engines.client import Client
 from worker.engines.fooocus import sizes
 from worker.engines.fooocus.failure import checked
-from worker.engines.fooocus.inputs import as_rgb, check_mask, filled, provided, size_of
+from worker.engines.fooocus.inputs import as_rgb, check_mask, filled, size_of
 from worker.engines.fooocus.inventory import ENDPOINTS, Inventory
 from worker.engines.fooocus.outputs import FOLDERS, Outputs
 from worker.engines.fooocus.run import NORMAL, Pace, Request, Run
 from worker.engines.fooocus.server import Server
 from worker.engines.fooocus.translate import translate
 from worker.engines.fooocus.verdict import judged, made
+from worker.engines.given import provided
 from worker.engines.watchdog import Kind
 from worker.errors import AuthFailed, ConfigError, EngineCrashed, FieldError, ModelNotFound
 from worker.job import Job, Limits

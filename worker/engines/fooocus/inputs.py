@@ -12,7 +12,8 @@ from typing import Any
 import pybase64
 
 from worker.engines.base import InputRef
-from worker.errors import InternalError, InvalidJob
+from worker.engines.given import decoded, is_url
+from worker.errors import InvalidJob
 
 SLOT = "input:"
 _SINGLES = ("input_image", "input_mask", "enhance_input_image")
@@ -46,37 +47,6 @@ def filled(body: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, An
         return pybase64.b64encode(images[value.removeprefix(SLOT)]).decode("ascii")
 
     return _replaced(body, put)
-
-
-def provided(refs: tuple[InputRef, ...], files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Every image by its field: as it was provided, else from the job itself where it stands there as base64."""
-    found = {}
-    for ref in refs:
-        data = files.get(ref.field)
-        if data is None and is_url(ref.value):
-            raise InternalError(f"the input {ref.field} was not provided")
-        found[ref.field] = decoded(ref.value, field=ref.field) if data is None else data
-    return found
-
-
-def is_url(value: str) -> bool:
-    return value[:8].lower().startswith(("http://", "https://"))
-
-
-def decoded(value: str, *, field: str) -> bytes:
-    """The bytes of base64 with or without a data-URI before it. Raises `InvalidJob`."""
-    text = value
-    if value.startswith("data:"):
-        head, comma, text = value.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise InvalidJob("is a data-URI without base64", field=field)
-    try:
-        data = pybase64.b64decode("".join(text.split()) if "\n" in text else text, validate=True)
-    except ValueError:
-        raise InvalidJob("is neither base64 nor an http(s) URL", field=field) from None
-    if not data:
-        raise InvalidJob("is empty", field=field)
-    return data
 
 
 def size_of(data: bytes, *, field: str) -> tuple[int, int]:

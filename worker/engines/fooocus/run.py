@@ -7,9 +7,9 @@ is a flag that the next step of whatever samples falls over: sent too late it hi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -21,9 +21,9 @@ from worker.engines.fooocus.server import Queue, Server
 from worker.engines.watchdog import Experience, Kind, Watchdog
 from worker.errors import EngineCrashed, EngineFault, EngineStalled, OutputEmpty
 from worker.settings.groups import EngineSettings
+from worker.tasks import to_the_end
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,18 +306,3 @@ def _is_whole(document: Any, pictures: int) -> bool:
     listed = document.get("job_result") if isinstance(document, dict) else None
     good = [i for i in listed or () if isinstance(i, dict) and i.get("finish_reason") == "SUCCESS"]
     return _stage(document) == "SUCCESS" and len(good) >= max(pictures, 1)
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run the work to its end even when we are cancelled meanwhile; the cancellation comes out after it."""
-    task = asyncio.create_task(work, name="engine-stop")
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

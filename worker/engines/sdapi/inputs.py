@@ -11,7 +11,8 @@ from typing import Any
 import pybase64
 
 from worker.engines.base import InputRef
-from worker.errors import InternalError, InvalidJob
+from worker.engines.given import decoded, is_url, provided
+from worker.errors import InvalidJob
 
 SLOT = "input:"
 _SINGLES = ("mask", "image", "firstpass_image", "latent_mask", "mask_for_overlay")
@@ -42,16 +43,12 @@ def filled(body: Mapping[str, Any], images: Mapping[str, bytes], refs: tuple[Inp
 
     An image that nobody provided is taken from the job itself where it stands there as base64.
     """
-    given = {ref.field: ref.value for ref in refs}
+    found = provided(refs, images)
 
     def put(field: str, value: str) -> str:
         if not value.startswith(SLOT):
             return value
-        name = value.removeprefix(SLOT)
-        data = images.get(name)
-        if data is None and is_url(given[name]):
-            raise InternalError(f"the input {name} was not provided")
-        return pybase64.b64encode(decoded(given[name], field=name) if data is None else data).decode("ascii")
+        return pybase64.b64encode(found[value.removeprefix(SLOT)]).decode("ascii")
 
     return _replaced(body, put)
 
@@ -61,28 +58,6 @@ def first_image(body: Mapping[str, Any]) -> str | None:
     images = body.get("init_images")
     found = images[0] if isinstance(images, list) and images else body.get("image")
     return found if isinstance(found, str) else None
-
-
-def is_url(value: str) -> bool:
-    return value[:8].lower().startswith(("http://", "https://"))
-
-
-def decoded(value: str, *, field: str) -> bytes:
-    """The bytes of base64 with or without a data-URI before it. Raises `InvalidJob`."""
-    text = value
-    if value.startswith("data:"):
-        head, comma, text = value.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise InvalidJob("is a data-URI without base64", field=field)
-    if "\n" in text:
-        text = "".join(text.split())
-    try:
-        data = pybase64.b64decode(text, validate=True)
-    except ValueError:
-        raise InvalidJob("is neither base64 nor an http(s) URL", field=field) from None
-    if not data:
-        raise InvalidJob("is empty", field=field)
-    return data
 
 
 def _replaced(body: Mapping[str, Any], replace: Replace) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.engines.base import Expectation, InputRef, Work
+from worker.engines.given import decoded, is_url
 from worker.engines.sdapi import sizes
-from worker.engines.sdapi.inputs import SLOT, decoded, is_url, taken
+from worker.engines.sdapi.inputs import SLOT, taken
 from worker.engines.sdapi.inventory import ENDPOINTS, Inventory
 from worker.engines.sdapi.models import Naming, check_models, resolve_rest, tags, with_named_checkpoint
 from worker.engines.sdapi.names import ModelFile

@@ -19,8 +19,8 @@ from worker.engines.comfyui.listing import relisted
 from worker.engines.comfyui.modelspec import contents_said
 from worker.engines.comfyui.run import began_of, cached_of, graph_of
 from worker.engines.comfyui.socket import credentials, socket_url
-from worker.engines.comfyui.staging import image_of
 from worker.engines.comfyui.ways import prompt, shows, way_of
+from worker.engines.given import provided
 from worker.errors import AuthFailed, EngineCrashed, InternalError, InvalidJob
 from worker.settings.groups import EngineSettings
 
@@ -120,14 +120,14 @@ def test_files_that_are_gone_are_no_choices() -> None:
 def test_inputs_come_from_who_fetched_them_or_from_the_job() -> None:
     """Base64 with or without what stands before it; a URL must have been fetched."""
     text = base64.b64encode(b"data").decode()
-    assert image_of(InputRef("f", "http://x/y"), {"f": b"given"}) == b"given"
-    assert image_of(InputRef("f", text), {}) == b"data"
-    assert image_of(InputRef("f", f"data:image/png;base64,{text[:4]}\n{text[4:]}"), {}) == b"data"
+    assert provided([InputRef("f", "http://x/y")], {"f": b"given"})["f"] == b"given"
+    assert provided([InputRef("f", text)], {})["f"] == b"data"
+    assert provided([InputRef("f", f"data:image/png;base64,{text[:4]}\n{text[4:]}")], {})["f"] == b"data"
     with pytest.raises(InternalError):
-        image_of(InputRef("f", "HTTPS://x/y"), {})
+        provided([InputRef("f", "HTTPS://x/y")], {})["f"]
     for broken in ("no base64!", "data:image/png;base64,"):
         with pytest.raises(InvalidJob):
-            image_of(InputRef("f", broken), {})
+            provided([InputRef("f", broken)], {})["f"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.pictures import encoded, picture
 from tests.unit.engines.comfyui.graphs import fields_of, refused, with_nodes, worked
-from worker.engines.comfyui.images import brings_data, is_url
+from worker.engines.comfyui.images import brings_data
+from worker.engines.given import is_url
 
 PNG = base64.b64encode(encoded(picture(8, 8))).decode()
 WHERE = "workflow.10.inputs.image"

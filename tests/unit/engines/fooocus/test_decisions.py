@@ -14,12 +14,13 @@ from worker.engines.base import Expectation
 from worker.engines.fooocus import sizes
 from worker.engines.fooocus.dialects import Dialect, dialect_of
 from worker.engines.fooocus.failure import checked, failed, has_died, tells, was_stopped
-from worker.engines.fooocus.inputs import as_rgb, check_mask, decoded, size_of
+from worker.engines.fooocus.inputs import as_rgb, check_mask, size_of
 from worker.engines.fooocus.inventory import find, inventory_of
 from worker.engines.fooocus.metadata import saved
 from worker.engines.fooocus.progress import reading_of
 from worker.engines.fooocus.server import file_of
 from worker.engines.fooocus.verdict import Made, judged, made
+from worker.engines.given import decoded
 from worker.errors import (
     AuthFailed,
     EngineCrashed,
