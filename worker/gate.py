@@ -79,6 +79,7 @@ class Gate:
         self._cases: deque[Case] = deque()
         self._changed = asyncio.Event()
         self._used_at: float | None = None
+        self._between: Callable[[], Awaitable[None]] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -126,11 +127,22 @@ class Gate:
             except TimeoutError:
                 continue
 
+    def between_turns(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Have somebody look at the server after each turn that ended well, before the next one is granted."""
+        self._between = look
+
+    async def taken(self) -> None:
+        """Wait until the engine is in use."""
+        while not self.in_use:
+            await self._changed.wait()
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
         """The right to generate; goes to whoever is ready first, and only while the gate is open."""
         async with self._entered():
             yield Turn(self, self.engine)
+            if self._between is not None:
+                await self._between()
 
     @asynccontextmanager
     async def _entered(self) -> AsyncIterator[None]:
@@ -144,6 +156,7 @@ class Gate:
     @asynccontextmanager
     async def _held(self) -> AsyncIterator[None]:
         async with self._lock:
+            self._stir()
             try:
                 yield
             finally:
