@@ -5,6 +5,7 @@ A folder counts as shared only when a file that the server stored there was foun
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,12 +71,14 @@ class Folders:
         return failed
 
     def clear(self, name: str = "") -> int:
-        """Remove one of our own folders, or all of them; how many could not be."""
+        """Remove one of our own folders, and what holds them after the last one, or all; how many could not be."""
         failed = 0
         for root in self.shared.values():
             place = root / OURS / name if name else root / OURS
             shutil.rmtree(place, ignore_errors=True)
             failed += place.exists()
+            with contextlib.suppress(OSError):
+                (root / OURS).rmdir()
         return failed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from worker.engines.comfyui.graph import field_of, literals
@@ -13,13 +14,17 @@ from worker.errors import ModelNotFound
 
 _NAMED = re.compile(r"(?:^|[\s(])embedding:([\w./-]+)(?=[\s,:)]|$)")
 _SHOWN = 5
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
 
-def check_embeddings(graph: Mapping[str, Any], inventory: Inventory, running: Iterable[str]) -> None:
+def check_embeddings(
+    graph: Mapping[str, Any], inventory: Inventory, running: Iterable[str], fields: Mapping[str, str] = _NO_FIELDS
+) -> None:
     """Each ``embedding:name`` in the text of a node that encodes text must be a file, its extension left out or not.
 
-    Raises `ModelNotFound` naming all that the server does not list. Names that it may read otherwise than we do,
-    with brackets within, are left alone.
+    Raises `ModelNotFound` naming all that the server does not list, by the ``fields`` of the job that the nodes'
+    texts come from, else by their place in the graph. Names that it may read otherwise than we do, with brackets
+    within, are left alone.
     """
     files = inventory.folders.get("embeddings")
     if files is None:
@@ -28,7 +33,8 @@ def check_embeddings(graph: Mapping[str, Any], inventory: Inventory, running: It
     lacking = []
     for node_id, name, value in literals({i: graph[i] for i in running}):
         if isinstance(value, str) and "embedding:" in value and _encodes(graph, inventory, node_id):
-            lacking += [f"{field_of(node_id, name)}: no embedding {n[:100]!r}" for n in named(value) if n not in known]
+            field = fields.get(node_id) or field_of(node_id, name)
+            lacking += [f"{field}: no embedding {n[:100]!r}" for n in named(value) if n not in known]
     if lacking:
         raise ModelNotFound("; ".join(dict.fromkeys(lacking[:_SHOWN])))
 

@@ -24,6 +24,13 @@ from worker.errors import InvalidJob
 from worker.job import Job, Limits, ModelRef, Params
 
 ENDPOINT = "prompt"
+_TEXTS = {
+    "positive": "params.prompt",
+    "negative": "params.negative_prompt",
+    "refiner_positive": "params.prompt",
+    "refiner_negative": "params.negative_prompt",
+}
+"""Where the texts of the nodes that `build` makes come from."""
 
 
 def headers_wanted(job: Job, inventory: Inventory) -> tuple[tuple[str, str], ...]:
@@ -82,7 +89,7 @@ def _portable(job: Job, params: Params, inventory: Inventory, contents: Mapping[
     limits.check_steps(made.sampling.steps, field="params.steps")
     limits.check_images(made.batch_size, field="params.batch_size")
     graph = build(made)
-    check_embeddings(graph, inventory, graph)
+    check_embeddings(graph, inventory, graph, _TEXTS)
     given = {IMAGE: params.image, MASK: params.mask}
     return Work(
         request=graph,

@@ -126,6 +126,13 @@ def test_our_folders_are_cleared(folders: Folders) -> None:
     assert [p.name for p in folders.shared["output"].iterdir()] == ["theirs"]
 
 
+def test_nothing_of_ours_stays_behind_the_last_folder(folders: Folders) -> None:
+    """Not even an empty folder among the server's own."""
+    (folders.shared["input"] / OURS / "one").mkdir(parents=True)
+    assert folders.clear("one") == 0
+    assert list(folders.shared["input"].iterdir()) == []
+
+
 def test_a_model_is_found_in_the_first_of_its_places(folders: Folders, tmp_path: Path) -> None:
     """As the server takes it."""
     for place in ("b", "a"):

@@ -148,8 +148,10 @@ def test_embeddings_that_the_server_lacks_are_refused() -> None:
     assert worked(classic(_6_text="(embedding:sub/good:0.5) embedding:bad.pt")).steps == 2
     assert "workflow.6.inputs.text: no embedding 'nope'" in refused(classic(_6_text="embedding:nope"))
     assert worked(classic(_9_filename_prefix="embedding:nope")).steps == 2
-    with pytest.raises(ModelNotFound, match="no embedding 'nope'"):
+    with pytest.raises(ModelNotFound, match=r"^params\.prompt: no embedding 'nope'$"):
         portable(prompt="embedding:nope")
+    with pytest.raises(ModelNotFound, match=r"^params\.negative_prompt: no embedding 'nope'$"):
+        portable("sd35", negative_prompt="embedding:nope")
     bare = supplies.server(folders={k: v for k, v in supplies.FOLDERS.items() if k != "embeddings"})
     document = {"params": {"prompt": "embedding:nope"}, "checkpoint": "sd15"}
     assert translate(job_of(document), bare, CONTENTS, Limits()).expect.count == 1
