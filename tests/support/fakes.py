@@ -88,6 +88,9 @@ class FakeProcess:
         self.end = how
         self._died.set()
 
+    def check(self) -> str:
+        return "a fake"
+
     async def start(self) -> None:
         if self.start_errors:
             raise self.start_errors.popleft()

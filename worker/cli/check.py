@@ -102,7 +102,10 @@ async def _tried(part: str, attempt: Callable[[], Any], limit_s: float) -> Repor
 
 async def _engine(settings: Settings, opened: Opened) -> Finding:
     async with opened(settings, {"engine"}) as parts:
+        program = parts.process.check()
         state: EngineState = await parts.engine.look()
+    if parts.process.owned and state.reach is Reach.PORT_CLOSED:
+        return Finding.note(f"not running; the worker starts {program}")
     said = " ".join(filter(None, (state.name, state.version, state.model, state.detail))) or settings.engine.address
     if state.reach is Reach.READY:
         return Finding.ok(said)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from worker.clock import CorrectedClock, SystemClock
-from worker.errors import DownloadFailed
+from worker.errors import ConfigError, DownloadFailed
 from worker.settings.groups import Settings
+from worker.settings.source import server_environment
 from worker.settings.units import size_text
 
 RESERVE = 2_000_000_000
@@ -107,6 +108,18 @@ def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
         yield "storage", _writable(settings.storage.directory)
     yield "temp", _writable(Path(tempfile.gettempdir()))
     yield "port", _port(settings.http.host, settings.http.port)
+    if settings.engine.command:
+        yield "command", _command(settings)
+
+
+def _command(settings: Settings) -> Finding:
+    """Whether the server's command and user are there."""
+    from worker.engines.child import open_process
+
+    try:
+        return Finding.ok(open_process(settings.engine, server_environment(settings.engine.env)).check())
+    except ConfigError as error:
+        return Finding.failed(error.message)
 
 
 def _libc() -> Finding:

@@ -211,6 +211,10 @@ class Process(Protocol):
     @property
     def log(self) -> ServerLog: ...
 
+    def check(self) -> str:
+        """What would be run, in words. Raises `ConfigError` for a command or user that cannot be used."""
+        ...
+
     async def start(self) -> None:
         """Run it. Raises `EngineCrashed` when it cannot be started, `ConfigError` when the port is another's."""
         ...

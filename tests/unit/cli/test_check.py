@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.fakes import FakeProcess
 from tests.support.receiver import Answer, ScriptedServer
 from tests.unit.cli.conftest import Command
 from worker.cli import local
@@ -45,14 +46,15 @@ class Part:
 class Parts:
     """Opens fake parts as the composition root opens real ones, and notes what was opened and closed."""
 
-    def __init__(self, **found: Any) -> None:
+    def __init__(self, process: FakeProcess | None = None, **found: Any) -> None:
+        self.process = process or FakeProcess()
         self.found: Mapping[str, Any] = {"engine": READY, "queue": "3 jobs", "storage": "writable", **found}
         self.closed: list[set[str]] = []
 
     @asynccontextmanager
     async def opened(self, settings: Settings, parts: set[str]) -> AsyncIterator[Any]:
         try:
-            yield SimpleNamespace(**{part: Part(self.found[part]) for part in parts})
+            yield SimpleNamespace(**{part: Part(self.found[part]) for part in parts}, process=self.process)
         finally:
             self.closed.append(parts)
 
@@ -93,6 +95,14 @@ async def test_how_far_the_server_has_come(reach: Reach, verdict: str, code: int
     engine = (await reports(Parts(engine=EngineState(reach))))["engine"]
     assert (engine.finding.verdict, engine.code) == (verdict, code)
     assert "http://[::1]:1" in engine.finding.text
+
+
+async def test_a_server_of_ours_need_not_run_yet() -> None:
+    """The daemon starts it; that it can is checked all the same."""
+    parts = Parts(FakeProcess(owned=True), engine=EngineState(Reach.PORT_CLOSED))
+    engine = (await reports(parts))["engine"]
+    assert (engine.finding.verdict, engine.code) == ("note", 0)
+    assert "the worker starts" in engine.finding.text
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,16 @@ def test_libc_is_told(libc: tuple[str, str], verdict: str, monkeypatch: pytest.M
     """Too old a glibc cannot load our wheels; another libc is worth knowing."""
     monkeypatch.setattr(platform, "libc_ver", lambda: libc)
     assert findings()["libc"].verdict == verdict
+
+
+def test_the_servers_command_must_be_there() -> None:
+    """A wrong base image fails the build and not the node."""
+    assert "command" not in findings(WORKER_HTTP_PORT="0")
+    good = findings(WORKER_HTTP_PORT="0", WORKER_ENGINE_COMMAND="sh -c 'exec python'")["command"]
+    assert (good.verdict, good.text.endswith("/sh")) == ("ok", True)
+    bad = findings(WORKER_HTTP_PORT="0", WORKER_ENGINE_COMMAND="no-such-server --api")["command"]
+    assert bad.verdict == "FAILED"
+    assert "no-such-server" in bad.text
+    nobody = findings(WORKER_HTTP_PORT="0", WORKER_ENGINE_COMMAND="sh", WORKER_ENGINE_USER="no-such-user")["command"]
+    assert nobody.verdict == "FAILED"
+    assert "WORKER_ENGINE_USER" in nobody.text

@@ -91,6 +91,12 @@ class Child:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    def check(self) -> str:
+        """The file that `start` would run. Raises `ConfigError` for a command or user that cannot be used."""
+        if self._user is not None:
+            account_of(self._user)
+        return self._found_command()
+
     async def start(self) -> None:
         """Run it, after what a dead worker left of it was killed. Does nothing while it runs.
 

@@ -29,6 +29,9 @@ class Foreign:
     def log(self) -> ServerLog:
         return self._log
 
+    def check(self) -> str:
+        return "started by something else"
+
     async def start(self) -> None:
         """Not ours to start."""
 
