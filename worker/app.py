@@ -165,7 +165,7 @@ async def composed(
     services = {
         "engine": service.run,
         "watch": watch.run,
-        "pressure": _pressure(settings, process, gate, metrics).run,
+        "pressure": _pressure(settings, tools, process, service).run,
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
         "memory": lambda: give_back_when_idle(live),
@@ -198,9 +198,9 @@ def _all_at_once(process: Process, stop: Callable[[], None]) -> None:
     stop()
 
 
-def _pressure(settings: Settings, process: Process, gate: Gate, metrics: Metrics) -> Pressure:
+def _pressure(settings: Settings, tools: Tools, process: Process, service: recovery.EngineService) -> Pressure:
     most = settings.engine.memory_max or container_memory() * 9 // 10
-    return Pressure(gate, process, metrics, most)
+    return Pressure(tools.gate, process, tools.bench.metrics, most, lives=lambda: service.restarts)
 
 
 async def _usable(queue: Queue | None) -> None:

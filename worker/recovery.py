@@ -98,6 +98,8 @@ class EngineService:
         self._last = ""
         self._started_at: float | None = None
         self._restart_for: str | None = None
+        self._born = 0
+        """Where the log of the present server begins."""
         self.restarts = 0
         self.state: dict[str, object] = {}
 
@@ -115,27 +117,35 @@ class EngineService:
     async def _attend(self, case: Case) -> None:
         """Find out whether the server is fit, tell who waits for it, and make it fit if it is not."""
         self._gate.close("engine")
-        self._status.move(Phase.WAITING_FOR_ENGINE, case.reason)
+        self._move(Phase.WAITING_FOR_ENGINE, case.reason)
         if case.error is not None:
             self._metrics.engine_fault(case.error.code)
             await self._explain(case.error)
         if await self._needs_restart(case):
             await self._stop(case.reason)
-        fit = await self._passes()
+        fit = False
+        try:
+            fit = await self._passes()
+        finally:
+            self._tell(case, fit=fit)
+        if not fit:
+            self._judge_patience()
+            await self._stop("warm_up_failed")
+            await self._bring_up()
+        self._open("engine")
+
+    def _tell(self, case: Case, *, fit: bool) -> None:
+        """Answer everybody who waits for a verdict; that the node is given up is an answer too."""
         verdict = Verdict.FIT if fit else Verdict.UNFIT
         log.info("verdict_given", verdict=str(verdict), code=case.reason)
         case.settle(verdict)
         self._gate.settle_all(verdict)
-        if not fit:
-            await self._stop("warm_up_failed")
-            await self._bring_up()
-        self._open("engine")
 
     async def _explain(self, error: WorkerError) -> None:
         """Put into our log what the server printed last: it is gone with the node."""
         if self._process.owned and isinstance(error, EngineCrashed):
             await self._ended_within(ENDING_S)
-        lines = self._process.log.since(0)[-TOLD_LINES:]
+        lines = self._process.log.since(self._born)[-TOLD_LINES:]
         log.error("engine_fault_found", code=error.code, error=error.message, end=self._process.end, lines=list(lines))
 
     async def _needs_restart(self, case: Case) -> bool:
@@ -166,7 +176,7 @@ class EngineService:
         self._restart_for = reason
 
     def _open(self, reason: str) -> None:
-        self._status.move(Phase.READY)
+        self._move(Phase.READY)
         self._gate.open(reason)
         self._gate.open("engine")
         self._on_ready()
@@ -175,8 +185,7 @@ class EngineService:
         """Start the server and warm it up, again and again until it is fit."""
         pause_s = PAUSE_FIRST_S
         while not await self._passes():
-            if self._exhausted():
-                raise NodeUnfit(f"the warm-up failed {len(self._failures)} times, at last: {self._last}")
+            self._judge_patience()
             await self._stop("warm_up_failed")
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MOST_S)
@@ -186,7 +195,7 @@ class EngineService:
         try:
             await self._start()
             await self._reach()
-            self._status.move(Phase.WARMING_UP, "warming_up")
+            self._move(Phase.WARMING_UP, "warming_up")
             async with self._gate.maintenance() as engine:
                 await engine.prepare()
                 if self._warm or self._status.was_ready:
@@ -196,7 +205,7 @@ class EngineService:
             log.error("warm_up_failed", code=error.code, error=error.message, end=self._process.end)
             self._last = f"{error.code}: {error.message}"
             self._failures.append(asyncio.get_running_loop().time())
-            self._status.move(Phase.WAITING_FOR_ENGINE, error.code)
+            self._move(Phase.WAITING_FOR_ENGINE, error.code)
             return False
         return True
 
@@ -208,11 +217,12 @@ class EngineService:
             await self._stop("engine_lost")
         if self._started_at is not None:
             return
+        log.info("engine_starting", restarts=self.restarts, reason=self._restart_for)
+        self._born = self._process.log.mark()
+        await self._process.start()
         if self._restart_for is not None:
             self.restarts += 1
             self._metrics.engine_restarted(self._restart_for)
-        log.info("engine_starting", restarts=self.restarts, reason=self._restart_for)
-        await self._process.start()
         self._started_at, self._restart_for = asyncio.get_running_loop().time(), None
 
     async def _reach(self) -> None:
@@ -222,7 +232,7 @@ class EngineService:
         poll_s, strange = POLL_FIRST_S, 0
         while (reason := await self._missing()) is not None:
             if self._status.reasons != (reason,) or self._status.phase is not Phase.WAITING_FOR_ENGINE:
-                self._status.move(Phase.WAITING_FOR_ENGINE, reason)
+                self._move(Phase.WAITING_FOR_ENGINE, reason)
                 log.info("waiting_for_engine", reason=reason, detail=self.state.get("detail"))
             strange = await self._strange(strange)
             if self._process.end is not None:
@@ -234,7 +244,7 @@ class EngineService:
             poll_s = min(poll_s * 1.5, POLL_MOST_S)
         await self._strange(STRANGE_POLLS - 1)
         if self._status.phase is not Phase.WAITING_FOR_ENGINE:
-            self._status.move(Phase.WAITING_FOR_ENGINE, str(Reach.READY))
+            self._move(Phase.WAITING_FOR_ENGINE, str(Reach.READY))
 
     async def _strange(self, polls: int) -> int:
         """Count the polls at which the port was another's than our server's; `ConfigError` when it stays so."""
@@ -263,11 +273,18 @@ class EngineService:
         if isinstance(error, ConfigError | AuthFailed) and not self._status.was_ready:
             raise error
 
-    def _exhausted(self) -> bool:
+    def _move(self, phase: Phase, *reasons: str) -> None:
+        """The phase is ours to tell until the drain; a verdict may be waited for in it."""
+        if self._status.phase not in (Phase.DRAINING, Phase.STOPPED):
+            self._status.move(phase, *reasons)
+
+    def _judge_patience(self) -> None:
+        """Raises `NodeUnfit` when as many recoveries have failed as are borne."""
         horizon = asyncio.get_running_loop().time() - self._patience.restarts.per.total_seconds()
         while self._failures and self._failures[0] < horizon:
             self._failures.popleft()
-        return len(self._failures) >= self._patience.restarts.count and not self._patience.never
+        if len(self._failures) >= self._patience.restarts.count and not self._patience.never:
+            raise NodeUnfit(f"the warm-up failed {len(self._failures)} times, at last: {self._last}")
 
     async def _next_case(self) -> Case:
         """The next fault or question; a server that went away while nobody used it is a fault too."""

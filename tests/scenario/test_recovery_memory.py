@@ -42,8 +42,12 @@ def leaking(seconds: float, leak: int = LEAK) -> tuple[World, LeakingEngine]:
     """A worker whose server may hold `LIMIT`."""
     process = FakeProcess(owned=True)
     engine = LeakingEngine(seconds, process, leak)
-    services = {"pressure": lambda: Pressure(world.gate, process, world.metrics, LIMIT).run()}
-    world = World(engine=engine, process=process, services=services)
+
+    async def press() -> None:
+        await pressure.run()
+
+    world = World(engine=engine, process=process, services={"pressure": press})
+    pressure = Pressure(world.gate, process, world.metrics, LIMIT)
     return world, engine
 
 

@@ -192,6 +192,22 @@ async def test_a_failed_canary_makes_the_node_unfit_and_restarts_its_server() ->
 
 
 @virtual
+async def test_a_node_that_may_fail_once_is_given_up_at_once() -> None:
+    """The recovery that a fault led to counts like those after it."""
+    service = Service(restarts=1)
+
+    async def fail() -> None:
+        await service.status.reached(Phase.READY)
+        service.engine.canary_troubles.append(GpuFault())
+        service.gate.fault(GpuFault())
+        await service.recovered()
+
+    with pytest.raises(NodeUnfit, match="the warm-up failed 1 times, at last: gpu_fault"):
+        await service.during(fail())
+    assert service.canaries == 2
+
+
+@virtual
 async def test_a_restart_waits_for_the_generation_that_runs() -> None:
     """A verdict that one job asks for does not cost another its picture."""
     service = Service()
