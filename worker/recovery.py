@@ -229,12 +229,15 @@ class EngineService:
         """Wait until the server is there, saying what it is that we wait for. Raises `EngineCrashed` if it ends."""
         loop = asyncio.get_running_loop()
         ends = (self._started_at or loop.time()) + self._patience.start.total_seconds()
-        poll_s, strange = POLL_FIRST_S, 0
+        poll_s, strange, unknown = POLL_FIRST_S, 0, 0
         while (reason := await self._missing()) is not None:
             if self._status.reasons != (reason,) or self._status.phase is not Phase.WAITING_FOR_ENGINE:
                 self._move(Phase.WAITING_FOR_ENGINE, reason)
                 log.info("waiting_for_engine", reason=reason, detail=self.state.get("detail"))
             strange = await self._strange(strange)
+            unknown = unknown + 1 if reason == Reach.ROUTES_MISSING else 0
+            if unknown == STRANGE_POLLS and not self._status.was_ready:
+                await self._unmask()
             if self._process.end is not None:
                 await self._explain(error := EngineCrashed(f"the server ended while starting: {self._process.end}"))
                 raise error
@@ -245,6 +248,14 @@ class EngineService:
         await self._strange(STRANGE_POLLS - 1)
         if self._status.phase is not Phase.WAITING_FOR_ENGINE:
             self._move(Phase.WAITING_FOR_ENGINE, str(Reach.READY))
+
+    async def _unmask(self) -> None:
+        """What answers, but not as the configured server does, may be another kind, which `prepare` tells."""
+        try:
+            async with self._gate.maintenance() as engine:
+                await engine.prepare()
+        except EngineCrashed:
+            return
 
     async def _strange(self, polls: int) -> int:
         """Count the polls at which the port was another's than our server's; `ConfigError` when it stays so."""

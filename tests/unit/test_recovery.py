@@ -299,3 +299,34 @@ async def test_never_stays() -> None:
     await service.during(elapse(3600))
     assert service.process.lives > 10
     assert not service.status.was_ready
+
+
+@virtual
+async def test_a_server_of_another_kind_is_a_mistake_and_not_waited_for() -> None:
+    """It answers, but will never answer as the configured one; one that is starting is waited for."""
+    service = Service(owned=False)
+    service.engine.reach = Reach.ROUTES_MISSING
+    answers: list[WorkerError] = [EngineCrashed("not yet")]
+
+    async def prepare() -> None:
+        if answers:
+            raise answers[0]
+
+    service.engine.prepare = prepare  # type: ignore[method-assign]
+
+    async def start() -> None:
+        await elapse(30)
+        assert service.status.phase is Phase.WAITING_FOR_ENGINE
+        answers.clear()
+        service.engine.reach = Reach.READY
+        await service.status.reached(Phase.READY)
+
+    await service.during(start())
+    other = Service(owned=False)
+    other.engine.reach = Reach.ROUTES_MISSING
+    answers.append(ConfigError("WORKER_ENGINE: is fooocus, but SD.Next answers"))
+    other.engine.prepare = prepare  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="SD.Next"):
+        await other.service.run()
+    assert asyncio.get_running_loop().time() < 90
+    await other.inputs.aclose()
