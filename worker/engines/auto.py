@@ -27,7 +27,7 @@ def kind_of(path: str, body: Any) -> EngineKind | None:
             return "comfyui"
         case "/v1/engines/all-models", {"model_filenames": [*_]}:
             return "fooocus"
-        case "/sdapi/v1/samplers", [*_]:
+        case "/sdapi/v1/samplers", [{"name": str()}, *_]:
             return "a1111"
         case _:
             return None

@@ -20,6 +20,7 @@ from worker.engines.comfyui.ingredients import IMAGE, MASK
 from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.naming import find, folder_of
 from worker.engines.comfyui.recipe import recipe
+from worker.engines.given import decoded, is_url
 from worker.errors import InvalidJob
 from worker.job import Job, Limits, ModelRef, Params
 
@@ -90,7 +91,7 @@ def _portable(job: Job, params: Params, inventory: Inventory, contents: Mapping[
     limits.check_images(made.batch_size, field="params.batch_size")
     graph = build(made)
     check_embeddings(graph, inventory, graph, _TEXTS)
-    given = {IMAGE: params.image, MASK: params.mask}
+    inputs = tuple(_input(field, value) for field, value in ((IMAGE, params.image), (MASK, params.mask)) if value)
     return Work(
         request=graph,
         endpoint=ENDPOINT,
@@ -102,10 +103,17 @@ def _portable(job: Job, params: Params, inventory: Inventory, contents: Mapping[
             checkpoint=made.main,
         ),
         models=_with_used(job, inventory, made.models),
-        inputs=tuple(InputRef(field, value) for field, value in given.items() if value is not None),
+        inputs=inputs,
         steps=made.sampling.steps,
         warnings=made.warnings,
     )
+
+
+def _input(field: str, value: str) -> InputRef:
+    """An image by URL, or as base64 that can be read. Raises `InvalidJob`."""
+    if not is_url(value):
+        decoded(value, field=field)
+    return InputRef(field, value)
 
 
 def _with_used(job: Job, inventory: Inventory, used: tuple[ModelRef, ...]) -> tuple[ModelRef, ...]:

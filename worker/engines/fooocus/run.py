@@ -220,7 +220,7 @@ class Run:
         submission.over = self._works = True
         if _stage(document) == "SUCCESS":
             watchdog.ended(now)
-        first = watchdog.first_step if watchdog.first_step is not None else now
+        first = watchdog.first_step if watchdog.first_step is not None else watchdog.submitted
         return Done(job, document, load_s=first - watchdog.submitted, generate_s=now - first)
 
     async def _queried(self, server: Server, job: str, watchdog: Watchdog, submission: _Submission) -> Any:

@@ -20,7 +20,7 @@ from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
 from worker.engines.sdapi.names import ModelFile
 from worker.engines.sdapi.run import NORMAL, Pace, Run
-from worker.engines.sdapi.server import ANYWHERE, API, Server, recognise
+from worker.engines.sdapi.server import API, Server, recognise, stranger
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context, classify
 from worker.engines.watchdog import Kind
@@ -77,15 +77,14 @@ class SdapiEngine:
             return EngineState(Reach.ROUTES_MISSING, detail=error.message)
 
     async def _look(self) -> EngineState:
-        known = self._server
-        answer = await (known.state() if known is not None else self._client.get(API + ANYWHERE))
+        server = await self._known()
+        answer = await server.state()
         if answer.status in (401, 403):
             checked(answer)
         if answer.status == 404 or (answer.ok and answer.json is None):
             self._forget()
             return EngineState(Reach.ROUTES_MISSING, detail=f"the port answers, but not yet below {API}")
-        server = await self._known()
-        pulse = server.read(answer) if known is not None else await server.pulse()
+        pulse = server.read(answer)
         busy = pulse is None or self._run.is_busy(pulse)
         model, ready = await self._loaded_now(server)
         ready = ready or self._freed
@@ -140,17 +139,8 @@ class SdapiEngine:
         """
         async with self._turn:
             self._forget()
-            server = await self._known()
+            server = await self._configured()
             dialect = server.dialect
-            if self._settings.kind not in ("auto", dialect.engine):
-                raise ConfigError(
-                    (
-                        FieldError(
-                            "WORKER_ENGINE",
-                            f"is {self._settings.kind}, but {dialect.title} answers at {self._client.url}",
-                        ),
-                    )
-                )
             options = await server.options()
             wanted = {k: v for k, v in dialect.settings.items() if k in options and options[k] != v}
             if not options:
@@ -165,6 +155,21 @@ class SdapiEngine:
             if self._home is None:
                 loaded = loaded_checkpoint(self._inventory, await server.checkpoint(), options)
                 self._home = loaded.label if loaded is not None else None
+
+    async def _configured(self) -> Server:
+        """The server, when it is the one that the operator says. Raises `ConfigError`."""
+        try:
+            server = await self._known()
+        except EngineCrashed:
+            title = await stranger(self._client)
+            if title is None:
+                raise
+        else:
+            title = server.dialect.title
+            if self._settings.kind in ("auto", server.dialect.engine):
+                return server
+        said = f"is {self._settings.kind}, but {title} answers at {self._client.url}"
+        raise ConfigError((FieldError("WORKER_ENGINE", said),))
 
     async def _known_inventory(self) -> Inventory:
         if self._inventory is None:

@@ -21,12 +21,23 @@ PROGRESS = "progress?skip_current_image=true"
 ANYWHERE = "samplers"
 """A list that every server of the family has, to see whether its routes are there."""
 
+STRANGERS = (
+    ("/system_stats", "devices", "ComfyUI"),
+    ("/v1/engines/all-models", "model_filenames", "Fooocus-API"),
+)
+"""What servers of other families answer, which have no route of ours."""
+
 LISTING = timedelta(minutes=2)
 """Lists may wait for the server's lock, or for a scan of a slow disk."""
 
 
 async def recognise(client: Client) -> Dialect:
-    """The dialect of a server that is known to be of the family. Raises `EngineCrashed`, `AuthFailed`."""
+    """The dialect of a server of the family. Raises `EngineCrashed` for any other, or none yet, and `AuthFailed`."""
+    samplers = await client.get(API + ANYWHERE)
+    if samplers.status in (401, 403):
+        checked(samplers)
+    if not (samplers.ok and names.texts(samplers.json, "name")):
+        raise EngineCrashed(f"the port answers, but not, or not yet, below {API}")
     for probe, dialect in PROBES.items():
         answer = await client.get(API + probe)
         if answer.status in (401, 403):
@@ -34,6 +45,15 @@ async def recognise(client: Client) -> Dialect:
         if answer.status != 404:
             return dialect
     return OTHERWISE
+
+
+async def stranger(client: Client) -> str | None:
+    """The server of another family that answers in place of one of ours; None where it may still be starting."""
+    for path, key, title in STRANGERS:
+        answer = await client.get(path)
+        if answer.ok and isinstance(answer.json, dict) and key in answer.json:
+            return title
+    return None
 
 
 class Server:
