@@ -177,6 +177,14 @@ async def test_a_number_that_is_used_again_brings_nobody_elses_picture(cache: An
         assert b.left == []
 
 
+@pytest.mark.parametrize("prefix", ["../../../../../../evil", "/etc/evil", "a/../../../../b", "%year%/../../../.."])
+async def test_a_prefix_that_climbs_out_is_cleaned(prefix: str) -> None:
+    """The server takes the prompt and fails at its last node, the sampling done."""
+    async with bench(settings={"comfyui_output": "files"}) as b:
+        assert len((await b.make(workflow(filename_prefix=prefix))).images) == 1
+        assert b.left == []
+
+
 async def test_every_input_keeps_its_own_contents() -> None:
     """An upload may be stored under another name, and a job's images are never those of the job before."""
     async with bench() as b:
