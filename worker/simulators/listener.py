@@ -16,6 +16,12 @@ _QUIET = logging.getLogger("worker.simulators.http")
 _QUIET.setLevel(logging.CRITICAL + 1)
 
 
+class _State(ServerState):
+    """What the connections of one opening share; ``closed``: none that is still being accepted may live."""
+
+    closed = False
+
+
 class _Protocol(H11Protocol):
     """Uvicorn's protocol without its log: faults that are asked for are no news."""
 
@@ -23,6 +29,11 @@ class _Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.logger = _QUIET
         self.access_log = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if isinstance(self.server_state, _State) and self.server_state.closed:
+            transport.abort()
 
 
 class Listener:
@@ -32,7 +43,7 @@ class Listener:
         self.url = ""
         self._reserved: socket.socket | None = None
         self._server: asyncio.Server | None = None
-        self._state = ServerState()
+        self._state = _State()
 
     @property
     def listening(self) -> bool:
@@ -63,7 +74,7 @@ class Listener:
             timeout_keep_alive=keep_alive_seconds,  # type: ignore[arg-type]
         )
         config.load()
-        self._state = state = ServerState()
+        self._state = state = _State()
         state.default_headers = [(b"server", b"uvicorn")]
         listener = bound(*self._reserved.getsockname()[:2])
         self._server = await asyncio.get_running_loop().create_server(
@@ -71,10 +82,17 @@ class Listener:
         )
 
     def close(self) -> None:
-        """Stop listening and cut all connections at once; requests under way get no answer."""
+        """Stop listening and cut all connections at once; requests under way get no answer.
+
+        A connection that asyncio is just accepting would be lost open with its server: that is closed after it.
+        """
         if self._server is not None:
-            self._server.close()
+            loop = asyncio.get_running_loop()
+            for listening in self._server.sockets:
+                loop.remove_reader(listening)
+            loop.call_soon(self._server.close)
             self._server = None
+        self._state.closed = True
         for connection in list(self._state.connections):
             _abort(connection)
         for task in list(self._state.tasks):
@@ -92,6 +110,7 @@ class Listener:
         self.close()
         if self._reserved is not None:
             self._reserved.close()
+        await asyncio.sleep(0)
         if tasks := list(self._state.tasks):
             await asyncio.wait(tasks)
 
