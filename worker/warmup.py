@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 from worker.engines.base import Engine, Files, ProgressReport, Work
@@ -34,7 +35,7 @@ class Canary:
 
     async def run(self, engine: Engine) -> None:
         """Generate and verify it; raises what is wrong with the server."""
-        work = await self._admitted(engine)
+        work = replace(await self._admitted(engine), anew=True)
         files = Files(inputs=await self._inputs.images(work.inputs))
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -66,6 +66,8 @@ class Work:
     """A job as the engine will run it: the native request, and what must be there first.
 
     ``key`` names this very attempt among all of this job and of others, on every node: set by who runs it.
+    ``anew``: none of its picture may be one that the server kept from before, since it is to prove that the server
+    can make it; models may stay loaded.
     """
 
     request: Mapping[str, Any] = dataclasses.field(repr=False)
@@ -76,6 +78,7 @@ class Work:
     steps: int | None = None
     warnings: tuple[str, ...] = ()
     key: str = ""
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

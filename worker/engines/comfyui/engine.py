@@ -209,7 +209,15 @@ class ComfyEngine:
         inventory, folders = await self._known()
         prompt_id = self._next_id(work.key)
         ready = await asyncio.to_thread(
-            prompt, work.request, inventory, names, prefix=f"{OURS}/{prompt_id}", way=way, fresh=fresh, steps=work.steps
+            prompt,
+            work.request,
+            inventory,
+            names,
+            prefix=f"{OURS}/{prompt_id}",
+            way=way,
+            fresh=fresh,
+            anew=work.anew,
+            steps=work.steps,
         )
         kind = Kind(work.expect.checkpoint, work.expect.pixels)
         return await self._run.submit(ready, prompt_id, kind, folders, inventory, on_progress)

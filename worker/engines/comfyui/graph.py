@@ -6,7 +6,7 @@ An input is a literal, or a link ``[node id, slot]`` to what another node gives.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from worker.engines.comfyui.inventory import Inventory
@@ -17,6 +17,7 @@ Replace = Callable[[str, str, Any], Any]
 
 SLOT = "input:"
 NONCE = "sd_worker_nonce"
+_LATENT = "latent_image"
 _CHEAP = {"preview": "PreviewImage", "websocket": "SaveImageWebsocket"}
 _TOKEN = re.compile(r"%[^%]*%|%")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -153,10 +154,30 @@ def freshened(graph: Graph, inventory: Inventory, nonce: str) -> dict[str, Any]:
     declare and which are never given to it; what feeds a node counts too. So an unknown input at the nodes that
     nothing feeds makes all of them new. ``nonce`` must differ from those of earlier runs.
     """
+    unfed = [i for i, node in graph.items() if not any(map(is_link, node["inputs"].values()))]
+    return marked(graph, inventory, unfed, nonce)
+
+
+def resampled(graph: Graph, inventory: Inventory, nonce: str) -> dict[str, Any]:
+    """The graph whose samplers, and what comes after them, run again on the models as they are loaded.
+
+    All its nodes where there is no sampler. ``nonce`` as for `freshened`.
+    """
+    sampling = samplers(graph, inventory, graph)
+    return marked(graph, inventory, sampling, nonce) if sampling else freshened(graph, inventory, nonce)
+
+
+def samplers(graph: Graph, inventory: Inventory, among: Iterable[str]) -> frozenset[str]:
+    """The nodes that work on a latent image step by step."""
+    return frozenset(i for i in among if inventory.input(graph[i]["class_type"], _LATENT) is not None)
+
+
+def marked(graph: Graph, inventory: Inventory, nodes: Iterable[str], nonce: str) -> dict[str, Any]:
+    """The graph with an input at these nodes that their classes do not declare: no results are kept for such."""
     copy = replaced(graph, lambda node_id, name, value: value)
-    for node in copy.values():
+    for node in (copy[i] for i in nodes):
         kind = inventory.nodes.get(node["class_type"])
-        if not any(map(is_link, node["inputs"].values())) and (kind is None or NONCE not in kind.inputs):
+        if kind is None or NONCE not in kind.inputs:
             node["inputs"][NONCE] = nonce
     return copy
 

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from worker.engines.comfyui.events import Plan
-from worker.engines.comfyui.graph import NONCE, Graph, cheapened, filled, freshened, prefixed, reached
-from worker.engines.comfyui.inventory import Inventory
+from worker.engines.comfyui.graph import (
+    Graph,
+    cheapened,
+    filled,
+    freshened,
+    marked,
+    prefixed,
+    reached,
+    resampled,
+    samplers,
+)
+from worker.engines.comfyui.inventory import Inventory, NodeClass
 
 Way = Literal["files", "preview", "websocket"]
-
-_LATENT = "latent_image"
 
 
 def way_of(wanted: Literal["auto", "files", "preview", "websocket"], *, temp_is_shared: bool) -> Way:
@@ -44,21 +52,25 @@ def prompt(
     way: Way,
     fresh: bool,
     steps: int | None,
+    anew: bool = False,
 ) -> Prompt:
     """The graph with its input images, its own file names and its way out; nothing it makes comes from a cache.
 
-    ``names`` are the input images by field. ``prefix`` is new at each submit.
+    ``names`` are the input images by field. ``prefix`` is new at each submit. ``fresh``: all its nodes run;
+    ``anew``: at least its samplers do.
     """
     whole = filled(graph, names)
     cheap = cheapened(whole, inventory, way) if way != "files" else whole
     changed = frozenset(i for i in whole if cheap[i]["class_type"] != whole[i]["class_type"])
-    ready = marked(prefixed(cheap, inventory, prefix), inventory, prefix)
+    ready = unkept(prefixed(cheap, inventory, prefix), inventory, prefix)
     if fresh:
         ready = freshened(ready, inventory, prefix)
+    elif anew:
+        ready = resampled(ready, inventory, prefix)
     senders = frozenset(i for i, node in ready.items() if node["class_type"] == "SaveImageWebsocket")
     running = reached(ready, inventory)
     plan = Plan(
-        samplers=frozenset(i for i in running if inventory.input(ready[i]["class_type"], _LATENT) is not None),
+        samplers=samplers(ready, inventory, running),
         loaders=frozenset(i for i in running if _reads_models(ready[i]["class_type"], inventory)),
         senders=senders,
         steps=steps,
@@ -67,18 +79,22 @@ def prompt(
     return Prompt(ready, plan, changed - senders, ends)
 
 
-def marked(graph: Graph, inventory: Inventory, nonce: str) -> dict[str, Any]:
+def unkept(graph: Graph, inventory: Inventory, nonce: str) -> dict[str, Any]:
     """The graph whose output nodes without a file name of ours run again.
 
     Else the server would tell of the files that they made for an earlier prompt, and which may be gone. An input
     that a class does not declare is part of the cache's key and given to nobody.
     """
-    copy = dict(graph)
-    for node_id, node in graph.items():
-        kind = inventory.nodes.get(node["class_type"])
-        if kind is not None and kind.output_node and not {"filename_prefix", NONCE} & set(kind.inputs):
-            copy[node_id] = {**node, "inputs": {**node["inputs"], NONCE: nonce}}
-    return copy
+    nameless = [
+        node_id
+        for node_id, node in graph.items()
+        if (kind := inventory.nodes.get(node["class_type"])) and kind.output_node and not _takes_prefix(kind)
+    ]
+    return marked(graph, inventory, nameless, nonce)
+
+
+def _takes_prefix(kind: NodeClass) -> bool:
+    return "filename_prefix" in kind.inputs
 
 
 def _reads_models(class_type: str, inventory: Inventory) -> bool:

@@ -126,6 +126,19 @@ def test_a_fresh_graph_differs_where_nothing_feeds_it() -> None:
     assert graphs.freshened(CLASSIC, SERVER, "n2") != done
 
 
+def test_a_resampled_graph_keeps_what_feeds_its_sampler() -> None:
+    """Models and texts stay as the server has them; the sampler and what comes of it are new."""
+    done = graphs.resampled(CLASSIC, SERVER, "n1")
+    assert {i for i in CLASSIC if done[i] != CLASSIC[i]} == {"3"}
+    assert done["3"]["inputs"] == {**CLASSIC["3"]["inputs"], graphs.NONCE: "n1"}
+
+
+def test_a_graph_without_a_sampler_is_made_anew_altogether() -> None:
+    """There is nothing in it of which it could be told that it makes the picture."""
+    graph = {i: CLASSIC[i] for i in ("4", "6")}
+    assert graphs.resampled(graph, SERVER, "n") == graphs.freshened(graph, SERVER, "n")
+
+
 def test_a_class_that_really_has_such_an_input_is_left_alone() -> None:
     """It would be given the nonce."""
     on = server(also={"Odd": node({graphs.NONCE: ["STRING", {}]}, "IMAGE")})
@@ -142,6 +155,7 @@ def test_nothing_changes_its_argument() -> None:
         graphs.prefixed(graph, SERVER, "p"),
         graphs.cheapened(graph, SERVER, "preview"),
         graphs.freshened(graph, SERVER, "n"),
+        graphs.resampled(graph, SERVER, "n"),
     ):
         done["3"]["inputs"]["model"][0] = "changed"
         done["9"]["inputs"]["images"] = None
