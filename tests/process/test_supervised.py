@@ -12,9 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.supervised import KINDS, STEPS, Kind, kill_at_work, supervised
+from tests.support.supervised import KINDS, STEPS, Kind, as_first_process, kill_at_work, supervised
+from tests.support.waiting import wait_until
 
 ENVIRON = "import json, os; print('environ', json.dumps(sorted(os.environ)), flush=True); os._exit(3)"
+
+LITTER = """
+import os, signal, sys
+for number in range(6):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.setsid()
+            if number == 5:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                while True: signal.pause()
+            os._exit(3)
+        os._exit(0)
+    os.wait()
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Leaves five orphans that end at once, and one that stays and ignores SIGTERM, before it becomes the server."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,20 +175,95 @@ async def test_a_server_that_moved_to_the_next_port_is_64(tmp_path: Path) -> Non
 
 
 async def test_a_killed_worker_takes_its_server_along(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a generation: the next worker does the job with a server of its own."""
+    """SIGKILL in the middle of a generation: the next worker removes what is left and does the job itself."""
     async with supervised("sdnext", tmp_path, step_seconds=0.03) as around:
-        async with around.worker() as first:
+        littering = (sys.executable, "-I", "-S", "-c", LITTER, *around.simulator())
+        async with around.worker(*littering) as first:
             await around.submit("a", steps=STEPS)
             await first.sampling()
+            (daemon,) = set(around.left()) - set(first.servers)
             await first.kill()
-        async with around.worker(WORKER_NODE_ID="w2") as second:
-            await second.jobs_ended()
-            assert around.left() == second.servers
-            assert second.servers != first.servers
-            await second.drained()
+            await wait_until(lambda: around.left() == [daemon])
+            async with around.worker(WORKER_NODE_ID="w2") as second:
+                await second.jobs_ended()
+                assert around.left() == second.servers
+                (killed,) = second.events("engine_leftovers_killed")
+                assert f"(pid {daemon})" in killed["processes"][0]
+                await second.drained()
         attempts = (await around.state("a")).attempts
         assert [(one.worker, one.code, one.charged) for one in attempts] == [
             ("w1", None, False),
             ("w2", "succeeded", False),
         ]
+        assert (await around.ledger()).breaches() == []
+
+
+async def test_a_generation_that_hangs_costs_a_restart_and_no_job(tmp_path: Path) -> None:
+    """It stops between two steps, deaf to interrupts: stalled, restarted, and done when it is handed over again."""
+    async with supervised("sdnext", tmp_path) as around:
+        around.module = "tests.support.hasty_worker"
+        async with around.worker(WORKER_STALL_TIMEOUT="1s") as life:
+            await life.ready()
+            await around.turn(arm={"kind": "hang", "prompt": "stuck"})
+            await around.submit("stuck")
+            await life.jobs_ended()
+            assert await around.codes("stuck") == [("engine_stalled", False), ("succeeded", False)]
+            assert await life.restarts() == {"engine_stalled": 1}
+            await life.drained()
+
+
+async def test_an_idle_server_that_generates_no_more_is_found(tmp_path: Path) -> None:
+    """It answers HTTP, but the thread that works is dead: its canary tells, and the next job finds it well."""
+    async with supervised("comfyui", tmp_path) as around:
+        around.module = "tests.support.hasty_worker"
+        async with around.worker(WORKER_LOAD_TIMEOUT="3s") as life:
+            await around.submit("before")
+            await life.jobs_ended()
+            await around.turn(arm={"kind": "dead_worker_idle"})
+            await life.until(lambda: len(life.servers) == 2)
+            await around.submit("after")
+            await life.jobs_ended()
+            assert await around.codes("after") == [("succeeded", False)]
+            assert await life.restarts() == {"engine_stalled": 1}
+            await life.drained()
+
+
+async def test_a_server_that_leaks_is_restarted_between_jobs(tmp_path: Path) -> None:
+    """Before it holds what it may; no job is lost, none is interrupted or handed over twice."""
+    most, interrupts = 0, 0
+    leaky = {"cache": "none", "leak_bytes_per_load": 40 << 20}
+    async with supervised("comfyui", tmp_path, step_seconds=0.05, **leaky) as around:
+        around.module = "tests.support.hasty_worker"
+        async with around.worker(WORKER_ENGINE_MEMORY_MAX="300MB") as life:
+            await around.submit_many(8)
+
+            async def over() -> bool:
+                nonlocal most, interrupts
+                most = max(most, life.memory())
+                interrupts = max(interrupts, (await around.stats()).get("interrupts", 0))
+                return len(around.receiver.ended()) == len(around.wanted)
+
+            await life.until(over)
+            restarts = await life.restarts()
+            assert restarts.keys() == {"engine_memory"}
+            assert 1 <= restarts["engine_memory"] <= 3
+            assert (most <= 300_000_000, interrupts) == (True, 0)
+            await life.drained()
+        ledger = await around.ledger()
+        assert ledger.breaches() == []
+        assert {len(state.attempts) for state in ledger.states} == {1}
+
+
+async def test_as_a_containers_first_process_it_buries_orphans_and_heeds_signals(tmp_path: Path) -> None:
+    """PID 1 where the kernel lets us, else the adopter of orphans: no zombie stays, and SIGTERM ends all of it."""
+    async with supervised("sdnext", tmp_path) as around:
+        around.within = await as_first_process()
+        command = (sys.executable, "-I", "-S", "-c", LITTER, *around.simulator())
+        async with around.worker(*command, WORKER_LOG_LEVEL="debug") as life:
+            await around.submit_many(2)
+            await life.jobs_ended()
+            await life.until(lambda: len(life.events("orphan_reaped")) == 5)
+            assert life.zombies() == []
+            assert len(around.left()) == 2
+            await life.drained()
         assert (await around.ledger()).breaches() == []

@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,7 +22,6 @@ from typing import Any, Literal
 import httpx
 
 from tests.support.ledger import Ledger
-from tests.support.waiting import wait_until
 from tests.support.workshop import ROOT, SECRET, VISIBILITY_S, Hook, Life
 from worker import http
 from worker.clock import SystemClock
@@ -33,10 +32,12 @@ from worker.metrics import ENGINE_RESTARTS
 from worker.queues.base import JobState
 from worker.queues.sqlite.driver import SqliteProducer
 from worker.simulators.comfyui import write_checkpoint
+from worker.tasks import cancel_all
 
 Kind = Literal["sdnext", "a1111", "comfyui", "fooocus"]
 KINDS: tuple[Kind, ...] = ("sdnext", "a1111", "comfyui", "fooocus")
 PATIENCE_S = 60.0
+LOOK_S = 0.05
 STEPS = 30
 """Of a job that a kill is to hit; Fooocus always takes its own number."""
 
@@ -58,6 +59,7 @@ class Supervised:
     lives: int = 0
     within: tuple[str, ...] = ()
     """A command that runs the worker's."""
+    module: str = "worker"
 
     @property
     def url(self) -> str:
@@ -108,7 +110,7 @@ class Supervised:
         command = command or self.simulator()
         with log.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
-                *(*self.within, sys.executable, "-m", "worker", "run", "--", *command),
+                *(*self.within, sys.executable, "-m", self.module, "run", "--", *command),
                 env=self.environment(**changes),
                 cwd=ROOT,
                 stdin=PIPE,
@@ -198,6 +200,24 @@ class SupervisingLife(Life):
     around: Supervised
 
     @property
+    def number(self) -> int:
+        """The worker's own process number, also where a command runs it."""
+        own = self.process.pid
+        return (
+            next((one.pid for one in processes.table().values() if one.parent == own), own)
+            if self.around.within
+            else own
+        )
+
+    def zombies(self) -> list[int]:
+        """Its children that ended and were not buried."""
+        return [one.pid for one in processes.table().values() if one.parent == self.number and not one.alive]
+
+    def memory(self) -> int:
+        """Bytes that its servers hold at the moment."""
+        return processes.memory_of(self.servers) or 0
+
+    @property
     def servers(self) -> list[int]:
         """Process numbers of the servers so far."""
         return [int(line["pid"]) for line in self.events("engine_process_started")]
@@ -211,17 +231,17 @@ class SupervisingLife(Life):
         return int(self.events("listening")[0]["port"])
 
     async def until(self, check: Callable[[], object | Awaitable[object]], seconds: float = PATIENCE_S) -> None:
-        """Wait until the check is true; it must last so long."""
-
-        async def checked() -> bool:
-            assert not self.over, f"it ended with {self.process.returncode}\n{self.tail()}"
-            found = check()
-            return bool(await found if isinstance(found, Awaitable) else found)
-
+        """Wait until the check is true; it must last so long. Looks seldom: what befalls the servers needs the CPU."""
+        ended = asyncio.create_task(self.died(), name="worker-ended")
         try:
-            await wait_until(checked, seconds)
+            async with asyncio.timeout(seconds):
+                while not await _answer(check()):
+                    assert not self.over, f"it ended with {self.process.returncode}\n{self.tail()}"
+                    await asyncio.wait({ended}, timeout=LOOK_S)
         except TimeoutError:
             raise AssertionError(f"not so after {seconds} s\n{self.tail()}") from None
+        finally:
+            await cancel_all({ended})
 
     async def get(self, path: str) -> httpx.Response:
         async with http.client(loopback=True, base_url=f"http://[::1]:{await self.port()}") as client:
@@ -261,8 +281,9 @@ class SupervisingLife(Life):
     async def drained(self) -> None:
         """Ask it to stop; it ends well and leaves nothing: no process of its server, no open port."""
         servers = self.servers
+        os.kill(self.number, signal.SIGTERM)
         async with asyncio.timeout(PATIENCE_S):
-            assert await self.stop() == 0, self.tail()
+            assert await self.died() == 0, self.tail()
         assert self.around.left() == []
         assert [one for one in processes.table().values() if one.group in servers or one.session in servers] == []
         assert not await self.around.port_open()
@@ -277,6 +298,10 @@ def _running(stats: dict[str, Any]) -> set[str]:
         open_runs = {run["prompt_id"] for run in stats["runs"] if run["finished"] is None}
         return {one["positive"] for one in stats["samplings"] if one["prompt_id"] in open_runs}
     return {one["prompt"] for one in stats.get("generations", []) if one["finished"] is None}
+
+
+async def _answer(found: object | Awaitable[object]) -> object:
+    return await found if isinstance(found, Awaitable) else found
 
 
 def free_port() -> int:
@@ -301,6 +326,16 @@ async def supervised(kind: Kind, folder: Path, **knobs: Any) -> AsyncIterator[Su
         around = Supervised(kind, folder, port, receiver, producer, client)
         around.at_start(**knobs)
         yield around
+
+
+async def as_first_process() -> tuple[str, ...]:
+    """A command that runs another as the first process of a container; none where the kernel does not let us."""
+    command = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    try:
+        tried = await asyncio.create_subprocess_exec(*command, "true", stdout=DEVNULL, stderr=DEVNULL)
+    except FileNotFoundError:
+        return ()
+    return command if await tried.wait() == 0 else ()
 
 
 async def kill_at_work(life: SupervisingLife, rng: random.Random, kills: int, within_s: float) -> Counter[int]:
