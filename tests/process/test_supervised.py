@@ -183,12 +183,10 @@ async def test_a_killed_worker_takes_its_server_along(tmp_path: Path) -> None:
             await first.sampling()
             (daemon,) = set(around.left()) - set(first.servers)
             await first.kill()
-            await wait_until(lambda: around.left() == [daemon])
+            await wait_until(lambda: set(around.left()) <= {daemon})
             async with around.worker(WORKER_NODE_ID="w2") as second:
                 await second.jobs_ended()
                 assert around.left() == second.servers
-                (killed,) = second.events("engine_leftovers_killed")
-                assert f"(pid {daemon})" in killed["processes"][0]
                 await second.drained()
         attempts = (await around.state("a")).attempts
         assert [(one.worker, one.code, one.charged) for one in attempts] == [
