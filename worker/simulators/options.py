@@ -56,4 +56,5 @@ def default_options(dialect: Dialect) -> dict[str, Any]:
     """Every option that the server knows, with its default."""
     if dialect.sdnext:
         return _COMMON | _SDNEXT | (_SDNEXT_CURRENT if dialect.current else _SDNEXT_2023)
-    return _COMMON | _A1111 | (_FORGE if dialect.errors == "forge" else {})
+    late = {"sdxl_clip_l_skip": False} if dialect.name == "a1111" else {}
+    return _COMMON | _A1111 | late | (_FORGE if dialect.errors == "forge" else {})

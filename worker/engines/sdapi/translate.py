@@ -131,6 +131,8 @@ def _portable_models(
             body["clip_skip"] = params.clip_skip
         elif "CLIP_stop_at_last_layers" in inv.options:
             overrides["CLIP_stop_at_last_layers"] = params.clip_skip
+            if "sdxl_clip_l_skip" in inv.options:
+                overrides["sdxl_clip_l_skip"] = True
         else:
             raise InvalidJob(f"{inv.dialect.title} here has no such setting", field="params.clip_skip")
     if params.vae is not None:

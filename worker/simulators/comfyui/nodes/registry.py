@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from worker.simulators.comfyui.nodes.composites import COMPOSITES
 from worker.simulators.comfyui.nodes.latents import LATENTS
 from worker.simulators.comfyui.nodes.loaders import LOADERS
 from worker.simulators.comfyui.nodes.media import MEDIA
@@ -12,7 +13,7 @@ from worker.simulators.comfyui.nodes.sampling import SAMPLING
 from worker.simulators.comfyui.nodes.spec import NodeSpec
 from worker.simulators.comfyui.nodes.texts import TEXTS
 
-NODES: dict[str, NodeSpec] = {spec.name: spec for spec in (*SAMPLING, *LOADERS, *TEXTS, *LATENTS, *MEDIA)}
+NODES: dict[str, NodeSpec] = {spec.name: spec for spec in (*SAMPLING, *LOADERS, *TEXTS, *LATENTS, *MEDIA, *COMPOSITES)}
 
 
 def known(missing: Collection[str], *, newest: bool = False) -> dict[str, NodeSpec]:
