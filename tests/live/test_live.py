@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 import pybase64
 import pytest
 from PIL import Image
-from pydantic import SecretStr
 
-from tests.support.engines import job_of, settings_for
+from tests.live.conftest import START_S, settings_of_the_server
+from tests.support.engines import job_of
 from tests.support.pictures import encoded, picture
 from tests.support.waiting import wait_until
 from worker.engines.base import EngineState, Files, Output, ProgressReport, Reach
@@ -29,8 +27,9 @@ from worker.errors import GenerationRejected, InvalidJob, ModelNotFound
 from worker.job import Limits
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(1800)]
+FAMILY = "sdapi"
 
-START_S, STOP_S = 900.0, 120.0
+STOP_S = 120.0
 
 
 def params(**fields: Any) -> dict[str, Any]:
@@ -59,14 +58,7 @@ class Live:
 @pytest.fixture
 async def live() -> AsyncIterator[Live]:
     """The engine once the server is ready and its settings are made."""
-    password = os.environ.get("LIVE_ENGINE_PASSWORD")
-    settings = settings_for(
-        os.environ["LIVE_ENGINE_URL"],
-        username=os.environ.get("LIVE_ENGINE_USERNAME"),
-        password=SecretStr(password) if password else None,
-        load_timeout=timedelta(minutes=10),
-        stall_timeout=timedelta(minutes=5),
-    )
+    settings = settings_of_the_server()
     engine, client = SdapiEngine(settings, Limits()), Client(settings)
 
     async def ready() -> bool:
