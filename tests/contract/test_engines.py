@@ -328,6 +328,17 @@ async def test_an_image_is_changed(name: str) -> None:
 
 
 @every
+async def test_an_image_keeps_its_own_size(name: str) -> None:
+    """Where the job names none; the default of text to image does not count."""
+    size = PICTURES.get(name, (96, 72))
+    text = base64.b64encode(encoded(Image.linear_gradient("L").convert("RGB").resize(size))).decode()
+    async with bench(name) as b:
+        document = b.document(image=text)
+        del document["params"]["width"], document["params"]["height"]
+        assert shown(await b.make(document)).size == size
+
+
+@every
 async def test_a_restarted_server_is_prepared_and_used(name: str) -> None:
     """Whatever was known of the process before is forgotten."""
     async with bench(name) as b:

@@ -332,14 +332,15 @@ async def bench(
     """A running simulator and an engine on it.
 
     ``asleep``: its port stays closed until `wake`. ``empty``: it has no checkpoint. ``options`` are those that the
-    benches of all families take: ``prepare``, ``settings``, ``limits``, ``pace``, ``host``, and ``deaf`` of Fooocus.
+    benches of all families take: ``prepare``, ``settings``, ``limits``, ``pace``, ``host``; of Fooocus ``deaf`` and
+    ``version``, of ComfyUI ``checkpoints`` and ``vaes`` by architecture.
     """
     never = 1e9 if asleep else 0.0
     options["prepare"] = options.get("prepare", True) and not asleep and not empty
     if name == "comfyui":
         made = {Comfy.first: "sd15", Comfy.second: "sdxl", Comfy.refiner: "sdxl-refiner"}
         loras, vaes = {f"{n}.safetensors": "lora" for n in (LORA, OTHER_LORA)}, dict.fromkeys((VAE, OTHER_VAE), "vae")
-        options |= {"checkpoints": {} if empty else made, "loras": loras, "vaes": vaes}
+        options = {"checkpoints": {} if empty else made, "loras": loras, "vaes": vaes, **options}
         knobs = ComfyKnobs(step_seconds=step_seconds, start_seconds=never)
         async with comfy_engine.bench(knobs, **options) as c:
             yield Comfy(name, c.sim, c.engine)
