@@ -189,7 +189,7 @@ class ComfyEngine:
     async def _made(self, work: Work, names: Mapping[str, str], on_progress: Progress, *, fresh: bool) -> Done:
         """Run the graph; once more when a file is missing, or pictures were lost with the socket."""
         _, folders = await self._known()
-        way = way_of(self._settings.comfyui_output, temp_is_shared="temp" in folders.shared)
+        way = way_of(self._settings.comfyui_output, folders.shared)
         done = await self._submit(work, names, way, on_progress, fresh=fresh)
         if done.deaf:
             log.warning("engine_frames_lost")

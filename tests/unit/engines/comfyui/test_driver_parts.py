@@ -46,20 +46,21 @@ def inventory() -> Inventory:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "temp_is_shared", "way"),
+    ("wanted", "shared", "way"),
     [
-        ("auto", True, "preview"),
-        ("auto", False, "files"),
-        ("files", True, "files"),
-        ("preview", False, "preview"),
-        ("websocket", False, "websocket"),
+        ("auto", {"input", "output", "temp"}, "preview"),
+        ("auto", {"output"}, "files"),
+        ("auto", {"input"}, "preview"),
+        ("files", {"temp"}, "files"),
+        ("preview", {"output"}, "preview"),
+        ("websocket", set(), "websocket"),
     ],
 )
 def test_the_way_out_is_chosen(
-    wanted: Literal["auto", "files", "preview", "websocket"], temp_is_shared: bool, way: str
+    wanted: Literal["auto", "files", "preview", "websocket"], shared: set[str], way: str
 ) -> None:
-    """Previews cost least where they can be removed; what is set is taken."""
-    assert way_of(wanted, temp_is_shared=temp_is_shared) == way
+    """Previews cost least, and the server removes them where nobody else can; what is set is taken."""
+    assert way_of(wanted, shared) == way
 
 
 @pytest.mark.parametrize(
