@@ -184,8 +184,8 @@ async def test_a_flux_graph() -> None:
     assert "Could not detect model type" in wrong["exception_message"]
 
 
-async def test_a_rich_graph() -> None:
-    """LoRA, clip skip, ControlNet, refiner, upscaling and batches leave their marks on the picture."""
+def rich_graph() -> dict[str, Any]:
+    """A graph with most of what samples and conditions."""
     graph = text_graph()
     graph |= {
         "20": node(
@@ -235,6 +235,12 @@ async def test_a_rich_graph() -> None:
     graph["6"]["inputs"]["clip"] = ["21", 0]
     graph["3"]["inputs"] |= {"model": ["20", 0], "latent_image": ["25", 0], "positive": ["24", 0]}
     graph["8"]["inputs"]["samples"] = ["29", 0]
+    return graph
+
+
+async def test_a_rich_graph() -> None:
+    """LoRA, clip skip, ControlNet, refiner, upscaling and batches leave their marks on the picture."""
+    graph = rich_graph()
     models = {"controlnet": ["cn.safetensors"], "ipadapter": ["ip.bin"]}
     async with simulated(loras=["a.safetensors"], models=models) as c:
         first = await c.run(graph)
