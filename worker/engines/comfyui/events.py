@@ -67,7 +67,7 @@ class Track:
         return self.node in self.plan.loaders
 
     def hear(self, message: str | bytes) -> bool:
-        """Take a message; whether somebody should look at once: an output, the end, or a server at rest."""
+        """Take a message; whether somebody should look for the entry at once: at the end, or at a server at rest."""
         if isinstance(message, bytes):
             self._frame(message)
             return False
@@ -101,7 +101,6 @@ class Track:
             case "executed" if isinstance(data.get("output"), dict):
                 self.running = True
                 self.executed[str(data.get("node"))] = data["output"]
-                return True
             case "execution_success":
                 self.succeeded = True
             case "progress":

@@ -100,12 +100,15 @@ class Following:
         self._reported_at = -pace.tick_s
         self._looked_at = -1
         self._over: float | None = None
-        self.on_stir: Callable[[], None] = lambda: None
+        self.on_executed: Callable[[], None] = lambda: None
         """Called when a node ended; for who reads outputs while later nodes run."""
 
     def heard(self, message: str | bytes) -> None:
         """Take a message of the socket."""
+        made = len(self._track.executed)
         stirs = self._track.hear(message)
+        if len(self._track.executed) > made:
+            self.on_executed()
         with contextlib.suppress(EngineStalled):
             self._watch.see(self._track, asyncio.get_running_loop().time())
         if stirs:
@@ -125,7 +128,6 @@ class Following:
         while True:
             if self._stirred.is_set() or loop.time() >= due:
                 self._stirred.clear()
-                self.on_stir()
                 entry = await self._look()
                 if entry is not None:
                     return entry

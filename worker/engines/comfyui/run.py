@@ -85,7 +85,7 @@ class Run:
         watchdog = Watchdog(loop.time(), settings.load_timeout, settings.stall_timeout, shown)
         watch = Watch(watchdog, shown, settings.load_timeout, self._pace.mute_s)
         following = Following(self._server, track, watch, self._pace, on_progress)
-        following.on_stir = lambda: reading.begin(track.executed)
+        following.on_executed = lambda: reading.begin(track.executed)
         async with opened(settings, self._server.url, self._pace, following.heard, following.stir) as socket:
             entry = await self._entry(prompt, track, following, inventory, socket.client_id)
             deaf = bool(prompt.plan.senders) and not (
