@@ -14,6 +14,7 @@ from tests.support.world import VISIBILITY, World
 from worker import failpoints, images, made
 from worker.engines.base import Reach
 from worker.live import Hop
+from worker.status import Phase
 from worker.supervisor import ExitCode
 
 RETURNED = "sd_worker_deliveries_returned_total"
@@ -79,6 +80,7 @@ class Journey:
                 await world.submit("before")
                 await world.at(Hop.GENERATE, "before")
             case Hop.IMAGES:
+                await world.status.reached(Phase.READY)
                 self._slow_images["seconds"] = seconds
             case Hop.UPLOAD:
                 world.storage.delays[self.hop, "a"] = seconds
