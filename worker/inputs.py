@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +20,7 @@ import httpx
 
 from worker import http
 from worker.clock import Clock
-from worker.errors import DownloadFailed, InvalidJob, Owner, WorkerError
+from worker.errors import DownloadFailed, InvalidJob, Owner, UrlForbidden, WorkerError
 from worker.images import BROKEN
 from worker.retry import Policy, retrying
 from worker.tasks import cancel_all
@@ -80,7 +81,9 @@ class Inputs:
 
     async def document(self, url: str) -> bytes:
         """The body that a ``job_url`` points at; errors name the field ``job_url``."""
-        if self._guard.parsed(url, schemes=HTTP_OR_S3).scheme in HTTP:
+        with named(DOCUMENT):
+            scheme = self._guard.parsed(url, schemes=HTTP_OR_S3).scheme
+        if scheme in HTTP:
             return await self._fetched(url, DOCUMENT)
         if self._fetch_s3 is None:
             raise InvalidJob("this worker reads no s3:// documents", field=DOCUMENT)
@@ -138,8 +141,9 @@ class Inputs:
         return decode_base64(value, field=field)
 
     async def _fetched(self, url: str, field: str) -> bytes:
-        self._guard.parsed(url)
-        return await self._retried(lambda: self._get(url, field), url)
+        with named(field):
+            self._guard.parsed(url)
+            return await self._retried(lambda: self._get(url, field), url)
 
     async def _retried(self, fetch: Callable[[], Awaitable[bytes]], url: str) -> bytes:
         return await retrying(
@@ -166,6 +170,15 @@ class Inputs:
         if response.status_code >= 500 or response.status_code in _LATER:
             return _unavailable(said, http.retry_after(response, self._clock.now()))
         return InvalidJob(said, field=field)
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Have a refused address say where it stands in the job."""
+    try:
+        yield
+    except UrlForbidden as error:
+        raise UrlForbidden(f"{field}: {error.message}") from None
 
 
 def _unavailable(why: str, retry_after: timedelta | None = None) -> DownloadFailed:
