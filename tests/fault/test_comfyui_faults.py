@@ -32,7 +32,7 @@ BAD = "poison"
 OLD, NEW = "0.3.64", "newest"
 BOTH = (OLD, NEW)
 LENIENT: dict[str, Any] = {"WORKER_ENGINE_RESTARTS": "1000/10m", "WORKER_WEBHOOK_EVENTS": "succeeded,failed,cancelled"}
-STUCK: dict[str, Any] = {**LENIENT, "WORKER_LOAD_TIMEOUT": "2s", "WORKER_STALL_TIMEOUT": "1s"}
+STUCK: dict[str, Any] = {**LENIENT, "WORKER_LOAD_TIMEOUT": "1s", "WORKER_STALL_TIMEOUT": "1s"}
 _only = pytest.mark.parametrize
 
 
@@ -368,38 +368,3 @@ async def test_a_generation_that_takes_too_long_is_interrupted(tmp_path: Path) -
         assert worker.told("slow") == ["job.failed"]
         await worker.goes_on("slow")
         assert left_behind(worker.sim) == []
-
-
-@_only("version", BOTH)
-async def test_a_cancelled_job_leaves_the_server_idle(tmp_path: Path, version: str) -> None:
-    """Interrupted in the middle of its steps: cancelled, told so to who asked to hear it, and nothing runs on."""
-    hurried = {**LENIENT, "WORKER_QUEUE_VISIBILITY": "2s"}
-    async with running_worker(tmp_path, "comfyui", Knobs(version=version, step_seconds=0.05), **hurried) as worker:
-        await worker.submit("unwanted", **bad(steps=150))
-        await wait_until(lambda: sum(run.steps for run in worker.sim.stats.runs[1:]) > 1)
-        assert await worker.queue.cancel("unwanted")
-        state = await worker.ended("unwanted")
-        assert state.result is not None
-        assert (state.status, state.result.status, worker.told("unwanted")) == ("done", "cancelled", ["job.cancelled"])
-        assert worker.sim.stats.runs[-1].ended == "interrupted"
-        assert worker.sim.machine.queue.remaining == 0
-        await worker.goes_on("unwanted")
-        assert left_behind(worker.sim) == []
-
-
-@_only("version", BOTH)
-async def test_a_drain_interrupts_the_server_and_gives_the_job_back(tmp_path: Path, version: str) -> None:
-    """A clean exit: nothing runs on, nothing is left on the server, and the job waits uncharged for another node."""
-    async with running_worker(tmp_path, "comfyui", Knobs(version=version, step_seconds=0.02)) as worker:
-        await worker.submit("handed-back", **bad(steps=150))
-        await wait_until(lambda: sum(run.steps for run in worker.sim.stats.runs[1:]) > 1)
-        worker.supervisor.stop()
-        assert await worker.process is ExitCode.CLEAN
-        assert worker.sim.stats.runs[-1].ended == "interrupted"
-        assert worker.sim.machine.queue.remaining == 0
-        assert left_behind(worker.sim) == []
-        assert worker.told("handed-back") == []
-        other = SqliteQueue(worker.settings.queue.sqlite_path, SystemClock(), worker="w2")
-        delivery = await taken(other)
-        assert (delivery.id, [a.charged for a in delivery.attempts]) == ("handed-back", [False])
-        await other.aclose()

@@ -38,7 +38,7 @@ LENIENT: dict[str, Any] = {
     "WORKER_ENGINE_RESTARTS": "1000/10m",
     "WORKER_WEBHOOK_EVENTS": "succeeded,failed,cancelled",
 }
-STUCK: dict[str, Any] = {**LENIENT, "WORKER_LOAD_TIMEOUT": "2s", "WORKER_STALL_TIMEOUT": "1s"}
+STUCK: dict[str, Any] = {**LENIENT, "WORKER_LOAD_TIMEOUT": "1s", "WORKER_STALL_TIMEOUT": "1s"}
 _only = pytest.mark.parametrize
 
 
