@@ -131,7 +131,7 @@ async def test_a_doubtful_answer_is_repeated(
 
 
 LASTING: list[tuple[str, FaultKind, str, str, str]] = [
-    *((server, "oom", "", "engine_oom", "out of memory") for server in BOTH),
+    (OLD, "oom", "", "engine_oom", "out of memory"),
     (DEAF, "oom", "", "output_empty", "log cannot be read"),
     (NEW, "error", "Error while deserializing header", "output_empty", "deserializing"),
     (OLD, "user_cancel_by_other", "", "output_empty", "somebody else"),

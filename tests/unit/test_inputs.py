@@ -133,7 +133,7 @@ async def test_a_document_over_the_limit_is_refused_while_reading(chunked: bool)
 async def test_forbidden_documents_are_not_fetched(url: str) -> None:
     """The guard stands before documents too."""
     async with fetching(Guard()) as inputs:
-        with pytest.raises(UrlForbidden, match="^job_url: "):
+        with pytest.raises(UrlForbidden, match=r"^job_url: "):
             await inputs.document(url)
 
 
@@ -278,7 +278,7 @@ async def test_one_bad_image_ends_the_fetching_of_the_others() -> None:
 async def test_forbidden_images_are_not_fetched() -> None:
     """The guard stands before images too."""
     async with fetching(Guard()) as inputs:
-        with pytest.raises(UrlForbidden, match="^f: "):
+        with pytest.raises(UrlForbidden, match=r"^f: "):
             await inputs.images([Named("f", "HTTP://localhost/x.png")])
 
 
