@@ -189,9 +189,11 @@ async def test_a_generation_that_hangs_is_a_stall(version: str) -> None:
 
 @every
 async def test_a_slow_start_is_none(version: str) -> None:
-    """Loading may take as long as it is allowed to."""
-    async with bench(version, armed("slow", seconds=0.3)) as b:
-        assert (await b.make()).load_s >= 0.2
+    """Loading may take as long as it is allowed to, and is told apart from sampling."""
+    knobs = armed("slow", seconds=0.3)
+    knobs.step_seconds = 0.03
+    async with bench(version, knobs) as b:
+        assert (await b.make(small(steps=20))).load_s >= 0.2
 
 
 @every
