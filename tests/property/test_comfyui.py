@@ -6,7 +6,7 @@ import copy
 import json
 from typing import Any
 
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.engines import job_of
@@ -21,6 +21,9 @@ from worker.engines.comfyui.shape import cycle
 from worker.engines.comfyui.translate import translate
 from worker.errors import WorkerError
 from worker.job import Job, Limits
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Graphs take long to draw on a busy machine, which is no flaw of theirs."""
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -78,6 +81,7 @@ def outcome(job: Job) -> Work | WorkerError:
         return error
 
 
+@patient
 @given(any_graphs | whole_graphs, st.none() | st.sampled_from(["base", "other", "nope"]), models)
 @example(dict(CLASSIC), None, [])
 @example(dict(CLASSIC), "base", [])
@@ -98,6 +102,7 @@ def test_a_workflow_becomes_work_or_an_error_of_ours(graph: Any, checkpoint: str
     assert graph == before
 
 
+@patient
 @given(whole_graphs, st.text(max_size=30))
 def test_rewriting_leaves_its_argument_and_the_links_alone(graph: dict[str, Any], text: str) -> None:
     """Each node keeps its id and what feeds it, but for the names of files."""
@@ -118,6 +123,7 @@ def test_rewriting_leaves_its_argument_and_the_links_alone(graph: dict[str, Any]
             assert kept.items() <= {k: v for k, v in node["inputs"].items() if graphs.is_link(v)}.items()
 
 
+@patient
 @given(st.text() | json_values)
 def test_a_cleaned_name_is_one_plain_part(name: Any) -> None:
     """Whatever it was, it cannot leave the folder and holds no token."""
@@ -127,6 +133,7 @@ def test_a_cleaned_name_is_one_plain_part(name: Any) -> None:
     assert cleaned.strip(".") == cleaned
 
 
+@patient
 @given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"), max_size=4), max_size=6))
 def test_a_circle_is_found_exactly_where_there_is_one(arrows: dict[str, list[str]]) -> None:
     """What it names is one; where it finds none the nodes can be put in order."""
@@ -150,6 +157,7 @@ bodies = st.recursive(
 )
 
 
+@patient
 @given(
     st.sampled_from([200, 400, 401, 403, 404, 413, 418, 429, 500, 503]), bodies | st.binary(max_size=50), json_values
 )
@@ -172,6 +180,7 @@ entries = st.fixed_dictionaries(
 )
 
 
+@patient
 @given(entries | json_values)
 def test_every_entry_is_a_success_or_an_error_of_ours(entry: Any) -> None:
     """Also one that no server ever wrote; and so for what the socket says of an exception."""
@@ -191,6 +200,7 @@ infos = st.dictionaries(
 )
 
 
+@patient
 @given(
     infos | json_values, st.dictionaries(st.sampled_from(["loras", "vae"]), st.lists(words) | json_values), json_values
 )
