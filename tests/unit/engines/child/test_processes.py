@@ -86,27 +86,36 @@ def test_a_marker_is_orphaned_only_for_certain() -> None:
     assert not Marker("x", "pid:[1]", 2**22 + 1, 1).is_orphaned
 
 
-def test_we_are_never_a_leftover_ourselves() -> None:
+@pytest.fixture
+def variable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A variable of our own: the workers of tests that run beside this one kill what is marked as orphaned."""
+    name = f"SD_WORKER_SERVER_{os.getpid()}"
+    monkeypatch.setattr(marker, "VARIABLE", name)
+    return name
+
+
+def test_we_are_never_a_leftover_ourselves(variable: str) -> None:
     """A worker that was started from within an orphaned server spares itself and those that it comes from."""
     script = (
         "import os, sys\n"
         "from worker.engines.child import marker, processes\n"
+        f"marker.VARIABLE = {variable!r}\n"
         "found = marker.leftovers(marker.own_marker('y'), processes.table())\n"
         "print(sorted(one.pid for one in found if one.pid in (os.getpid(), os.getppid())))\n"
     )
     gone = Marker("x", own_marker("x").space, 2**22 + 1, 1)
     command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {script!r}])"]
     answer = subprocess.run(
-        command, env={**os.environ, marker.VARIABLE: str(gone)}, capture_output=True, text=True, check=True
+        command, env={**os.environ, variable: str(gone)}, capture_output=True, text=True, check=True
     )
     assert answer.stdout == "[]\n"
 
 
-def test_the_servers_of_living_workers_are_no_leftovers() -> None:
+def test_the_servers_of_living_workers_are_no_leftovers(variable: str) -> None:
     """Those of a worker that is gone are, wherever they listened."""
     own = own_marker("x")
-    with subprocess.Popen(["sleep", "60"], env={marker.VARIABLE: str(Marker("z", own.space, 2**22 + 1, 1))}) as gone:
-        with subprocess.Popen(["sleep", "60"], env={marker.VARIABLE: str(own)}) as ours:
+    with subprocess.Popen(["sleep", "60"], env={variable: str(Marker("z", own.space, 2**22 + 1, 1))}) as gone:
+        with subprocess.Popen(["sleep", "60"], env={variable: str(own)}) as ours:
             found = {one.pid for one in leftovers(Marker("y", own.space, own.worker, own.started), processes.table())}
             same = {one.pid for one in leftovers(own, processes.table())}
             ours.kill()
