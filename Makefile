@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/sd-worker demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -n $(WORKERS) -q --tb=short --show-capture=no --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no --cov --cov-report= $(ARGS)
 	$(BIN)/python -m tests.branches
 
 check: $(READY)
@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/python -m tests.sizes
 
 test-chaos: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) -m chaos tests/chaos $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m chaos tests/chaos $(ARGS)
 
 lock:
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
