@@ -4,6 +4,9 @@ WorkerError
 ├── JobRefused            rejected at once, the job is at fault
 │   ├── InvalidJob          field errors
 │   ├── ModelNotFound
+│   ├── ModelForbidden      401 or 403 on a model URL that the job gave
+│   ├── ModelTooLarge
+│   ├── ModelInUse          by a job or the server, so that it cannot be removed now
 │   ├── UrlForbidden
 │   ├── UploadForbidden     401 or 403 on a URL that the job gave
 │   ├── ResultTooLarge
@@ -23,6 +26,7 @@ WorkerError
 │   └── GpuFault
 ├── DependencyFailed      something outside the node
 │   ├── DownloadFailed
+│   ├── ModelCorrupt
 │   ├── UploadFailed
 │   ├── QueueUnavailable
 │   └── WebhookFailed
@@ -134,6 +138,18 @@ class ModelNotFound(JobRefused):
     """No such model, and no source has it."""
 
 
+class ModelForbidden(JobRefused):
+    """The URL of a model that the job gave answers 401 or 403."""
+
+
+class ModelTooLarge(JobRefused):
+    """The models that the job needs at once do not fit into the node's cache."""
+
+
+class ModelInUse(JobRefused):
+    """The model is being used, so that it cannot be removed now."""
+
+
 class UrlForbidden(JobRefused):
     """A URL that the job names must not be visited."""
 
@@ -231,6 +247,10 @@ class DependencyFailed(WorkerError):
 
 class DownloadFailed(DependencyFailed):
     """An input or document could not be fetched."""
+
+
+class ModelCorrupt(DependencyFailed):
+    """What came is not the model that was asked for."""
 
 
 class UploadFailed(DependencyFailed):
