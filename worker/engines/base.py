@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from worker.job import Job, ModelRef
+from worker.mentions import Mention, Place
 from worker.result import EngineResult
 
 
@@ -186,6 +187,21 @@ class Engine(Protocol):
 
     async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
         """Run it. ``fresh`` defeats the server's caches and has it load the model anew."""
+        ...
+
+    async def mentions(self, job: Job) -> tuple[Mention, ...]:
+        """Every place where the job names a model file, what it lists in ``models`` included.
+
+        Raises `InvalidJob` for what cannot be understood, never `ModelNotFound`: what is missing may be fetched.
+        """
+        ...
+
+    async def loaded(self) -> frozenset[Place]:
+        """The files that the server holds in memory or falls back to, as far as it or our own use of it tells."""
+        ...
+
+    async def unload(self, places: Collection[Place]) -> None:
+        """Have it let go of these files, so that they can be deleted. To be called under a turn."""
         ...
 
     async def free(self, everything: bool) -> None:

@@ -9,30 +9,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from worker.errors import Owner
-
-SAME_FOLDER: Mapping[str, str] = {"refiner": "checkpoint"}
-"""Kinds whose files lie among those of another kind."""
-
-
-class Place(NamedTuple):
-    """Where a model file lies: ``name`` is its path below the folder of its kind, with ``/`` between the parts.
-
-    ``kind`` is a kind of the job document, or a folder's name where the server has others; never ``refiner``,
-    whose files are checkpoints. Make one with `place_of`.
-    """
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.name}"
-
-
-def place_of(kind: str, name: str) -> Place:
-    return Place(SAME_FOLDER.get(kind, kind), name)
+from worker.mentions import Place, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +31,8 @@ class Wanted:
     size: int | None = None
     owner: Owner = Owner.JOB
     field: str = ""
+    known: bool = False
+    """Whether the server lists a file of this name: then one that is not in our folders is taken as it is."""
 
     @property
     def place(self) -> Place:

@@ -11,11 +11,13 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
 
 from worker.job import Event
+from worker.settings.units import check_url
 from worker.signature import decode_secrets
 
 KEY_FIELDS = ("prefix", "id", "index", "hash", "ext")
 KEY_REQUIRED = ("id", "index", "hash")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KIND_FOLDER = re.compile(r"[a-z][a-z0-9_]{0,63}=/\S*")
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*", re.IGNORECASE)
 
 
@@ -47,6 +49,43 @@ def parse_variable_names(value: Any) -> Any:
     if not all(_VARIABLE.fullmatch(name) for name in names):
         raise ValueError("must be names of environment variables, separated by blanks")
     return names
+
+
+def parse_words(value: Any) -> Any:
+    """Words separated by blanks, each once."""
+    return tuple(dict.fromkeys(value.split())) if isinstance(value, str) else value
+
+
+def parse_hosts(value: Any) -> Any:
+    """Host names separated by commas or blanks, in lower case; ``*`` for any."""
+    if not isinstance(value, str):
+        return value
+    hosts = tuple(dict.fromkeys(value.lower().replace(",", " ").split()))
+    if not all(host == "*" or _HOST.fullmatch(host) for host in hosts):
+        raise ValueError("must be host names separated by blanks, or *")
+    return hosts
+
+
+def check_kind_folders(value: tuple[str, ...]) -> tuple[str, ...]:
+    """``kind=/absolute/path`` words."""
+    if not all(_KIND_FOLDER.fullmatch(word) for word in value):
+        raise ValueError("must be kind=/absolute/path, separated by blanks")
+    if len({word.partition("=")[0] for word in value}) < len(value):
+        raise ValueError("names a kind twice")
+    return value
+
+
+def check_source_templates(value: tuple[str, ...]) -> tuple[str, ...]:
+    """URLs with the placeholders ``{kind}`` and ``{name}``, the second of which each must have."""
+    for template in value:
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        except ValueError:
+            raise ValueError("has unbalanced braces") from None
+        if not set(names) <= {"kind", "name"} or "name" not in names:
+            raise ValueError("must hold {name}, may hold {kind}, and nothing else in braces")
+        check_url(template.format(kind="k", name="n"), ("s3", "http", "https"))
+    return value
 
 
 def check_key_pattern(value: str) -> str:
@@ -109,5 +148,8 @@ KeyPattern = Annotated[str, AfterValidator(check_key_pattern)]
 KeyPrefix = Annotated[str, AfterValidator(check_key_prefix)]
 SigningSecrets = Annotated[SecretStr, AfterValidator(check_signing_secrets)]
 PrivateHosts = Annotated[str, AfterValidator(check_private_hosts)]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(parse_hosts)]
+KindFolders = Annotated[tuple[str, ...], BeforeValidator(parse_words), AfterValidator(check_kind_folders)]
+SourceTemplates = Annotated[tuple[str, ...], BeforeValidator(parse_words), AfterValidator(check_source_templates)]
 Bucket = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]

@@ -1,6 +1,6 @@
 """Every setting of the worker: typed, frozen groups whose fields name their environment variable.
 
-To add one: a field here. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
+To add one: a field here, or in `worker.settings.models`. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -30,23 +30,12 @@ from worker.settings.checks import (
     UserName,
     VariableNames,
 )
+from worker.settings.fields import ZERO, Group, var
+from worker.settings.models import ModelsSettings
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 from worker.signature import read_secrets
 
-_ZERO = timedelta(0)
 _DAY = timedelta(days=1)
-
-
-def var(name: str, default: Any, meaning: str, *, shown: str | None = None, **constraints: Any) -> Any:
-    """A field read from the environment variable ``name``; ``shown`` is its default as the table prints it."""
-    extra: dict[str, Any] = {"variable": name, "shown": shown}
-    return Field(default, description=meaning, json_schema_extra=extra, validate_default=False, **constraints)
-
-
-class Group(BaseModel):
-    """Settings that belong together; each field is one variable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 EngineKind = Literal["auto", "a1111", "sdnext", "comfyui", "fooocus"]
@@ -89,7 +78,7 @@ class EngineSettings(Group):
         timedelta(minutes=20),
         "from the start of the server's process until it can be used",
         shown="20m",
-        gt=_ZERO,
+        gt=ZERO,
     )
     warmup: str = var(
         "WORKER_WARMUP",
@@ -101,20 +90,20 @@ class EngineSettings(Group):
         timedelta(minutes=10),
         "one generation, from its first step to its answer",
         shown="10m",
-        gt=_ZERO,
+        gt=ZERO,
     )
     job_timeout_max: Duration = var(
-        "WORKER_JOB_TIMEOUT_MAX", timedelta(hours=1), "what a job may ask for", shown="1h", gt=_ZERO
+        "WORKER_JOB_TIMEOUT_MAX", timedelta(hours=1), "what a job may ask for", shown="1h", gt=ZERO
     )
     load_timeout: Duration = var(
-        "WORKER_LOAD_TIMEOUT", timedelta(minutes=15), "from submitting to the first step", shown="15m", gt=_ZERO
+        "WORKER_LOAD_TIMEOUT", timedelta(minutes=15), "from submitting to the first step", shown="15m", gt=ZERO
     )
     stall_timeout: Duration = var(
         "WORKER_STALL_TIMEOUT",
         timedelta(minutes=5),
         "no progress once sampling began, scaled up by measured step time",
         shown="5m",
-        gt=_ZERO,
+        gt=ZERO,
     )
     max_pixels: int = var("WORKER_MAX_PIXELS", 4_194_304, "of one image; more is refused before the GPU", gt=0)
     max_steps: int = var("WORKER_MAX_STEPS", 150, "more is refused before the GPU", gt=0)
@@ -199,7 +188,7 @@ class StorageSettings(Group):
         timedelta(hours=24),
         "how long presigned links work",
         shown="24h",
-        gt=_ZERO,
+        gt=ZERO,
         le=7 * _DAY,
     )
     key: KeyPattern = var(
@@ -250,9 +239,9 @@ class WebhookSettings(Group):
     secrets_file: Path | None = var(
         "WORKER_WEBHOOK_SECRETS_FILE", None, "JSON of names to secrets, for jobs that name one"
     )
-    timeout: Duration = var("WORKER_WEBHOOK_TIMEOUT", timedelta(seconds=15), "one try", shown="15s", gt=_ZERO)
+    timeout: Duration = var("WORKER_WEBHOOK_TIMEOUT", timedelta(seconds=15), "one try", shown="15s", gt=ZERO)
     budget: Duration = var(
-        "WORKER_WEBHOOK_BUDGET", timedelta(minutes=1), "all tries of one delivery", shown="1m", gt=_ZERO
+        "WORKER_WEBHOOK_BUDGET", timedelta(minutes=1), "all tries of one delivery", shown="1m", gt=ZERO
     )
 
 
@@ -306,6 +295,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = Field(StorageSettings(), title="storage")
     output: OutputSettings = Field(OutputSettings(), title="images")
     webhook: WebhookSettings = Field(WebhookSettings(), title="webhooks")
+    models: ModelsSettings = Field(ModelsSettings(), title="models and disk")
     node: NodeSettings = Field(NodeSettings(), title="the rest")
     warnings: tuple[FieldError, ...] = ()
 

@@ -91,7 +91,7 @@ class EnvironmentSource(PydanticBaseSettingsSource):
         self._environ = {
             name: value
             for name, value in environ.items()
-            if name.startswith(PREFIX) and value.strip() and not _is_foreign(name, value)
+            if (name.startswith(PREFIX) or name in SECRETS) and value.strip() and not _is_foreign(name, value)
         }
         self.mistakes: list[FieldError] = []
         self.unknown: list[str] = []
