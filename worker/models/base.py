@@ -106,18 +106,30 @@ steps where it is not. Returns when there is room; raises `ModelTooLarge` or `Di
 OnBytes = Callable[[int, int | None], None]
 """Bytes that are there, of so many where that is known."""
 
+Locate = Callable[[], AsyncIterator[Location]]
+"""The places to try, from the best on; called again where a link has expired. Raises as `Finder.locations`."""
+
 
 class Fetcher(Protocol):
     """Brings one file to this machine."""
 
     async def fetch(
-        self, locations: AsyncIterator[Location], partial: Path, wanted: Wanted, *, room: Room, on_bytes: OnBytes
+        self,
+        locate: Locate,
+        partial: Path,
+        wanted: Wanted,
+        *,
+        room: Room,
+        on_bytes: OnBytes,
+        priority: Callable[[], Priority] = lambda: Priority.JOB,
     ) -> Fetched:
         """Write the file to ``partial``, verified, fsynced, and not yet under its own name.
 
         What an earlier run left at ``partial`` is resumed where the source allows; what is left there when this one
-        is cancelled can be resumed by the next. A location that fails for good gives way to the next one. Raises what
-        `Finder.locations` and ``room`` raise, `ModelCorrupt` for bytes that are not the model's, `DownloadFailed`.
+        is cancelled can be resumed by the next. A location that fails for good gives way to the next one; of several
+        failures the one comes out that tells most. ``priority`` may rise meanwhile. Raises what ``locate`` and ``room``
+        raise, `ModelNotFound`, `ModelForbidden` or `AuthFailed` for what the locations answer, `ModelCorrupt` for bytes
+        that are not the model's, `DiskFull`, `DownloadFailed`.
         """
         ...
 
