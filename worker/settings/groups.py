@@ -31,6 +31,7 @@ from worker.settings.checks import (
     VariableNames,
 )
 from worker.settings.fields import ZERO, Group, var
+from worker.settings.inherited import Inherited
 from worker.settings.models import ModelsSettings
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 from worker.signature import read_secrets
@@ -284,7 +285,7 @@ class Settings(BaseSettings):
     """The whole tree; which variable each field reads stands at the field.
 
     Built from the environment by `worker.settings.source` alone: constructing it reads nothing. ``warnings``
-    holds what is odd in the environment, though no mistake.
+    holds what is odd in the environment, though no mistake; ``inherited`` what is set of other images' variables.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -298,6 +299,7 @@ class Settings(BaseSettings):
     models: ModelsSettings = Field(ModelsSettings(), title="models and disk")
     node: NodeSettings = Field(NodeSettings(), title="the rest")
     warnings: tuple[FieldError, ...] = ()
+    inherited: tuple[Inherited, ...] = ()
 
     @property
     def limits(self) -> Limits:

@@ -13,10 +13,14 @@ from typing import NamedTuple
 from worker.errors import FieldError, InvalidJob, UnsupportedDocument
 from worker.job import Limits, document_of, parse
 from worker.settings.groups import Settings
+from worker.settings.models import ModelsSettings
 from worker.settings.units import check_url
 from worker.signature import read_secrets
 
 Found = Iterator[FieldError]
+
+DISK_RESERVE = 2_000_000_000
+"""Bytes of WORKER_DISK_SIZE that nothing is written to."""
 
 
 class Rule(NamedTuple):
@@ -104,6 +108,51 @@ def _warmup(settings: Settings) -> Found:
         yield FieldError("WORKER_WARMUP", str(error))
 
 
+@_rule("WORKER_MODELS_DIR")
+def _models_folder(settings: Settings) -> Found:
+    folder = settings.models.dir
+    if folder is not None and not folder.is_dir():
+        yield FieldError("WORKER_MODELS_DIR", "is a file" if folder.exists() else "does not exist")
+
+
+@_rule("WORKER_MODELS_S3_ACCESS_KEY_ID", "WORKER_MODELS_S3_SECRET_ACCESS_KEY")
+def _models_credentials(settings: Settings) -> Found:
+    models = settings.models
+    if (models.s3_access_key_id is None) != (models.s3_secret_access_key is None):
+        missing = "ACCESS_KEY_ID" if models.s3_access_key_id is None else "SECRET_ACCESS_KEY"
+        yield FieldError(f"WORKER_MODELS_S3_{missing}", "is needed beside the other half of the credentials")
+
+
+@_rule("WORKER_MODELS_MANIFEST", "WORKER_MODELS_CATALOG")
+def _model_lists(settings: Settings) -> Found:
+    named = [("WORKER_MODELS_MANIFEST", settings.models.manifest), ("WORKER_MODELS_CATALOG", settings.models.catalog)]
+    named += [(one.variable, one.value) for one in settings.inherited if one.variable == "MANIFEST" and one.honoured]
+    for variable, value in named:
+        inline = variable != "WORKER_MODELS_CATALOG" and value is not None and is_inline(value)
+        if value is not None and not inline and (mistake := _unreadable(value)):
+            yield FieldError(variable, mistake)
+
+
+def is_inline(value: str) -> bool:
+    """Whether the value is the document itself, and not the path or URL of one."""
+    return value.lstrip().startswith(("[", "{"))
+
+
+def _unreadable(value: str) -> str | None:
+    """Why the path or URL can never be read, in words that do not repeat it; None when it may be."""
+    try:
+        if "://" in value:
+            check_url(value, ("s3", "http", "https"))
+            return None
+        with Path(value).open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"names a file that cannot be read ({error.strerror})"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def parse_warmup(body: bytes, limits: Limits) -> None:
     """Raise `InvalidJob` or `UnsupportedDocument` when this is no document of a warm-up job."""
     parse(document_of(body, max_body=limits.max_body), fallback_id="warmup", limits=limits)
@@ -123,3 +172,12 @@ def _store_without_bucket(settings: Settings) -> Found:
         and settings.storage.endpoint_url is not None
     ):
         yield FieldError("WORKER_S3_ENDPOINT_URL", "has no effect without WORKER_S3_BUCKET: images stay on this node")
+
+
+@_rule(into=HINTS)
+def _cache_beyond_disk(settings: Settings) -> Found:
+    models, most = settings.models, settings.node.disk_size - DISK_RESERVE
+    if models.max_size > most and models.max_size != ModelsSettings().max_size:
+        yield FieldError(
+            "WORKER_MODELS_MAX_SIZE", f"has no effect beyond {most / 10**9:g} GB: WORKER_DISK_SIZE, less 2 GB, counts"
+        )

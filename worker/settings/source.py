@@ -19,14 +19,16 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from worker.errors import ConfigError, FieldError
 from worker.job import field_errors
-from worker.settings import rules
+from worker.settings import inherited, rules
 from worker.settings.address import is_service_link
 from worker.settings.groups import Settings, Variable, variables
 from worker.settings.later import LATER, LATER_VALUES
 
 PREFIX = "WORKER_"
 SECRET_PREFIXES = ("AWS_",)
-SECRETS = frozenset({"HF_TOKEN", "CIVITAI_TOKEN"})
+SECRETS = frozenset({"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKEN_FILE"})
+"""Known to every tool of the field by these names, so that they have no prefix."""
+
 _NEAR = 2
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_[0-9]+_[A-Z]+(_[A-Z]+)?$")
 
@@ -55,10 +57,14 @@ def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that these variables describe; `ConfigError` with every mistake at once."""
-    source = EnvironmentSource(Settings, environ)
-    settings, found = _validated(source())
+    source, others = EnvironmentSource(Settings, environ), inherited.inherited(environ)
+    tree = source()
+    for group, values in inherited.defaults(others).items():
+        tree[group] = values | tree.get(group, {})
+    settings, found = _validated(tree)
+    settings = settings.model_copy(update={"inherited": others})
     unknown = tuple(FieldError(name, "is unknown and has no effect") for name in source.unknown)
-    mistakes = [*source.mistakes, *found, *(unknown if settings.node.strict else ())]
+    mistakes = [*source.mistakes, *found, *inherited.mistakes(others), *(unknown if settings.node.strict else ())]
     mistakes += rules.mistakes(settings, {mistake.field for mistake in mistakes})
     if mistakes:
         raise ConfigError(tuple(mistakes))

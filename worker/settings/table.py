@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any, get_args
 from pydantic import SecretStr
 
 from worker.log import HIDDEN, redact
+from worker.settings.checks import parse_command, parse_words
 from worker.settings.groups import Settings, Variable, variables
 from worker.settings.units import duration_text, parse_size, size_text
 
@@ -67,11 +69,19 @@ def value_text(variable: Variable, value: Any) -> str:
         case timedelta():
             return duration_text(value)
         case tuple():
-            return ",".join(map(str, value))
+            return _words_text(variable, value)
         case int() if any(getattr(m, "func", None) is parse_size for m in variable.info.metadata):
             return size_text(value)
         case _:
             return redact(str(value))
+
+
+def _words_text(variable: Variable, words: tuple[Any, ...]) -> str:
+    """As the variable's own parser takes them apart again."""
+    parsers = {getattr(m, "func", None) for m in variable.info.metadata}
+    if parse_command in parsers:
+        return redact(shlex.join(map(str, words)))
+    return redact((" " if parse_words in parsers else ",").join(map(str, words)))
 
 
 def _default(variable: Variable) -> str:

@@ -41,6 +41,7 @@ def test_no_command_prints_a_secret(
     for name in SECRETS:
         monkeypatch.setenv(name, CANARY if broken else f"whsec_{CANARY}")
     monkeypatch.setenv("WORKER_ENGINE_USERNAME", "u")
+    monkeypatch.setenv("WORKER_MODELS_S3_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("WORKER_S3_ENDPOINT_URL", f"http://u:{CANARY}@[::1]:9/?token={CANARY}")
     monkeypatch.setenv("WORKER_WEBHOOK_URL", f"{'htp' if broken else 'https'}://u:{CANARY}@example.com/?t={CANARY}")
     if broken:
@@ -65,7 +66,8 @@ def test_no_secret_of_a_file_is_printed(command: Command, monkeypatch: pytest.Mo
 
 def test_settings_do_not_show_secrets_when_printed() -> None:
     """In a traceback or a debugger's line neither."""
-    environ = dict.fromkeys(SECRETS, f"whsec_{CANARY}") | {"WORKER_ENGINE_USERNAME": "u"}
+    halves = {"WORKER_ENGINE_USERNAME": "u", "WORKER_MODELS_S3_ACCESS_KEY_ID": "k"}
+    environ = dict.fromkeys(SECRETS, f"whsec_{CANARY}") | halves
     settings = load_settings(environ)
     assert len(secrets_of(settings)) == len(SECRETS)
     assert CANARY not in f"{settings!r}{settings}{settings.model_dump()}{settings.model_dump_json()}"

@@ -63,6 +63,31 @@ def mistakes_of(**environ: str) -> dict[str, str]:
         ("WORKER_WARMUP", '{"v": 9, "params": {"prompt": "x"}}'),
         ("WORKER_WARMUP", "ftp://host/warmup.json"),
         ("WORKER_WEBHOOK_SECRETS_FILE", "/no/such/file.json"),
+        ("WORKER_MODELS_DIR", "/no/such/folder"),
+        ("WORKER_MODELS_DIR", __file__),
+        ("WORKER_MODELS_DIRS", "controlnet"),
+        ("WORKER_MODELS_DIRS", "controlnet=models/controlnet"),
+        ("WORKER_MODELS_DIRS", "Controlnet=/models"),
+        ("WORKER_MODELS_DIRS", "vae=/a vae=/b"),
+        ("WORKER_MODELS_MAX_SIZE", "0"),
+        ("WORKER_MODELS_SOURCE", "s3://models/{kind}"),
+        ("WORKER_MODELS_SOURCE", "s3://models/{name}/{size}"),
+        ("WORKER_MODELS_SOURCE", "s3://models/{name"),
+        ("WORKER_MODELS_SOURCE", "ftp://models/{name}"),
+        ("WORKER_MODELS_SOURCE", "https://a.example/{name} models/{name}"),
+        ("WORKER_MODELS_CATALOG", "/no/such/catalog.json"),
+        ("WORKER_MODELS_CATALOG", "ftp://host/catalog.json"),
+        ("WORKER_MODELS_MANIFEST", "/no/such/manifest.json"),
+        ("WORKER_MODELS_MANIFEST", "ftp://host/manifest.json"),
+        ("WORKER_MODELS_MANIFEST", "file\0name"),
+        ("WORKER_MODELS_S3_ENDPOINT_URL", "minio:9000"),
+        ("WORKER_MODELS_START_TIMEOUT", "0"),
+        ("WORKER_MODELS_BANDWIDTH", "0"),
+        ("WORKER_MODELS_CONNECTIONS", "0"),
+        ("WORKER_MODELS_CONNECTIONS", "65"),
+        ("WORKER_MODELS_HOSTS", "https://huggingface.co"),
+        ("WORKER_MODELS_HOSTS", "*.example.com"),
+        ("WORKER_MODELS_ALLOW_PICKLE", "perhaps"),
         ("WORKER_LOG_LEVEL", "loud"),
     ],
 )
@@ -86,6 +111,20 @@ def test_a_wrong_value_is_a_mistake_of_its_variable(name: str, value: str) -> No
         ("WORKER_WARMUP", '{"params": {"prompt": "a lighthouse", "steps": 4}}'),
         ("WORKER_DRAIN_TIMEOUT", "0"),
         ("WORKER_HTTP_PORT", "0"),
+        ("WORKER_MODELS_DIR", "/"),
+        ("WORKER_MODELS_DIRS", "controlnet=/webui/extensions-builtin/sd-webui-controlnet/models vae=/vae"),
+        ("WORKER_MODELS_MAX_SIZE", "40GB"),
+        ("WORKER_MODELS_SOURCE", "s3://models/{kind}/{name} https://cdn.example/{kind}/{name}"),
+        ("WORKER_MODELS_CATALOG", "https://example.com/catalog.json"),
+        ("WORKER_MODELS_CATALOG", __file__),
+        ("WORKER_MODELS_MANIFEST", "s3://models/manifest.json"),
+        ("WORKER_MODELS_MANIFEST", " [{"),
+        ("WORKER_MODELS_START_TIMEOUT", "50m"),
+        ("WORKER_MODELS_BANDWIDTH", "20MB"),
+        ("WORKER_MODELS_CONNECTIONS", "64"),
+        ("WORKER_MODELS_HOSTS", "*"),
+        ("WORKER_MODELS_HOSTS", "HuggingFace.co, cdn.example"),
+        ("WORKER_MODELS_ALLOW_PICKLE", "true"),
     ],
 )
 def test_a_right_value_is_none(name: str, value: str) -> None:
@@ -101,6 +140,9 @@ def test_a_right_value_is_none(name: str, value: str) -> None:
         ({"WORKER_WEBHOOK_TIMEOUT": "2m"}, "WORKER_WEBHOOK_TIMEOUT"),
         ({"WORKER_ENGINE_USERNAME": "u"}, "WORKER_ENGINE_PASSWORD"),
         ({"WORKER_ENGINE_PASSWORD": "p"}, "WORKER_ENGINE_USERNAME"),
+        ({"WORKER_MODELS_S3_ACCESS_KEY_ID": "k"}, "WORKER_MODELS_S3_SECRET_ACCESS_KEY"),
+        ({"WORKER_MODELS_S3_SECRET_ACCESS_KEY": "s"}, "WORKER_MODELS_S3_ACCESS_KEY_ID"),
+        ({"MANIFEST": "/no/such/manifest.yaml"}, "MANIFEST"),
     ],
 )
 def test_values_that_contradict_each_other_are_mistakes(environ: dict[str, str], variable: str) -> None:
@@ -126,6 +168,20 @@ def test_what_works_but_hardly_as_meant_is_a_warning() -> None:
     """An endpoint without a bucket stores nothing there, and webhooks without a secret are not signed."""
     odd = {"WORKER_S3_ENDPOINT_URL": "http://[::1]:9000", "WORKER_WEBHOOK_URL": "https://example.com/"}
     assert {w.field for w in load_settings(odd).warnings} == {"WORKER_S3_ENDPOINT_URL", "WORKER_WEBHOOK_SECRET"}
+
+
+def test_a_cache_larger_than_the_disk_is_a_warning() -> None:
+    """What is written stays 2 GB below the disk; nobody is warned of the default."""
+    assert load_settings({"WORKER_DISK_SIZE": "30GB"}).warnings == ()
+    (warning,) = load_settings({"WORKER_DISK_SIZE": "30GB", "WORKER_MODELS_MAX_SIZE": "29GB"}).warnings
+    assert str(warning).startswith("WORKER_MODELS_MAX_SIZE: has no effect beyond 28 GB")
+    assert load_settings({"WORKER_DISK_SIZE": "30GB", "WORKER_MODELS_MAX_SIZE": "28GB"}).warnings == ()
+
+
+def test_the_folders_of_kinds_are_told_apart() -> None:
+    """Each exception by its kind."""
+    models = load_settings({"WORKER_MODELS_DIRS": "vae=/data/vae  lora=/data/lora"}).models
+    assert models.folders == {"vae": Path("/data/vae"), "lora": Path("/data/lora")}
 
 
 def test_a_warmup_file_is_read_and_checked(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_one_error_holds_every_mistake() -> None:
         WORKER_JOB_TIMEOUT="2h",
         WORKER_STORAGE="s3",
         WORKER_S3_KEY="{id}.png",
-        WORKER_MODELS_DIR="/models",
+        WORKER_MODELS_DIR="/nowhere/at/all",
         WORKER_API_KEY_FILE="/nowhere/at/all",
         WORKER_WEBHOOK_URL="nonsense",
     )
@@ -139,6 +139,16 @@ def test_only_our_prefix_counts() -> None:
     assert load_settings({"PATH": "/bin", "WORKERS": "3", "HTTP_PORT": "x"}) == Settings()
 
 
+def test_the_hubs_tokens_have_the_names_that_every_tool_reads(tmp_path: Path) -> None:
+    """Without a prefix; a blank one is none, and each may come from a file."""
+    path = tmp_path / "token"
+    path.write_text("c\n")
+    models = load_settings({"HF_TOKEN": "hf_a", "CIVITAI_TOKEN_FILE": str(path)}).models
+    tokens = [token.get_secret_value() for token in (models.hf_token, models.civitai_token) if token is not None]
+    assert tokens == ["hf_a", "c"]
+    assert load_settings({"HF_TOKEN": " ", "CIVITAI_TOKEN": ""}) == Settings()
+
+
 def test_kubernetes_service_links_are_ignored() -> None:
     """A service called worker-http puts these into every container."""
     links = {
@@ -165,10 +175,14 @@ def test_any_secret_may_come_from_a_file(variable: Variable, tmp_path: Path) -> 
     """The line end that editors add is no part of it."""
     name, path = variable.name, tmp_path / "secret"
     path.write_text(f"{SIGNING}\n")
-    environ = {f"{name}_FILE": str(path), "WORKER_ENGINE_USERNAME": "u", "WORKER_ENGINE_PASSWORD": "p"}
-    if name == "WORKER_ENGINE_PASSWORD":
-        del environ[name]
-    settings = load_settings(environ)
+    halves = {
+        "WORKER_ENGINE_USERNAME": "u",
+        "WORKER_ENGINE_PASSWORD": "p",
+        "WORKER_MODELS_S3_ACCESS_KEY_ID": "k",
+        "WORKER_MODELS_S3_SECRET_ACCESS_KEY": "s",
+    }
+    halves.pop(name, None)
+    settings = load_settings({f"{name}_FILE": str(path), **halves})
     assert SIGNING in [secret.get_secret_value() for secret in secrets_of(settings)]
 
 
@@ -195,7 +209,8 @@ def test_every_variable_is_named_once_and_explained() -> None:
     """Two fields never read one variable, and each says what it means."""
     names = [v.name for v in variables()]
     assert len(set(names)) == len(names)
-    assert all(v.info.description and v.name.startswith("WORKER_") for v in variables())
+    assert all(v.info.description for v in variables())
+    assert {v.name for v in variables() if not v.name.startswith("WORKER_")} == {"HF_TOKEN", "CIVITAI_TOKEN"}
 
 
 def test_an_unknown_attribute_of_the_package_is_an_error() -> None:
@@ -235,6 +250,7 @@ def test_the_servers_process_gets_no_secret_but_what_it_may_keep(monkeypatch: py
         "AWS_SECRET_ACCESS_KEY": "c",
         "HF_TOKEN": "d",
         "CIVITAI_TOKEN": "e",
+        "CIVITAI_TOKEN_FILE": "/run/secrets/civitai",
         "PORT": "7860",
     }
     for name, value in given.items():

@@ -41,7 +41,15 @@ def test_a_page_without_markers_is_refused() -> None:
 
 def test_what_is_in_effect_can_be_set_again() -> None:
     """Every printed value that is no secret is read as the same setting."""
-    environ = {"WORKER_JOB_TIMEOUT": "75s", "WORKER_MAX_BODY": "1GiB", "WORKER_WEBHOOK_EVENTS": "failed,started"}
+    environ = {
+        "WORKER_JOB_TIMEOUT": "75s",
+        "WORKER_MAX_BODY": "1GiB",
+        "WORKER_WEBHOOK_EVENTS": "failed,started",
+        "WORKER_ENGINE_COMMAND": "python launch.py --ckpt '/models/my model.safetensors'",
+        "WORKER_MODELS_DIRS": "controlnet=/c vae=/v",
+        "WORKER_MODELS_HOSTS": "huggingface.co,*",
+        "WORKER_MODELS_SOURCE": "s3://models/{kind}/{name} https://cdn.example/{name}",
+    }
     settings = load_settings(environ)
     printed = {row.variable: row.value for row in effective(settings)}
     assert load_settings(printed) == settings
