@@ -218,11 +218,10 @@ def _enough(candidates: Iterable[tuple[Place, int]], short: int) -> list[Place]:
     """The first of the candidates that make up ``short`` bytes, less those that the later ones make needless."""
     chosen: list[tuple[Place, int]] = []
     surplus = -short
-    for place, size in candidates:
-        if surplus >= 0:
-            break
-        chosen.append((place, size))
-        surplus += size
+    remaining = iter(candidates)
+    while surplus < 0 and (candidate := next(remaining, None)) is not None:
+        chosen.append(candidate)
+        surplus += candidate[1]
     kept: list[Place] = []
     for place, size in reversed(chosen):
         if size <= surplus:
