@@ -30,6 +30,7 @@ WHOLE_FOLDERS = frozenset({"config.json", "model_index.json", "refs", "blobs"})
 _TORCH = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _COMFYUI = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl")
 _FOOOCUS = (".safetensors", ".ckpt", ".pth", ".bin", ".fooocus.patch")
+_VAES = (".vae.safetensors", ".vae.ckpt")
 
 _ALIASES: Mapping[str, str] = {
     **SAME_FOLDER,
@@ -48,12 +49,14 @@ _ALIASES: Mapping[str, str] = {
 class Shelving:
     """The folders of one kind in the order in which the server looks, and the extensions that it lists there.
 
-    New files go to ``into``, the first folder unless it says otherwise.
+    New files go to ``into``, the first folder unless it says otherwise. ``passed_over`` are endings that the server
+    leaves out although they have such an extension.
     """
 
     folders: tuple[str, ...]
     extensions: tuple[str, ...]
     into: str = ""
+    passed_over: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -78,7 +81,10 @@ class Layout:
     """Folders that an open layout does not take for kinds, since what lies there is no model of one file."""
 
     def kind(self, kind: str) -> str:
-        """The one name under which a kind is known here. Raises `InvalidJob` for one that the server has no folder for."""
+        """The one name under which a kind is known here.
+
+        Raises `InvalidJob` for one that the server has no folder for.
+        """
         known = _ALIASES.get(kind, kind)
         known = self.also.get(known, known)
         if known in self.kinds or (self.open and known not in self.closed_to and _is_folder_name(known)):
@@ -92,7 +98,8 @@ class Layout:
 
     def lists(self, kind: str, name: str) -> bool:
         """Whether the server would find a file of this name among those of the kind. Raises `InvalidJob` as `kind`."""
-        return name.lower().endswith(self.shelving(kind).extensions)
+        shelving = self.shelving(kind)
+        return name.lower().endswith(shelving.extensions) and not name.lower().endswith(shelving.passed_over)
 
 
 def _is_folder_name(kind: str) -> bool:
@@ -110,7 +117,7 @@ _A1111 = Layout(
     "a1111",
     PurePosixPath("/data/models"),
     {
-        "checkpoint": Shelving(("Stable-diffusion",), (".safetensors", ".ckpt", ".gguf")),
+        "checkpoint": Shelving(("Stable-diffusion",), (".safetensors", ".ckpt", ".gguf"), passed_over=_VAES),
         "lora": Shelving(("Lora", "LyCORIS"), (".safetensors", ".ckpt", ".pt")),
         "vae": Shelving(("VAE",), (".safetensors", ".ckpt", ".pt")),
         "controlnet": Shelving(("ControlNet",), _TORCH),
@@ -128,7 +135,7 @@ _SDNEXT = Layout(
     "sdnext",
     PurePosixPath("/webui/data/models"),
     {
-        "checkpoint": Shelving(("Stable-diffusion",), (".safetensors", ".ckpt")),
+        "checkpoint": Shelving(("Stable-diffusion",), (".safetensors", ".ckpt"), passed_over=_VAES),
         "lora": Shelving(("Lora", "LyCORIS"), (".safetensors", ".ckpt", ".pt")),
         "vae": Shelving(("VAE",), (".safetensors", ".ckpt", ".pt")),
         "controlnet": Shelving(("control/controlnet",), (".safetensors",)),
@@ -160,7 +167,7 @@ _COMFYUI_LAYOUT = Layout(
     open=True,
     closed_to=frozenset({"configs", "diffusers", "custom_nodes"}),
 )
-"""``unet`` stands before ``diffusion_models`` since ComfyUI looks there first; GGUF files are for its custom loaders."""
+"""``unet`` stands before ``diffusion_models`` since ComfyUI looks there first; GGUF is for custom loaders."""
 
 _FOOOCUS_LAYOUT = Layout(
     "fooocus",
