@@ -11,6 +11,10 @@ _NVIDIA = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 _NVIDIA_MOST_S = 5.0
 
 
+class NodeUnfit(Exception):
+    """The node is given up: its server, or what that needs, cannot be made to work here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who the node is: ``id`` names the worker, ``machine`` the hardware under it."""

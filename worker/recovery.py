@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
@@ -35,9 +36,10 @@ from worker.errors import (
 )
 from worker.gate import Case, Gate, Verdict
 from worker.metrics import Metrics
+from worker.node import NodeUnfit
 from worker.settings.units import Rate
 from worker.status import Phase, Status
-from worker.tasks import cancel_all
+from worker.tasks import cancel_all, first_of
 from worker.warmup import Canary
 
 log = structlog.get_logger()
@@ -58,10 +60,6 @@ ONLY_RESTART = (EngineOutOfMemory, EngineStalled, GpuFault)
 """Faults after which only a new process is to be trusted."""
 
 
-class NodeUnfit(Exception):
-    """The node is given up: its server cannot be made to work."""
-
-
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long the server is waited for, and how many failed recoveries are borne; ``never`` to give up."""
@@ -71,8 +69,16 @@ class Patience:
     never: bool = False
 
 
+async def _at_once() -> None:
+    """Nothing has to be waited for."""
+
+
 class EngineService:
-    """Starts the server, watches it, attends to every fault and verdict, and opens the gate when it is fit."""
+    """Starts the server, watches it, attends to every fault and verdict, and opens the gate when it is fit.
+
+    ``before_start`` is awaited once, before the server is started for the first time, and ``before_ready`` before it
+    is warmed up; what they wait for does not count as time that the server takes.
+    """
 
     def __init__(
         self,
@@ -85,6 +91,8 @@ class EngineService:
         patience: Patience,
         warm_at_start: bool,
         on_ready: Callable[[], None],
+        before_start: Callable[[], Coroutine[Any, Any, None]] = _at_once,
+        before_ready: Callable[[], Coroutine[Any, Any, None]] = _at_once,
     ) -> None:
         self._gate = gate
         self._canary = canary
@@ -94,6 +102,8 @@ class EngineService:
         self._patience = patience
         self._warm = warm_at_start
         self._on_ready = on_ready
+        self._before_start = before_start
+        self._before_ready = before_ready
         self._failures: deque[float] = deque()
         self._last = ""
         self._started_at: float | None = None
@@ -109,6 +119,7 @@ class EngineService:
 
     async def run(self) -> None:
         """A service; raises `NodeUnfit` when patience is at an end, `ConfigError` and `AuthFailed` at the start."""
+        await self._before_start()
         await self._bring_up()
         self._open("starting")
         while True:
@@ -195,6 +206,7 @@ class EngineService:
         try:
             await self._start()
             await self._reach()
+            await self._provided()
             self._move(Phase.WARMING_UP, "warming_up")
             async with self._gate.maintenance() as engine:
                 await engine.prepare()
@@ -238,9 +250,9 @@ class EngineService:
             unknown = unknown + 1 if reason == Reach.ROUTES_MISSING else 0
             if unknown == STRANGE_POLLS and not self._status.was_ready:
                 await self._unmask()
-            if self._process.end is not None:
-                await self._explain(error := EngineCrashed(f"the server ended while starting: {self._process.end}"))
-                raise error
+            if reason == Reach.MODEL_NOT_LOADED:
+                ends += await self._provided()
+            await self._refuse_ended()
             if loop.time() >= ends and not self._patience.never:
                 raise NodeUnfit(f"the server was not reached within {self._patience.start}: {reason}")
             await self._ended_within(poll_s)
@@ -248,6 +260,21 @@ class EngineService:
         await self._strange(STRANGE_POLLS - 1)
         if self._status.phase is not Phase.WAITING_FOR_ENGINE:
             self._move(Phase.WAITING_FOR_ENGINE, str(Reach.READY))
+
+    async def _refuse_ended(self) -> None:
+        if self._process.end is not None:
+            await self._explain(error := EngineCrashed(f"the server ended while starting: {self._process.end}"))
+            raise error
+
+    async def _provided(self) -> float:
+        """Wait for what must be there before the node is ready; how many seconds it took.
+
+        Raises `EngineCrashed` when the server ends meanwhile.
+        """
+        began = asyncio.get_running_loop().time()
+        await first_of(self._before_ready(), self._process.ended())
+        await self._refuse_ended()
+        return asyncio.get_running_loop().time() - began
 
     async def _unmask(self) -> None:
         """What answers, but not as the configured server does, may be another kind, which `prepare` tells."""

@@ -27,7 +27,7 @@ class Phase(StrEnum):
 
 _ANY = frozenset(Phase) - {Phase.DRAINING, Phase.STOPPED}
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PROVISIONING: frozenset({Phase.BLOCKED}),
+    Phase.PROVISIONING: frozenset({Phase.STARTING, Phase.BLOCKED}),
     Phase.STARTING: frozenset({Phase.PROVISIONING, Phase.BLOCKED}),
     Phase.WAITING_FOR_ENGINE: frozenset({Phase.STARTING, Phase.WARMING_UP, Phase.READY, Phase.PAUSED}),
     Phase.WARMING_UP: frozenset({Phase.WAITING_FOR_ENGINE}),

@@ -14,7 +14,7 @@ import structlog
 from worker.drain import Drain
 from worker.errors import AuthFailed, ConfigError
 from worker.intake import Intake
-from worker.recovery import NodeUnfit
+from worker.node import NodeUnfit
 from worker.status import Phase, Status
 from worker.tasks import cancel_all
 

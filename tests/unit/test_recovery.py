@@ -26,7 +26,8 @@ from worker.errors import (
 from worker.gate import Gate, Verdict
 from worker.job import Limits
 from worker.metrics import ENGINE_FAULTS, ENGINE_RESTARTS, Metrics
-from worker.recovery import IDLE_CANARY_S, EngineService, NodeUnfit, Patience
+from worker.node import NodeUnfit
+from worker.recovery import IDLE_CANARY_S, EngineService, Patience
 from worker.settings.units import Rate
 from worker.status import Phase, Status
 from worker.tasks import run_guarded

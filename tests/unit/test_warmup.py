@@ -18,7 +18,8 @@ from worker.errors import AuthFailed, ConfigError, EngineStalled, WorkerError
 from worker.gate import Gate, Verdict
 from worker.job import Limits
 from worker.metrics import Metrics
-from worker.recovery import EngineService, NodeUnfit, Patience
+from worker.node import NodeUnfit
+from worker.recovery import EngineService, Patience
 from worker.settings.units import Rate
 from worker.status import Phase, Status
 from worker.tasks import run_guarded
