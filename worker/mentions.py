@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from worker.job import Job
 
-SAME_FOLDER: Mapping[str, str] = {"refiner": "checkpoint"}
-"""Kinds whose files lie among those of another kind."""
+SAME_FOLDER: Mapping[str, str] = {
+    "refiner": "checkpoint",
+    "checkpoints": "checkpoint",
+    "loras": "lora",
+    "upscalers": "upscaler",
+    "upscale_models": "upscaler",
+    "embeddings": "embedding",
+    "diffusion_models": "unet",
+    "text_encoders": "clip",
+}
+"""Kinds whose files lie among those of another kind: folders' names that stand for a kind, and refiners."""
 
+_SOURCE = re.compile(r"(?:https?|hf|civitai|s3)://|urn:air:", re.IGNORECASE)
 _EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx")
 
 
 class Place(NamedTuple):
     """Where a model file lies: ``name`` is its path below the folder of its kind, with ``/`` between the parts.
 
-    ``kind`` is a kind of the job document, or a folder's name where the server has others; never ``refiner``,
-    whose files are checkpoints. Make one with `place_of`.
+    ``kind`` is a kind of the job document, or a folder's name where the server has others; never one of
+    `SAME_FOLDER`. Make one with `place_of`.
     """
 
     kind: str
@@ -60,6 +71,61 @@ def stem_of(name: str) -> str:
     """The name without a model file's extension; other dots belong to the name."""
     lower = name.lower()
     return next((name[: -len(e)] for e in _EXTENSIONS if lower.endswith(e) and len(name) > len(e)), name)
+
+
+def is_source(text: str) -> bool:
+    """Whether a text that stands where a model is named says where it is to be had: a URL, or an AIR name."""
+    return _SOURCE.match(text) is not None
+
+
+def file_of(url: str) -> str:
+    """The name of a model file that a URL ends with; empty where it ends with none."""
+    path = re.split(r"[?#]", url, maxsplit=1)[0]
+    if path.lower().startswith("hf:"):
+        path = path.rpartition("@")[0] or path
+    name = unquote(path.rpartition("/")[2])
+    return name if stem_of(name) != name and not set("/\\\0") & set(name) else ""
+
+
+Known = Callable[[str, str, str], Place | None]
+"""The file that the server finds now under a kind and a name; the field is for errors, as `InvalidJob` for a name
+that means several."""
+
+
+@dataclass
+class Gathering:
+    """The mentions of a job as they are found, in their order; ``known`` asks what the server lists."""
+
+    job: Job
+    known: Known
+    found: list[Mention] = field(default_factory=list)
+
+    def add(self, kind: str, value: Any, path: tuple[str | int, ...], *, tag: bool = False) -> None:
+        """Note what stands at a place; what is no name at all is for admission to refuse."""
+        if not isinstance(value, str) or not value:
+            return
+        where = ".".join(map(str, path))
+        url = value if is_source(value) and not tag else None
+        name = value if url is None else self._name_of(kind, url)
+        place = self.known(kind, name, where) if name else None
+        if place is not None and place.kind != place_of(kind, "").kind:
+            kind = place.kind
+        self.found.append(Mention(kind, name, path, url, tag, place.name if place is not None else None))
+
+    def _name_of(self, kind: str, url: str) -> str:
+        """As the job's own list calls the file, else as the URL does."""
+        same = place_of(kind, "").kind
+        listed = (r.name for r in self.job.models if r.url == url and place_of(r.kind, "").kind == same)
+        return next(listed, None) or file_of(url)
+
+
+def unexplained(job: Job, mentions: Sequence[Mention]) -> bool:
+    """Whether the job names a file that the server does not find, and says nowhere whence it could come."""
+    told = {stem_of(ref.name.rpartition("/")[2]) for ref in job.models if ref.url is not None}
+    return any(
+        m.known is None and m.url is None and stem_of(m.name.replace("\\", "/").rpartition("/")[2]) not in told
+        for m in mentions
+    )
 
 
 def renamed(job: Job, names: Sequence[tuple[Mention, str]]) -> Job:

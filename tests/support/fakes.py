@@ -8,7 +8,7 @@ import io
 import json
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -35,6 +35,7 @@ from worker.errors import EngineCrashed, IdConflict, LeaseLost, QueueUnavailable
 from worker.inputs import Inputs
 from worker.job import Job
 from worker.live import Hop
+from worker.mentions import Gathering, Mention, Place, place_of
 from worker.node import Orders
 from worker.queues.base import Delivery, Received
 from worker.queues.memory import MemoryQueue
@@ -131,6 +132,9 @@ class FakeEngine:
         self.fresh: list[str] = []
         self.interrupted: list[str] = []
         self.freed = 0
+        self.files: set[Place] = set()
+        self.held: set[Place] = set()
+        self.unloaded: list[frozenset[Place]] = []
         self.prepared = 0
         self.busy_s = 0.0
         self.running = 0
@@ -148,7 +152,6 @@ class FakeEngine:
     async def admit(self, job: Job) -> Work:
         assert job.params is not None
         params = job.params
-        await self.delays.at(Hop.ADMIT, job.id)
         seed = job.seed if params.seed in (None, -1) else params.seed
         assert seed is not None
         count = params.batch_size
@@ -191,6 +194,22 @@ class FakeEngine:
     def output(self, work: Work, *, flat: bool = False) -> Output:
         images = tuple(RawImage(png(seed, flat=flat), seed) for seed in work.expect.seeds)
         return Output(images, EngineResult(name=self.name, model="m", proof="name"), 0.0, self.seconds)
+
+    async def mentions(self, job: Job) -> tuple[Mention, ...]:
+        """Its checkpoint and what it lists, each known when it is among ``files``."""
+        await self.delays.at(Hop.ADMIT, job.id)
+        gathering = Gathering(job, lambda kind, name, _: p if (p := place_of(kind, name)) in self.files else None)
+        for i, ref in enumerate(job.models):
+            gathering.add(ref.kind, ref.name, ("models", i, "name"))
+        gathering.add("checkpoint", job.checkpoint, ("checkpoint",))
+        return tuple(gathering.found)
+
+    async def loaded(self) -> frozenset[Place]:
+        return frozenset(self.held)
+
+    async def unload(self, places: Collection[Place]) -> None:
+        self.unloaded.append(frozenset(places))
+        self.held -= set(places)
 
     async def free(self, everything: bool) -> None:
         self.freed += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import structlog
@@ -12,6 +12,7 @@ from worker.engines.base import Engine, EngineState, Files, Output, Progress, Re
 from worker.engines.client import Client
 from worker.errors import AuthFailed, EngineCrashed
 from worker.job import Job
+from worker.mentions import Mention, Place
 from worker.settings.groups import EngineKind, EngineSettings
 
 log = structlog.get_logger(__name__)
@@ -90,6 +91,15 @@ class AutoEngine:
 
     async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
         return await self._known().generate(work, files, on_progress, fresh=fresh)
+
+    async def mentions(self, job: Job) -> tuple[Mention, ...]:
+        return await self._known().mentions(job)
+
+    async def loaded(self) -> frozenset[Place]:
+        return frozenset() if self._driver is None else await self._driver.loaded()
+
+    async def unload(self, places: Collection[Place]) -> None:
+        await self._known().unload(places)
 
     async def free(self, everything: bool) -> None:
         await self._known().free(everything)

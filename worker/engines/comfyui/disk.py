@@ -52,6 +52,10 @@ class Folders:
         places = (Path(root, name) for root in self.models.get(folder, ()))
         return next((path for path in places if os.access(path, os.R_OK) and path.is_file()), None)
 
+    def sees(self, folder: str) -> bool:
+        """Whether any place of a folder's models is here too."""
+        return any(Path(root).is_dir() for root in self.models.get(folder, ()))
+
     def remove(self, items: Iterable[Item], since_s: float | None) -> int:
         """Remove the files that a prompt made; how many could not be. What is gone already is no failure.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
@@ -17,8 +17,11 @@ from worker.engines.client import Client
 from worker.engines.comfyui.api import Server, is_comfy, usable, version_of
 from worker.engines.comfyui.disk import OURS, Folders, candidates, claimed, started_in
 from worker.engines.comfyui.follow import idle
+from worker.engines.comfyui.holding import Holding
 from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.listing import relisted
+from worker.engines.comfyui.mentions import mentions
+from worker.engines.comfyui.models import folder_in
 from worker.engines.comfyui.outputs import flaw, sorted_out
 from worker.engines.comfyui.pace import NORMAL, Pace
 from worker.engines.comfyui.run import Done, Run
@@ -38,6 +41,7 @@ from worker.errors import (
     WrongModel,
 )
 from worker.job import Job, Limits
+from worker.mentions import Mention, Place, unexplained
 from worker.result import EngineResult
 from worker.settings.groups import EngineSettings
 from worker.tasks import to_the_end
@@ -73,6 +77,7 @@ class ComfyEngine:
         self._files_version = 0
         self._submits: OrderedDict[str, int] = OrderedDict()
         self._model: str | None = None
+        self._holding = Holding()
 
     async def look(self) -> EngineState:
         """A server whose worker thread is dead looks ready: only a prompt that does not run shows it."""
@@ -95,6 +100,7 @@ class ComfyEngine:
     def _forget(self) -> None:
         """What was known of a server that went away."""
         self._inventory = self._folders = self._model = None
+        self._holding.forget()
 
     async def prepare(self) -> None:
         """Learn what the server can do, and how its files can be reached.
@@ -172,6 +178,7 @@ class ComfyEngine:
             await idle(self._server, self._pace, self._settings.load_timeout)
             if fresh:
                 await self._freed(unload=True)
+            self._holding.ran(work.models, inventory.argv)
             name = str(uuid5(NAMESPACE_URL, work.key) if work.key else uuid4())
             try:
                 images = await asyncio.to_thread(provided, work.inputs, files.inputs)
@@ -261,6 +268,22 @@ class ComfyEngine:
             files=files,
         )
 
+    async def mentions(self, job: Job) -> tuple[Mention, ...]:
+        """As the seam says. The files are listed again when one is not found, or is gone."""
+        inventory, folders = await self._known()
+        seen = self._refreshes
+        found = await asyncio.to_thread(mentions, job, inventory)
+        if unexplained(job, found) or await asyncio.to_thread(vanished, found, inventory, folders):
+            await self._refresh(seen)
+            found = await asyncio.to_thread(mentions, job, (await self._known())[0])
+        return found
+
+    async def loaded(self) -> frozenset[Place]:
+        return self._holding.places
+
+    async def unload(self, places: Collection[Place]) -> None:
+        await self.free(everything=True)
+
     async def free(self, everything: bool) -> None:
         """Drop the results of nodes; with ``everything`` the models too."""
         async with self._turn:
@@ -272,6 +295,8 @@ class ComfyEngine:
         loop = asyncio.get_running_loop()
         before = await self._reserved()
         await self._server.free(unload=unload)
+        if unload:
+            self._holding.forget()
         ends = loop.time() + self._pace.free_s
         while unload and before:
             if loop.time() >= ends or await self._reserved() < before:
@@ -284,6 +309,12 @@ class ComfyEngine:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+def vanished(found: Sequence[Mention], inventory: Inventory, folders: Folders) -> bool:
+    """Whether a listed file is not where the server's folders are, as far as they are seen from here. It blocks."""
+    known = [(folder_in(inventory, m.kind, field=m.field), m.known) for m in found if m.known is not None]
+    return any(folders.sees(folder) and folders.model(folder, name) is None for folder, name in known)
 
 
 def reserved(stats: Any) -> float:

@@ -17,13 +17,13 @@ from worker.engines.comfyui.graph import field_of, replaced, title
 from worker.engines.comfyui.inventory import Input, Inventory, is_model_file
 from worker.engines.comfyui.naming import FOLDERS, find, folder_of
 from worker.engines.comfyui.shape import close
-from worker.engines.given import is_url
 from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, ModelRef
+from worker.mentions import is_source
 
 _KINDS = {folder: kind for kind, folder in FOLDERS.items() if kind != "refiner"}
 _CIVITAI = re.compile(r"/api/download/models/(\d{1,20})/?")
-_LATER = "this version of the worker downloads none, so it must be there"
+_NO_CACHE = "nothing is downloaded, since there is no models folder of the worker (WORKER_MODELS_DIR)"
 _SHOWN = 10
 MAIN = ("checkpoints", "diffusion_models")
 """Where the models are that make the picture, in the order in which a graph is known by them."""
@@ -60,8 +60,7 @@ def settled(
             return value
         where = field_of(node_id, name)
         if declared.folder is None:
-            if declared.kind == "COMBO" and is_url(value) and value not in declared.options and not declared.upload:
-                raise InvalidJob("it cannot be told which folder of models this draws from; name a file", field=where)
+            undecided(declared, value, field=where)
             return value
         return _resolved(found, value, declared, declared.folder, where, title(graph, node_id))
 
@@ -72,6 +71,12 @@ def settled(
         raise ModelNotFound("; ".join(found.lacking[:_SHOWN]) + more)
     _check_agrees(found)
     return graph, models, next((names[0] for names in found.mains.values() if names and len(set(names)) == 1), None)
+
+
+def undecided(declared: Input, value: str, *, field: str) -> None:
+    """Raises `InvalidJob` for a URL at an input of choices which seem to be no folder's files."""
+    if declared.kind == "COMBO" and is_source(value) and value not in declared.options and not declared.upload:
+        raise InvalidJob("it cannot be told which folder of models this draws from; name a file", field=field)
 
 
 def with_checkpoint(
@@ -125,12 +130,12 @@ def _resolved(found: _Found, value: str, declared: Input, folder: str, where: st
     files = found.inventory.folders.get(folder, ())
     if value in declared.options and value not in files:
         return value
-    url = value if is_url(value) else None
+    url = value if is_source(value) else None
     wanted = value if url is None else _named(found.job, url, folder) or file_name(url, field=where)
     listed = find(files, wanted, field=where)
     _note(found, folder, listed or wanted, url, where)
     if listed is None:
-        hint = f": {_LATER}" if url is not None else close(wanted, files)
+        hint = f": {_NO_CACHE}" if url is not None else close(wanted, files)
         found.lacking.append(f"{where}: no {wanted[:200]!r} in the folder {folder} of the server, for {node}{hint}")
     return listed or wanted
 
@@ -154,16 +159,17 @@ def _merged(found: _Found) -> tuple[ModelRef, ...]:
     """What the job lists, each of which must be there too, and what only its graph names."""
     known = set()
     for i, ref in enumerate(found.job.models):
-        folder = _folder(ref.kind, found.inventory, field=f"models.{i}.kind")
+        folder = folder_in(found.inventory, ref.kind, field=f"models.{i}.kind")
         listed = find(found.inventory.folders[folder], ref.name, field=f"models.{i}.name")
         if listed is None:
-            hint = f": {_LATER}" if ref.url else close(ref.name, found.inventory.folders[folder])
+            hint = f": {_NO_CACHE}" if ref.url else close(ref.name, found.inventory.folders[folder])
             found.lacking.append(f"models.{i}: no {ref.name[:200]!r} in the folder {folder} of the server{hint}")
         known.add((folder, (listed or ref.name).replace("\\", "/")))
     return found.job.models + tuple(ref for key, ref in found.refs.items() if key not in known)
 
 
-def _folder(kind: str, inventory: Inventory, *, field: str) -> str:
+def folder_in(inventory: Inventory, kind: str, *, field: str) -> str:
+    """The server's folder for a kind of the job document. Raises `InvalidJob` where it has none."""
     plain = folder_of(kind)
     folder = plain if plain in inventory.folders else next((f for f in inventory.folders if kind_of(f) == kind), None)
     if folder is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from worker.engines.base import EngineState, Expectation, Files, Output, Progres
 from worker.engines.client import Client
 from worker.engines.fooocus import sizes
 from worker.engines.fooocus.failure import checked
+from worker.engines.fooocus.holding import configured, used
 from worker.engines.fooocus.inputs import as_rgb, check_mask, filled, size_of
-from worker.engines.fooocus.inventory import ENDPOINTS, Inventory
+from worker.engines.fooocus.inventory import ENDPOINTS, Inventory, relisted
+from worker.engines.fooocus.mentions import mentions
 from worker.engines.fooocus.outputs import FOLDERS, Outputs
 from worker.engines.fooocus.run import NORMAL, Pace, Request, Run
 from worker.engines.fooocus.server import Server
@@ -25,6 +27,7 @@ from worker.engines.given import provided
 from worker.engines.watchdog import Kind
 from worker.errors import AuthFailed, ConfigError, EngineCrashed, FieldError, ModelNotFound
 from worker.job import Job, Limits
+from worker.mentions import Mention, Place
 from worker.settings.groups import EngineSettings
 from worker.tasks import gather_bare
 
@@ -56,6 +59,8 @@ class FooocusEngine:
         self._run = Run(settings, server_log, pace)
         self._outputs = Outputs(folders)
         self._model: str | None = None
+        self._configured: frozenset[Place] = frozenset()
+        self._used: frozenset[Place] = frozenset()
 
     async def look(self) -> EngineState:
         if not await self._client.locate():
@@ -89,12 +94,14 @@ class FooocusEngine:
     def _forget(self) -> None:
         """What was known of a server that went away."""
         self._inventory = self._model = None
+        self._used = frozenset()
         self._run.forget()
 
     async def _known(self) -> Inventory | None:
         if self._inventory is None:
             self._inventory = await self._server.inventory()
             if self._inventory is not None:
+                self._configured = configured(self._inventory)
                 log.info("engine_recognised", engine=self.name, dialect=self._inventory.dialect.label)
         return self._inventory
 
@@ -136,6 +143,7 @@ class FooocusEngine:
         await self._check_listed(work.expect.checkpoint)
         body, expect = await asyncio.to_thread(self._body, work, files, inventory)
         pictures = expect.count or 0
+        self._used = used(body)
         request = Request(ENDPOINTS[work.endpoint], body, Kind(expect.checkpoint, expect.pixels), pictures)
         done = await self._run.generate(self._server, request, on_progress)
         self._model = expect.checkpoint
@@ -192,6 +200,19 @@ class FooocusEngine:
         self._limits.check_size(*right, field=field)
         return replace(expect, width=right[0], height=right[1])
 
+    async def mentions(self, job: Job) -> tuple[Mention, ...]:
+        """As the seam says. The server reads its folders anew whenever it is asked what it has."""
+        inventory = await self._offered()
+        self._inventory = relisted(inventory, checked(await self._server.models()).json)
+        return await asyncio.to_thread(mentions, job, self._inventory)
+
+    async def loaded(self) -> frozenset[Place]:
+        return self._used | self._configured
+
+    async def unload(self, places: Collection[Place]) -> None:
+        """Where the version can; what it was started with stays, and without that so does what it used last."""
+        await self.free(everything=True)
+
     async def free(self, everything: bool) -> None:
         """Unload all models where the version can; 0.4 cannot but by a restart. There is no way to free less."""
         async with self._turn:
@@ -203,6 +224,7 @@ class FooocusEngine:
         """The models leave the graphics memory; those in RAM stay, and are read from disk only by a new process."""
         if inventory.dialect.cleans:
             await self._server.clean(self._settings.load_timeout)
+            self._used = frozenset()
         else:
             log.info("engine_cannot_unload", dialect=inventory.dialect.label)
 

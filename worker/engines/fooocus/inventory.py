@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -80,6 +80,12 @@ def inventory_of(api: Any, listed: Any, styles: Any) -> Inventory | None:
     return Inventory(dialect, models, loras, _names(styles), api)
 
 
+def relisted(known: Inventory, listed: Any) -> Inventory:
+    """The inventory with the files that a later body of ``/v1/engines/all-models`` lists."""
+    body = listed if isinstance(listed, dict) else {}
+    return replace(known, models=_names(body.get("model_filenames")), loras=_names(body.get("lora_filenames")))
+
+
 def _schemas(api: Mapping[str, Any]) -> Mapping[str, Any]:
     found: Mapping[str, Any] = api.get("components", {}).get("schemas", {})
     return found
@@ -90,9 +96,17 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def find(known: Sequence[str], name: str, *, field: str, what: str) -> str:
+    """The listed file that a name means, as `found`. Raises `ModelNotFound`, with the names that come close."""
+    listed = found(known, name, field=field)
+    if listed is None:
+        raise ModelNotFound(f"{field}: the server has no {what} {name[:200]!r}{_like(name, known)}")
+    return listed
+
+
+def found(known: Sequence[str], name: str, *, field: str) -> str | None:
     """The listed file that a name means: as listed, else by its file name, else by its stem.
 
-    Raises `ModelNotFound`, with the names that come close, and `InvalidJob` where several files have that name.
+    Raises `InvalidJob` where several files have that name.
     """
     if name in known:
         return name
@@ -102,7 +116,7 @@ def find(known: Sequence[str], name: str, *, field: str, what: str) -> str:
             raise InvalidJob(f"means any of {', '.join(fitting)}", field=field)
         if fitting:
             return fitting[0]
-    raise ModelNotFound(f"{field}: the server has no {what} {name[:200]!r}{_like(name, known)}")
+    return None
 
 
 def one_of(known: Sequence[str], value: Any, *, field: str, what: str) -> None:

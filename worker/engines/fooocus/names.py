@@ -13,7 +13,7 @@ from worker.engines.fooocus.portable import Draft
 from worker.errors import InvalidJob, ModelNotFound
 
 LORA_TAG = re.compile(r"<lora:([^:]+):[+-]?(?:\d+(?:\.\d*)?|\.\d+)>")
-_NONE = ("None", "")
+NONE = ("None", "")
 
 
 def check_names(draft: Draft, inventory: Inventory) -> None:
@@ -40,7 +40,7 @@ def check_names(draft: Draft, inventory: Inventory) -> None:
     refiner = body.get("refiner_model_name")
     if isinstance(refiner, str):
         where = "request.refiner_model_name"
-        named = refiner not in _NONE
+        named = refiner not in NONE
         body["refiner_model_name"] = (
             find(inventory.models, refiner, field=where, what="checkpoint") if named else "None"
         )
@@ -59,7 +59,7 @@ def settle_loras(draft: Draft, inventory: Inventory) -> None:
         if not isinstance(lora, dict):
             raise InvalidJob("must be an object", field=f"request.loras.{i}")
         name = lora.get("model_name")
-        if lora.get("enabled") is False or name in _NONE:
+        if lora.get("enabled") is False or name in NONE:
             continue
         if isinstance(name, str):
             name = find(inventory.loras, name, field=f"request.loras.{i}.model_name", what="LoRA")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,13 @@ from worker.engines.client import Client
 from worker.engines.sdapi import sizes
 from worker.engines.sdapi.failure import checked
 from worker.engines.sdapi.header import read_header
+from worker.engines.sdapi.holding import Holding, changed_in
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
+from worker.engines.sdapi.mentions import mentions
 from worker.engines.sdapi.names import ModelFile
+from worker.engines.sdapi.overrides import Overrides
+from worker.engines.sdapi.presence import Presence
 from worker.engines.sdapi.run import NORMAL, Pace, Run
 from worker.engines.sdapi.server import API, Server, recognise, stranger
 from worker.engines.sdapi.translate import is_scripted, translate
@@ -35,6 +39,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.job import Job, Limits
+from worker.mentions import Mention, Place, unexplained
 from worker.settings.groups import EngineSettings
 from worker.tasks import gather_bare
 
@@ -60,10 +65,10 @@ class SdapiEngine:
         self._run = Run(settings, pace)
         self._lists_version = 0
         self._refreshes = 0
-        self._baseline: dict[str, Any] = {}
-        self._dirty: set[str] = set()
+        self._overrides = Overrides()
         self._freed = False
-        self._home: str | None = None
+        self._holding = Holding()
+        self._presence = Presence()
         self._empty_since: float | None = None
         self._server_version: str | None = None
 
@@ -123,6 +128,7 @@ class SdapiEngine:
         self._server = self._inventory = self._empty_since = None
         self._freed = False
         self._run.forget()
+        self._holding.forget()
 
     async def _known(self) -> Server:
         if self._server is None:
@@ -152,9 +158,9 @@ class SdapiEngine:
                 if refused:
                     log.warning("engine_settings_refused", options=refused)
             self._inventory = await server.inventory()
-            if self._home is None:
+            if self._holding.home is None:
                 loaded = loaded_checkpoint(self._inventory, await server.checkpoint(), options)
-                self._home = loaded.label if loaded is not None else None
+                self._holding.home = loaded.label if loaded is not None else None
 
     async def _configured(self) -> Server:
         """The server, when it is the one that the operator says. Raises `ConfigError`."""
@@ -203,6 +209,7 @@ class SdapiEngine:
 
     async def _generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool) -> Output:
         server = await self._known()
+        self._holding.used()
         if files.version != self._lists_version:
             await self._refresh()
             self._lists_version = files.version
@@ -223,7 +230,7 @@ class SdapiEngine:
             scripted=is_scripted(work.request),
             single=work.endpoint == "extra-single-image",
         )
-        self._settle_options(body, done.answer.ok)
+        self._overrides.sent(body, ok=done.answer.ok)
         output = await self._judged(done.answer, work.expect, context, server, before)
         self._learn(output, inventory, wanted)
         return Output(
@@ -239,12 +246,12 @@ class SdapiEngine:
 
         It would stay selected, and the canary and every job that names no model would fail with it.
         """
-        if used is None or used == self._home:
+        if used is None or used == self._holding.home:
             return
         try:
             server = await self._known()
             for model in (await self._known_inventory()).checkpoints:
-                if model.label == self._home:
+                if model.label == self._holding.home:
                     await server.select(model.title, timeout=self._settings.load_timeout)
                     log.info("engine_model_restored", model=model.title)
         except WorkerError as error:
@@ -304,27 +311,8 @@ class SdapiEngine:
             header = read_header(pybase64.b64decode(image))
             body, right = sizes.from_input(body, work.endpoint, header, self._limits)
         if work.endpoint != "extra-single-image":
-            body["override_settings"] = self._overrides(body, inventory, fresh)
+            body["override_settings"] = self._overrides.completed(body, inventory, fresh=fresh)
         return body, right
-
-    def _overrides(self, body: Mapping[str, Any], inventory: Inventory, fresh: bool) -> dict[str, Any]:
-        """The job's overrides, and the node's own value of each option that an earlier job overrode.
-
-        Nothing is restored by the server afterwards, since it would load the old model again.
-        """
-        own = dict(body.get("override_settings") or {})
-        if fresh and "persistent_cond_cache" in inventory.options:
-            own.setdefault("persistent_cond_cache", False)
-        for key in own:
-            if key != "sd_model_checkpoint" and key in inventory.options:
-                self._baseline.setdefault(key, inventory.options[key])
-        return {k: self._baseline[k] for k in sorted(self._dirty) if k in self._baseline and k not in own} | own
-
-    def _settle_options(self, body: Mapping[str, Any], ok: bool) -> None:
-        sent = dict(body.get("override_settings") or {})
-        sent.pop("sd_model_checkpoint", None)
-        changed = {k for k, v in sent.items() if k not in self._baseline or self._baseline[k] != v}
-        self._dirty = changed if ok else self._dirty | set(sent)
 
     async def _judged(
         self, answer: Answer, expect: Expectation, context: Context, server: Server, before: int | None
@@ -347,9 +335,42 @@ class SdapiEngine:
     def _learn(self, output: Output, inventory: Inventory, wanted: ModelFile | None) -> None:
         """Titles gain a hash with a model's first load: then the lists are read again before the next admission."""
         self._server_version = output.engine.version or self._server_version
-        self._home = wanted.label if wanted is not None else self._home
+        self._holding.home = wanted.label if wanted is not None else self._holding.home
         if wanted is not None and output.engine.model_hash is not None and wanted.hash10 is None:
             self._inventory = None
+
+    async def mentions(self, job: Job) -> tuple[Mention, ...]:
+        """As the seam says. An idle server is told to look again for a name that it does not list."""
+        found = await self._mentioned(job)
+        if unexplained(job, found) and not self._turn.locked():
+            async with self._turn:
+                await self._refresh()
+            found = await self._mentioned(job)
+        return found
+
+    async def _mentioned(self, job: Job) -> tuple[Mention, ...]:
+        listed = await self._known_inventory()
+        inventory = await asyncio.to_thread(self._presence.present, listed)
+        if inventory is not listed and self._inventory is listed:
+            self._inventory = inventory
+        return await asyncio.to_thread(mentions, job, inventory)
+
+    async def loaded(self) -> frozenset[Place]:
+        try:
+            await self._holding.looked_up(await self._known(), await self._known_inventory())
+        except WorkerError as error:
+            log.info("engine_models_unread", code=error.code, error=error.message)
+        return self._holding.places
+
+    async def unload(self, places: Collection[Place]) -> None:
+        async with self._turn:
+            server, inventory = await self._known(), await self._known_inventory()
+            await self._run.wait_for_idle(server)
+            timeout = self._settings.load_timeout
+            options, emptied = await self._holding.let_go(server, inventory, places, timeout=timeout)
+            self._freed = self._freed or emptied
+            self._overrides.settled(options)
+            self._inventory = changed_in(inventory, options)
 
     async def free(self, everything: bool) -> None:
         """Unload, which also empties the caches; unless everything is to go, load again what is not loaded lazily."""

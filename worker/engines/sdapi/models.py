@@ -7,7 +7,7 @@ with the model already loaded, without the LoRA, without the VAE.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,11 +18,11 @@ from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, Lora, ModelRef
 
 LORA_TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)(:[^<>]*)?>", re.IGNORECASE)
-_PROMPTS = ("prompt", "hr_prompt", "refiner_prompt")
-_SAME = ("Use same checkpoint", "None", "")
-_NO_VAE = ("Automatic", "automatic", "None", "none", "Default", "")
-_NO_UPSCALER = ("None", "")
-_UPSCALERS = ("hr_upscaler", "upscaler_1", "upscaler_2")
+PROMPTS = ("prompt", "hr_prompt", "refiner_prompt")
+SAME = ("Use same checkpoint", "None", "")
+NO_VAE = ("Automatic", "automatic", "None", "none", "Default", "")
+NO_UPSCALER = ("None", "")
+UPSCALERS = ("hr_upscaler", "upscaler_1", "upscaler_2")
 
 
 @dataclass
@@ -40,35 +40,47 @@ class Naming:
         return file
 
     def checkpoint(self, name: str, *, field: str, kind: str = "checkpoint") -> ModelFile:
-        found = find(self.inventory.checkpoints, name, field=field)
+        found = found_checkpoint(self.inventory, name, field=field)
         if found is None:
             raise missing("checkpoint", name, field)
         return self.need(kind, found)
 
     def lora(self, name: str, *, field: str) -> ModelFile:
-        """SD.Next writes an underscore for each dot of a LoRA's name, its path keeps them."""
-        known = self.inventory.loras or ()
-        found = find(known, name, field=field) or find(known, name.replace(".", "_"), field=field)
+        found = found_lora(self.inventory, name, field=field)
         if found is None:
             raise missing("LoRA", name, field)
         return self.need("lora", found)
 
     def vae(self, name: str, *, field: str) -> ModelFile:
-        found = find(self.inventory.vaes or (), name, field=field)
-        if found is None:
-            found = next((v for v in self.inventory.vaes or () if stem_of(v.name) == name), None)
+        found = found_vae(self.inventory, name, field=field)
         if found is None:
             raise missing("VAE", name, field)
         return self.need("vae", found)
 
     def upscaler(self, name: str, *, field: str) -> str:
         known = self.inventory.upscalers
-        if known is None or name in known or name in _NO_UPSCALER or name.startswith("Latent"):
+        if known is None or name in known or name in NO_UPSCALER or name.startswith("Latent"):
             return name
         found = next((k for k in known if k == without_extension(PurePosixPath(name).name)), None)
         if found is None:
             raise missing("upscaler", name, field)
         return found
+
+
+def found_checkpoint(inventory: Inventory, name: str, *, field: str) -> ModelFile | None:
+    return find(inventory.checkpoints, name, field=field)
+
+
+def found_lora(inventory: Inventory, name: str, *, field: str) -> ModelFile | None:
+    """SD.Next writes an underscore for each dot of a LoRA's name, its path keeps them."""
+    known = inventory.loras or ()
+    return find(known, name, field=field) or find(known, name.replace(".", "_"), field=field)
+
+
+def found_vae(inventory: Inventory, name: str, *, field: str) -> ModelFile | None:
+    """A VAE, or on Forge any of its modules."""
+    known = inventory.vaes or ()
+    return find(known, name, field=field) or next((v for v in known if stem_of(v.name) == name), None)
 
 
 def missing(what: str, name: str, field: str) -> ModelNotFound:
@@ -116,28 +128,25 @@ def resolve_rest(body: dict[str, Any], endpoint: str, naming: Naming, *, root: s
     """Resolve in place: refiner, hires checkpoint, upscalers, VAE, modules, LoRAs of the prompts, ControlNet's."""
     for key, kind in (("refiner_checkpoint", "refiner"), ("hr_checkpoint_name", "checkpoint")):
         name = _name(body, key, root=root)
-        if name and name not in _SAME:
+        if name and name not in SAME:
             body[key] = naming.checkpoint(name, field=f"{root}.{key}", kind=kind).title
-    for key in _UPSCALERS:
+    for key in UPSCALERS:
         name = _name(body, key, root=root)
         if name:
             body[key] = naming.upscaler(name, field=f"{root}.{key}")
     _override_models(body["override_settings"], naming, root=f"{root}.override_settings")
     if not body.get("disable_extra_networks"):
-        for key in _PROMPTS:
+        for key in PROMPTS:
             _check_tags(_name(body, key, root=root), naming, field=f"{root}.{key}")
-    for field_, name in _units(body):
-        known = naming.inventory.controlnets
-        if known is not None and name not in known and stem_of(name) not in {stem_of(k) for k in known}:
-            raise missing("ControlNet model", name, field_)
+    _resolve_units(body, naming, root=root)
 
 
 def _override_models(overrides: dict[str, Any], naming: Naming, *, root: str) -> None:
     vae = overrides.get("sd_vae")
-    if isinstance(vae, str) and vae not in _NO_VAE:
+    if isinstance(vae, str) and vae not in NO_VAE:
         overrides["sd_vae"] = naming.vae(vae, field=f"{root}.sd_vae").name
     refiner = overrides.get("sd_model_refiner")
-    if isinstance(refiner, str) and refiner not in _SAME:
+    if isinstance(refiner, str) and refiner not in SAME:
         overrides["sd_model_refiner"] = naming.checkpoint(
             refiner, field=f"{root}.sd_model_refiner", kind="refiner"
         ).title
@@ -167,14 +176,34 @@ def tags(loras: Iterable[Lora], naming: Naming) -> str:
     )
 
 
-def _units(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def units(body: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Where ControlNet units that are switched on name a model, and which."""
     scripts = body.get("alwayson_scripts")
     for name, script in scripts.items() if isinstance(scripts, dict) else ():
         args = script.get("args") if isinstance(script, dict) and name.lower() == "controlnet" else None
         for i, unit in enumerate(args if isinstance(args, list) else ()):
             model = unit.get("model") if isinstance(unit, dict) and unit.get("enabled", True) else None
             if isinstance(model, str) and model.lower() not in ("none", ""):
-                yield f"request.alwayson_scripts.{name}.args.{i}.model", model
+                yield ("alwayson_scripts", name, "args", i, "model"), model
+
+
+def listed_controlnet(inventory: Inventory, name: str) -> str | None:
+    """A ControlNet model by the server's own name, to which Automatic1111 adds a hash in brackets."""
+    known = inventory.controlnets or ()
+    return name if name in known else next((k for k in sorted(known) if stem_of(k) == stem_of(name)), None)
+
+
+def _resolve_units(body: dict[str, Any], naming: Naming, *, root: str) -> None:
+    """Each unit's model by its listed name, in copies of what holds it."""
+    if naming.inventory.controlnets is None:
+        return
+    for (scripts, script, args, at, key), name in list(units(body)):
+        listed = listed_controlnet(naming.inventory, name)
+        if listed is None:
+            raise missing("ControlNet model", name, f"{root}.{scripts}.{script}.{args}.{at}.{key}")
+        held = body[str(scripts)][script]
+        renamed = [{**unit, key: listed} if i == at else unit for i, unit in enumerate(held[args])]
+        body[str(scripts)] = {**body[str(scripts)], script: {**held, args: renamed}}
 
 
 def check_models(job: Job, naming: Naming) -> None:

@@ -100,6 +100,11 @@ class Server:
             return found if isinstance(found, dict) else {}
         return option_defaults(await self._listed(API + "options-info")) | found
 
+    async def configured(self) -> dict[str, Any]:
+        """The options that the server itself tells of; no more than these."""
+        found = await self._listed(API + "options")
+        return found if isinstance(found, dict) else {}
+
     async def set_options(self, options: Mapping[str, Any], *, timeout: timedelta = LISTING) -> None:
         """Change global options. What it answers proves nothing: read them back."""
         checked(await self._client.post(API + "options", options, timeout=timeout))

@@ -88,7 +88,7 @@ def test_a_model_by_url_is_taken_where_its_file_is_there() -> None:
 
 def test_a_model_by_url_that_is_not_there_says_why() -> None:
     """Nothing is downloaded yet."""
-    assert "downloads none" in refused(with_lora(URL.format("new.safetensors")))
+    assert "WORKER_MODELS_DIR" in refused(with_lora(URL.format("new.safetensors")))
     listed = [{"kind": "lora", "name": "new.safetensors", "url": URL.format("new.safetensors")}]
     assert "models.0: no 'new.safetensors' in the folder loras" in refused(classic(), models=listed)
 
