@@ -13,7 +13,6 @@ from worker.models.base import Entry, Wanted
 
 HUGGING_FACE = "huggingface.co"
 CIVITAI = "civitai.com"
-PICKLE_VARIABLE = "WORKER_MODELS_ALLOW_PICKLE"
 PICKLES = (".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl")
 """Formats that can run code when they are loaded."""
 
@@ -101,7 +100,7 @@ class HuggingFaceFile:
 
 @dataclass(frozen=True, slots=True)
 class CivitaiFile:
-    """A file of a version of a model at Civitai: by its id, else by what `CHOICES` names, else the one that Civitai gives.
+    """A file of a version of a model at Civitai: by its id, else by `CHOICES`, else the one that Civitai gives.
 
     ``token`` is what a URL held of the user's own; it is part of no name and no message.
     """
