@@ -25,7 +25,7 @@ PART_MOST = 255
 
 PATH_MOST = 4000
 _LEFT_FOR_SUFFIXES = 40
-_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part(\..+)?", re.DOTALL)
+_PARTIAL = re.compile(r"(\..+\.[0-9a-f]{8}\.part)(\..+)?", re.DOTALL)
 _BLOCK = 512
 
 
@@ -128,10 +128,6 @@ class Folders:
         stem = os.fsencode(path.name)[: PART_MOST - _LEFT_FOR_SUFFIXES - len(".12345678.part")]
         return path.with_name(f".{stem.decode(errors='ignore')}.{mark}.part")
 
-    def make(self, folder: Path) -> None:
-        """Make a folder and those above it. Raises `OSError`."""
-        folder.mkdir(parents=True, exist_ok=True)
-
     def tidy(self, path: Path) -> None:
         """Remove the folders above a file that is gone, up to that of its kind, as long as they are empty."""
         kinds = self._kinds()
@@ -181,8 +177,11 @@ class Folders:
         except InvalidJob:
             return False
 
+    def roots(self) -> list[Path]:
+        """The real folders from which all kinds are reached, none below another."""
+        return self._roots(self._kinds())
+
     def _roots(self, kinds: Mapping[Path, tuple[str, int]]) -> list[Path]:
-        """The folders from which everything is reached, none below another."""
         roots: list[Path] = []
         for path in sorted([self.root, *kinds], key=lambda p: len(p.parts)):
             if not _is_below(path, roots):
@@ -256,6 +255,12 @@ class _Walk:
             self.scan.strays += 0 if known is None or known.link else known.size
         else:
             self.scan.strays += taken
+
+
+def partial_of(leftover: Path) -> Path:
+    """The partial file that a leftover is, or lies beside."""
+    found = _PARTIAL.fullmatch(leftover.name)
+    return leftover.with_name(found[1]) if found else leftover
 
 
 def wrong_name(name: str) -> str:
