@@ -89,7 +89,7 @@ class Provisioning:
         self._typed = typed
         self._slots = asyncio.Semaphore(TOGETHER)
         self._ends = 0.0
-        self._wanted = 0
+        self._wanted: int | None = None if declared else 0
         self._done = 0
         self._there: set[Place] = set()
         self._may_start, self._may_be_ready = asyncio.Event(), asyncio.Event()
@@ -248,8 +248,13 @@ def raise_worst(tasks: Iterable[asyncio.Task[None]]) -> None:
         raise errors[0]
 
 
-def reasons_of(wanted: int, there: int, transfers: Sequence[InFlight]) -> tuple[str, ...]:
-    """Why the node is not ready, as far as its models go: a code, how many there are, and a line a transfer."""
+def reasons_of(wanted: int | None, there: int, transfers: Sequence[InFlight]) -> tuple[str, ...]:
+    """Why the node is not ready, as far as its models go: a code, how many there are, and a line a transfer.
+
+    ``wanted`` is None while nobody knows how many there should be.
+    """
+    if wanted is None:
+        return "models_missing", "the list of models is not read yet"
     lines = tuple(progress_text(transfer) for transfer in transfers[:SHOWN])
     more = (f"and {len(transfers) - SHOWN} more",) if len(transfers) > SHOWN else ()
     return ("models_missing", f"{there} of {wanted} models are there", *lines, *more)

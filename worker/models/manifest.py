@@ -223,7 +223,7 @@ def _comfyui(document: Mapping[str, Any], variable: str) -> Manifest:
     known = ("models", *_NOT_DONE)
     mistakes = [FieldError(f"{variable}.{name}", "unknown field") for name in document if name not in known]
     notes = tuple(FieldError(f"{variable}.{part}", said) for part, said in _NOT_DONE.items() if document.get(part))
-    items = tuple(_downloads(document.get("models") or {}, f"{variable}.models", mistakes))
+    items = tuple(_downloads(document.get("models"), f"{variable}.models", mistakes))
     if mistakes:
         raise ConfigError(tuple(mistakes))
     return Manifest(items, notes)
@@ -231,16 +231,18 @@ def _comfyui(document: Mapping[str, Any], variable: str) -> Manifest:
 
 def _downloads(models: Any, field: str, mistakes: list[FieldError]) -> Iterator[Item]:
     lists = {"before_start": When.BEFORE_ENGINE, "after_start": When.BACKGROUND}
+    if models is None:
+        return
     if not isinstance(models, dict):
         mistakes.append(FieldError(field, "must be an object with before_start and after_start"))
         return
     mistakes += [FieldError(f"{field}.{name}", "unknown field") for name in models if name not in lists]
     for name, when in lists.items():
-        downloads = models.get(name) or []
-        if not isinstance(downloads, list):
+        downloads = models.get(name)
+        if not isinstance(downloads, list | None):
             mistakes.append(FieldError(f"{field}.{name}", "must be a list"))
             continue
-        for index, written in enumerate(downloads):
+        for index, written in enumerate(downloads or ()):
             place = f"{field}.{name}[{index}]"
             download = _validated(_Download, written, place, mistakes)
             if download is not None:
