@@ -208,8 +208,9 @@ class Sources:
         """What the templates and then the catalogue lead to, unless it is another file."""
         wanted = search.wanted
         for template in self._settings.source if wanted.name else ():
+            name = http.shown(template)
             look = partial(self._at, _filled(template, wanted), Owner.OPERATOR, wanted.sha256)
-            place = await self._tried(search, _Source(template, template), look, Owner.OPERATOR)
+            place = await self._tried(search, _Source(name, name), look, Owner.OPERATOR)
             if place is not None:
                 yield place
         item = item_of(wanted, search.index)
