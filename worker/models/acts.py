@@ -22,7 +22,7 @@ from worker.models.baked import Baked, baked_of, read_baked, write_baked
 from worker.models.base import Entry
 from worker.models.folders import File, Folders, Scan, partial_of
 from worker.models.header import check_model_file
-from worker.models.index import Found, Index, Records, Transfer
+from worker.models.index import Found, Index, Records, Transfer, peek
 from worker.models.measure import measured
 from worker.models.reconcile import Changes, Reconciled, reconciled
 
@@ -199,6 +199,13 @@ class Acts:
         _unlink_beside(partial)
         self.folders.tidy(partial)
         return freed
+
+
+def look(folders: Folders) -> tuple[Entry, ...]:
+    """What a worker that has these folders would serve, the least recently used first; changes nothing. Blocks."""
+    records, baked = peek(folders.ours), read_baked(folders.ours)
+    first = not baked.seen and not records.entries
+    return reconciled(records.entries, folders.scan(), check=why_unusable, baked=baked, first=first).entries
 
 
 def why_unusable(place: Place, file: File) -> str:

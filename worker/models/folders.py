@@ -165,7 +165,7 @@ class Folders:
             return []
         try:
             with os.scandir(self.root) as entries:
-                return [Path(e.path) for e in entries if self._is_own_kind(e.name) and e.is_dir()]
+                return [Path(e.path) for e in entries if self._is_own_kind(e.name) and _is_folder(e, links=True)]
         except OSError:
             return []
 
@@ -202,24 +202,26 @@ class _Walk:
         ]
         while todo:
             folder, kind, rank, prefix = todo.pop()
-            entries = self._entries(folder)
+            entries = self._entries(folder, kind)
             if prefix and any(entry.name in WHOLE_FOLDERS for entry in entries):
                 kind = ""
             for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
+                if not _is_folder(entry):
                     self._look(entry, kind, rank, prefix)
                 elif entry.name != OURS or folder != self._folders.root:
                     todo.append(self._below(Path(entry.path), kind, rank, prefix))
         return self.scan
 
-    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+    def _entries(self, folder: Path, kind: str) -> list[os.DirEntry[str]]:
+        """What lies in a folder; one that cannot be read matters only where models may be."""
         try:
             with os.scandir(folder) as entries:
                 return list(entries)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError:
-            self.scan.complete = False
+            if kind or any(below.is_relative_to(folder) for below in self._kinds):
+                self.scan.complete = False
             return []
 
     def _below(self, folder: Path, kind: str, rank: int, prefix: str) -> tuple[Path, str, int, str]:
@@ -314,6 +316,13 @@ def _told(root: Path) -> Family:
 def _absolute(root: Path, word: str) -> Path:
     """A folder of a layout on this machine; dots are resolved as they stand."""
     return Path(os.path.normpath(root / Path(word).expanduser()))
+
+
+def _is_folder(entry: os.DirEntry[str], *, links: bool = False) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=links)
+    except OSError:
+        return False
 
 
 def _is_below(path: Path, roots: list[Path]) -> bool:

@@ -204,6 +204,15 @@ class Index:
                 Path(f"{self.path}{end}").unlink()
 
 
+def peek(folder: Path) -> Records:
+    """What another process has recorded up to now; nothing where there is no index that can be read."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{(folder / NAME).as_uri()}?mode=ro", uri=True)) as db:
+            return _records(db)
+    except (sqlite3.Error, ValueError, KeyError, TypeError):
+        return Records()
+
+
 _PUT = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _BEGUN = "INSERT OR REPLACE INTO transfers VALUES (?, ?, ?, ?, ?)"
 _ENDED = "DELETE FROM transfers WHERE kind = ? AND name = ?"
