@@ -182,8 +182,11 @@ def s3_client(
     connections: int,
     connect_timeout: timedelta = timedelta(seconds=5),
     read_timeout: timedelta = timedelta(seconds=30),
+    credentials: tuple[str, str] | None = None,
 ) -> S3Client:
     """A client of S3 or of a store that speaks it.
+
+    ``credentials``: key id and secret instead of what the standard chain finds.
 
     Other stores than AWS are addressed by path, which R2, GCS, MinIO and rclone all take; checksums are sent only
     where S3 requires them, because R2 and GCS refuse the newer ones. An endpoint may also come from
@@ -192,6 +195,7 @@ def s3_client(
     from botocore.config import Config
 
     loopback = endpoint_url is not None and http.is_loopback(endpoint_url)
+    key_id, secret = credentials or (None, None)
     with _session_lock:
         config = Config(
             region_name=region or session().region_name or "us-east-1",
@@ -206,12 +210,11 @@ def s3_client(
             tcp_keepalive=True,
         )
         by_path = config.merge(Config(s3={"addressing_style": "path"}))
-        client: S3Client = session().client(
-            "s3", endpoint_url=endpoint_url, config=config if endpoint_url is None else by_path
-        )
+        opened = functools.partial(session().client, "s3", aws_access_key_id=key_id, aws_secret_access_key=secret)
+        client: S3Client = opened(endpoint_url=endpoint_url, config=config if endpoint_url is None else by_path)
         if endpoint_url is None and not _is_aws(client.meta.endpoint_url):
             client.close()
-            client = session().client("s3", config=by_path)
+            client = opened(config=by_path)
         return client
 
 
