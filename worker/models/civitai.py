@@ -40,11 +40,13 @@ class VersionFile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a model; ``early_until`` is Civitai's own word for when the early access ends."""
+    """A version of a model; ``early_until`` is Civitai's own word for when the early access ends, ``type`` its word
+    for the model's kind."""
 
     id: int
     files: tuple[VersionFile, ...] = ()
     early_until: str = ""
+    type: str = ""
 
 
 def version_of(document: Mapping[str, Any] | None) -> Version | None:
@@ -56,6 +58,7 @@ def version_of(document: Mapping[str, Any] | None) -> Version | None:
         id=document["id"],
         files=tuple(_file_of(one) for one in files if isinstance(one, dict)) if isinstance(files, list) else (),
         early_until=_day(document.get("earlyAccessEndsAt") or document.get("earlyAccessDeadline")),
+        type=_texts(document.get("model")).get("type", ""),
     )
 
 
@@ -129,6 +132,10 @@ class Civitai:
             if twin is None:
                 raise
         return await self._located(twin, owner, sha256)
+
+    async def type_of(self, wanted: CivitaiFile, owner: Owner) -> str:
+        """Civitai's word for the kind of the model that the file belongs to. Raises as `locate`."""
+        return (await self._version(wanted, owner)).type
 
     async def _located(self, wanted: CivitaiFile, owner: Owner, sha256: str | None) -> Location:
         version = await self._version(wanted, owner)

@@ -34,6 +34,7 @@ from worker.models.hub import POLICY, Web
 from worker.models.huggingface import BASE_URL as HUGGING_FACE_URL
 from worker.models.huggingface import HuggingFace
 from worker.models.identity import HuggingFaceFile, Match, Reference, canonical, has_extension, name_of, reference_of
+from worker.models.kinds import typed
 from worker.models.outages import Outages
 from worker.models.verdict import agrees, check_format, completed, is_known, item_of, learned, verdict
 from worker.retry import Policy
@@ -116,6 +117,10 @@ class Sources:
     async def completed(self, wanted: Wanted) -> Wanted:
         """As `Finder.completed`. Raises `InvalidJob` and `UrlForbidden` as `locations`."""
         return self._completed(wanted, await self._index([]))
+
+    async def typed(self, wanted: Wanted) -> Wanted:
+        """The same with its kind, for a file of Civitai's that was named without. Raises as `locations`."""
+        return await typed(wanted, lambda file: self._civitai.type_of(file, wanted.owner))
 
     async def locations(self, wanted: Wanted) -> AsyncIterator[Location]:
         """As `Finder.locations`: for a model without a URL the operator's sources in turn.

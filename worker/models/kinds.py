@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from urllib.parse import unquote, urlsplit
 
+from worker.errors import InvalidJob
+from worker.models.base import Wanted
 from worker.models.identity import CivitaiFile, reference_of
 
 KINDS = (
@@ -73,6 +76,21 @@ def kind_of_url(url: str) -> str | None:
         return None
     folders = unquote(urlsplit(url).path).split("/")[:-1]
     return next((FOLDERS[f.lower()] for f in reversed(folders) if f.lower() in FOLDERS), None)
+
+
+async def typed(wanted: Wanted, type_of: Callable[[CivitaiFile], Awaitable[str]]) -> Wanted:
+    """The same with its kind, by Civitai's word where it has none.
+
+    Raises what ``type_of`` raises, and `InvalidJob` for a type that is no model file of an image server.
+    """
+    reference = reference_of(wanted.url or "")
+    if wanted.kind or not isinstance(reference, CivitaiFile):
+        return wanted
+    word = await type_of(reference)
+    kind = kind_of_type(word)
+    if kind is None:
+        raise InvalidJob(f"{reference} has the type {word!r}, whose kind must be named", field=wanted.field)
+    return replace(wanted, kind=kind)
 
 
 def is_told_by_hub(url: str) -> bool:
