@@ -221,8 +221,10 @@ def test_models_of_another_identity_or_kind() -> None:
     wrong = {"kind": "checkpoint", "name": "base", "sha256": "f" * 64}
     with pytest.raises(ModelNotFound, match="another file"):
         worked({"request": {"prompt": "x"}, "models": [wrong]})
-    document = {"request": {"prompt": "x"}, "models": [{"kind": "unet", "name": "x"}]}
+    document = {"request": {"prompt": "x"}, "models": [{"kind": "clip_vision", "name": "x"}]}
     assert refused(document) == "models.0.kind"
+    assert refused({"request": {"prompt": "x"}, "models": [{"kind": "clip", "name": "x"}]}) == "models.0.kind"
+    worked({"request": {"prompt": "x"}, "models": [{"kind": "unet", "name": "base"}]})
     unlisted = {"request": {"prompt": "x"}, "models": [{"kind": "embedding", "name": "x"}]}
     with pytest.raises(ModelNotFound):
         worked(unlisted, server(embeddings=None))

@@ -9,20 +9,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
 from worker.engines.comfyui.graph import field_of, replaced, title
-from worker.engines.comfyui.inventory import Input, Inventory, is_model_file
+from worker.engines.comfyui.inventory import Input, Inventory
 from worker.engines.comfyui.naming import FOLDERS, find, folder_of
 from worker.engines.comfyui.shape import close
 from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, ModelRef
-from worker.mentions import is_source
+from worker.mentions import file_of, is_source
 
 _KINDS = {folder: kind for kind, folder in FOLDERS.items() if kind != "refiner"}
-_CIVITAI = re.compile(r"/api/download/models/(\d{1,20})/?")
 _NO_CACHE = "nothing is downloaded, since there is no models folder of the worker (WORKER_MODELS_DIR)"
 _SHOWN = 10
 MAIN = ("checkpoints", "diffusion_models")
@@ -100,25 +98,6 @@ def with_checkpoint(
     return {**graph, node_id: {**node, "inputs": {**node["inputs"], declared.name: job.checkpoint}}}
 
 
-def file_name(url: str, *, field: str) -> str:
-    """The name of the file that a URL leads to; Civitai's downloads, which have none, by their version's id.
-
-    Raises `InvalidJob`.
-    """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        raise InvalidJob("is no valid URL", field=field) from None
-    version = _CIVITAI.fullmatch(parts.path)
-    if version is not None and (host == "civitai.com" or host.endswith(".civitai.com")):
-        return f"civitai-{version[1]}.safetensors"
-    name = unquote(parts.path.rpartition("/")[2])
-    if not is_model_file(name) or "/" in name or "\\" in name or "\0" in name or len(name) > 255:
-        raise InvalidJob("the URL ends with no model file's name; list it in models with its name", field=field)
-    return name
-
-
 def kind_of(folder: str) -> str:
     """The kind of a folder's files in job documents; custom folders may have capitals and dashes, kinds may not."""
     plain = re.sub(r"[^a-z0-9_]", "_", folder.lower())
@@ -131,12 +110,14 @@ def _resolved(found: _Found, value: str, declared: Input, folder: str, where: st
     if value in declared.options and value not in files:
         return value
     url = value if is_source(value) else None
-    wanted = value if url is None else _named(found.job, url, folder) or file_name(url, field=where)
-    listed = find(files, wanted, field=where)
-    _note(found, folder, listed or wanted, url, where)
+    wanted = value if url is None else _named(found.job, url, folder) or file_of(url)
+    listed = find(files, wanted, field=where) if wanted else None
+    if wanted:
+        _note(found, folder, listed or wanted, url, where)
     if listed is None:
         hint = f": {_NO_CACHE}" if url is not None else close(wanted, files)
-        found.lacking.append(f"{where}: no {wanted[:200]!r} in the folder {folder} of the server, for {node}{hint}")
+        shown = repr(wanted[:200]) if wanted else "file of this URL"
+        found.lacking.append(f"{where}: no {shown} in the folder {folder} of the server, for {node}{hint}")
     return listed or wanted
 
 

@@ -14,7 +14,7 @@ from worker.engines.base import EngineState, Expectation, Files, Output, Progres
 from worker.engines.client import Client
 from worker.engines.fooocus import sizes
 from worker.engines.fooocus.failure import checked
-from worker.engines.fooocus.holding import configured, used
+from worker.engines.fooocus.holding import configured, is_listed, used
 from worker.engines.fooocus.inputs import as_rgb, check_mask, filled, size_of
 from worker.engines.fooocus.inventory import ENDPOINTS, Inventory, relisted
 from worker.engines.fooocus.mentions import mentions
@@ -140,7 +140,7 @@ class FooocusEngine:
         await self._run.wait_for_idle(self._server)
         if fresh:
             await self._unload(inventory)
-        await self._check_listed(work.expect.checkpoint)
+        await self._check_listed(used(work.request))
         body, expect = await asyncio.to_thread(self._body, work, files, inventory)
         pictures = expect.count or 0
         self._used = used(body)
@@ -161,13 +161,17 @@ class FooocusEngine:
             warnings=(*work.warnings, *output.warnings),
         )
 
-    async def _check_listed(self, checkpoint: str | None) -> None:
-        """Raises `ModelNotFound` for a file that is gone by now: the server would use its default instead."""
-        listed = checked(await self._server.models()).json
-        names = listed.get("model_filenames") if isinstance(listed, dict) else None
-        if checkpoint is not None and checkpoint not in (names or ()):
-            self._inventory = None
-            raise ModelNotFound(f"the server no longer lists the checkpoint {checkpoint}")
+    async def _check_listed(self, places: Collection[Place]) -> None:
+        """Raises `ModelNotFound` for a file that is gone by now: the server would use its default, or none."""
+        self._inventory = await self._relisted()
+        for place in sorted(places):
+            if not is_listed(self._inventory, place):
+                raise ModelNotFound(f"the server no longer lists the {place.kind} {place.name}")
+
+    async def _relisted(self) -> Inventory:
+        """With the files that are there now: the server reads its folders whenever it is asked what it has."""
+        inventory = await self._offered()
+        return relisted(inventory, checked(await self._server.models()).json)
 
     def _body(self, work: Work, files: Files, inventory: Inventory) -> tuple[dict[str, Any], Expectation]:
         """The request with its images, and what its pictures must be, now that the images' sizes are known."""
@@ -201,9 +205,7 @@ class FooocusEngine:
         return replace(expect, width=right[0], height=right[1])
 
     async def mentions(self, job: Job) -> tuple[Mention, ...]:
-        """As the seam says. The server reads its folders anew whenever it is asked what it has."""
-        inventory = await self._offered()
-        self._inventory = relisted(inventory, checked(await self._server.models()).json)
+        self._inventory = await self._relisted()
         return await asyncio.to_thread(mentions, job, self._inventory)
 
     async def loaded(self) -> frozenset[Place]:

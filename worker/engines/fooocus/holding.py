@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from worker.engines.fooocus.inventory import Inventory, found
+from worker.engines.fooocus.inventory import Inventory
 from worker.engines.fooocus.names import NONE
-from worker.errors import InvalidJob
 from worker.mentions import Place
 
 
@@ -27,12 +26,10 @@ def configured(inventory: Inventory) -> frozenset[Place]:
     It takes the default model for one that it does not find, and loads it when it starts.
     """
     fallback = {key: inventory.default(key) for key in ("base_model_name", "refiner_model_name", "loras")}
-    listed = {"checkpoint": inventory.models, "lora": inventory.loras}
-    return frozenset(p for p in used(fallback) if _is_listed(listed[p.kind], p.name))
+    return frozenset(p for p in used(fallback) if is_listed(inventory, p))
 
 
-def _is_listed(files: tuple[str, ...], name: str) -> bool:
-    try:
-        return found(files, name, field="") is not None
-    except InvalidJob:
-        return True
+def is_listed(inventory: Inventory, place: Place) -> bool:
+    """Whether the server has this very file."""
+    files = inventory.models if place.kind == "checkpoint" else inventory.loras
+    return place.name in (name.replace("\\", "/") for name in files)

@@ -19,6 +19,9 @@ class Dialect:
     ``inpaints_full``: a masked image comes back at the size of the input unless told otherwise.
     ``hires``: fields that a second pass cannot do without: Forge fails over a missing list of modules, SD.Next
     enlarges nothing without a mode, and to the very pixel with it.
+    ``lists_embeddings``: its list shows all that are there once it was told to look again; elsewhere it shows those
+    that the loaded model took at its last job, and the next job takes what lies in the folder by then.
+    ``rescans_controlnets``: its list of ControlNet models is made anew when it is asked for.
     """
 
     label: str
@@ -37,6 +40,8 @@ class Dialect:
     refresh_vae: str = "refresh-vae"
     vaes: str = "sd-vae"
     reloads: bool = True
+    lists_embeddings: bool = True
+    rescans_controlnets: bool = True
 
 
 _EVERYWHERE = {"samples_format": "png", "live_previews_enable": False, "return_grid": False}
@@ -48,7 +53,9 @@ _SDNEXT = {
 }
 
 A1111 = Dialect("a1111", "a1111", "Automatic1111", 512, 512, 50, "Euler", _EVERYWHERE)
-A1111_17 = Dialect("a1111-1.7", "a1111", "Automatic1111 1.7", 512, 512, 50, "Euler", _EVERYWHERE)
+A1111_17 = Dialect(
+    "a1111-1.7", "a1111", "Automatic1111 1.7", 512, 512, 50, "Euler", _EVERYWHERE, lists_embeddings=False
+)
 FORGE = Dialect(
     "forge",
     "a1111",
@@ -61,6 +68,7 @@ FORGE = Dialect(
     vaes="sd-modules",
     hires={"hr_additional_modules": ["Use same choices"]},
     reloads=False,
+    rescans_controlnets=False,
 )
 SDNEXT_2023 = Dialect(
     "sdnext-2023",
@@ -74,6 +82,7 @@ SDNEXT_2023 = Dialect(
     swallows=True,
     inpaints_full=True,
     refresh_vae="refresh-vaes",
+    lists_embeddings=False,
 )
 SDNEXT = Dialect(
     "sdnext",
@@ -89,6 +98,7 @@ SDNEXT = Dialect(
     swallows=True,
     inpaints_full=False,
     hires={"hr_resize_mode": 1},
+    lists_embeddings=False,
 )
 
 PROBES = {

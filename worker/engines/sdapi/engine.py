@@ -19,7 +19,7 @@ from worker.engines.sdapi.header import read_header
 from worker.engines.sdapi.holding import Holding, changed_in
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
-from worker.engines.sdapi.mentions import mentions
+from worker.engines.sdapi.mentions import check_present, mentions
 from worker.engines.sdapi.names import ModelFile
 from worker.engines.sdapi.overrides import Overrides
 from worker.engines.sdapi.presence import Presence
@@ -182,8 +182,16 @@ class SdapiEngine:
             self._inventory = await (await self._known()).inventory()
         return self._inventory
 
+    async def _present(self) -> Inventory:
+        """What it lists, without files that are seen to be gone."""
+        listed = await self._known_inventory()
+        present = await asyncio.to_thread(self._presence.present, listed)
+        if self._inventory is listed:
+            self._inventory = present
+        return present
+
     async def admit(self, job: Job) -> Work:
-        inventory = await self._known_inventory()
+        inventory = await self._present()
         seen = self._refreshes
         try:
             return await asyncio.to_thread(translate, job, inventory, self._limits)
@@ -214,7 +222,8 @@ class SdapiEngine:
             await self._refresh()
             self._lists_version = files.version
         await self._run.wait_for_idle(server)
-        inventory = await self._known_inventory()
+        inventory = await self._present()
+        check_present(work.models, inventory)
         current, before = await gather_bare([server.checkpoint(), self._swallowed(server)], name="engine-readings")
         wanted = await self._wanted(work.expect, server, inventory, current)
         if await self._have_model(server, wanted, current, fresh=fresh) and wanted is None:
@@ -349,11 +358,7 @@ class SdapiEngine:
         return found
 
     async def _mentioned(self, job: Job) -> tuple[Mention, ...]:
-        listed = await self._known_inventory()
-        inventory = await asyncio.to_thread(self._presence.present, listed)
-        if inventory is not listed and self._inventory is listed:
-            self._inventory = inventory
-        return await asyncio.to_thread(mentions, job, inventory)
+        return await asyncio.to_thread(mentions, job, await self._present())
 
     async def loaded(self) -> frozenset[Place]:
         try:

@@ -30,7 +30,8 @@ LISTS = (
 class Inventory:
     """``fields`` by endpoint are the properties of the server's own schemas; without an entry they are unknown.
 
-    ``loras`` to ``styles`` are None where the server has no such list.
+    ``loras`` to ``styles`` are None where the server has no such list. ``upscaler_files`` are the paths of those
+    upscalers that are files.
     """
 
     dialect: Dialect
@@ -39,6 +40,7 @@ class Inventory:
     loras: tuple[ModelFile, ...] | None = None
     vaes: tuple[ModelFile, ...] | None = None
     upscalers: tuple[str, ...] | None = None
+    upscaler_files: Mapping[str, str] = field(default_factory=dict)
     scripts: Mapping[str, frozenset[str]] | None = None
     embeddings: frozenset[str] | None = None
     controlnets: frozenset[str] | None = None
@@ -71,6 +73,7 @@ def inventory(
         loras=names.loras(lists["loras"]) if isinstance(lists.get("loras"), list) else None,
         vaes=names.modules(vaes) if isinstance(vaes, list) else None,
         upscalers=_upscalers(lists),
+        upscaler_files=_upscaler_files(lists.get("upscalers")),
         scripts=_scripts(lists.get("scripts")),
         embeddings=_embeddings(lists.get("embeddings")),
         controlnets=_model_list(controlnets),
@@ -86,6 +89,19 @@ def _upscalers(lists: Mapping[str, Any]) -> tuple[str, ...] | None:
     if not isinstance(lists.get("upscalers"), list):
         return None
     return texts(lists["upscalers"], "name") + texts(lists.get("latent-upscale-modes"), "name")
+
+
+def _upscaler_files(items: Any) -> dict[str, str]:
+    """Paths by name. One that is yet to be downloaded by the server has a URL for a path."""
+    found = {i.get("name"): i.get("model_path") for i in names.dicts(items)}
+    return {
+        name: path.replace("\\", "/")
+        for name, path in found.items()
+        if isinstance(name, str)
+        and isinstance(path, str)
+        and "://" not in path
+        and names.without_extension(path) != path
+    }
 
 
 def _scripts(body: Any) -> dict[str, frozenset[str]] | None:
@@ -104,15 +120,17 @@ def _model_list(body: Any) -> frozenset[str] | None:
 
 
 def _embeddings(body: Any) -> frozenset[str] | None:
-    """``loaded`` is an object on Automatic1111 and a list on SD.Next, of names or of objects."""
+    """Objects by name on Automatic1111, lists on SD.Next, of names or of objects.
+
+    Those that were ``skipped`` are there as well: they belong to another kind of model than the one loaded now.
+    """
     if not isinstance(body, dict):
         return None
-    loaded = body.get("loaded")
-    if isinstance(loaded, dict):
-        return frozenset(loaded)
-    if not isinstance(loaded, list):
+    told = [part for part in (body.get("loaded"), body.get("skipped")) if isinstance(part, (dict, list))]
+    if not told:
         return None
-    return frozenset([n for n in loaded if isinstance(n, str)]) | frozenset(texts(loaded, "name"))
+    found = frozenset(name for part in told for name in part if isinstance(name, str))
+    return found.union(*(texts(part, "name") for part in told))
 
 
 def option_defaults(described: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,12 +17,13 @@ from worker.engines.sdapi.models import (
     found_checkpoint,
     found_lora,
     found_vae,
+    kind_in,
     listed_controlnet,
     units,
 )
 from worker.engines.sdapi.names import ModelFile, stem_of
-from worker.errors import InvalidJob
-from worker.job import Job, Params
+from worker.errors import InvalidJob, ModelNotFound
+from worker.job import Job, ModelRef, Params
 from worker.mentions import Gathering, Mention, Place, place_of
 
 FOLDERS: Mapping[str, frozenset[str]] = {
@@ -32,6 +33,7 @@ FOLDERS: Mapping[str, frozenset[str]] = {
 }
 """What the servers call the folders whose files they list without a path below them, in lower case."""
 
+_PROVEN = ("checkpoint", "refiner", "lora", "vae")
 _OPTIONS = {"checkpoint": "ckpt_dir", "lora": "lora_dir", "vae": "vae_dir"}
 
 
@@ -43,7 +45,7 @@ def mentions(job: Job, inventory: Inventory) -> tuple[Mention, ...]:
     """
     gathering = Gathering(job, lambda kind, name, field: known(inventory, kind, name, field=field))
     for i, ref in enumerate(job.models):
-        gathering.add(ref.kind, ref.name, ("models", i, "name"))
+        gathering.add(kind_in(inventory, ref.kind, field=f"models.{i}"), ref.name, ("models", i, "name"))
     gathering.add("checkpoint", job.checkpoint, ("checkpoint",))
     if job.params is not None:
         _portable(job.params, gathering)
@@ -56,25 +58,47 @@ def mentions(job: Job, inventory: Inventory) -> tuple[Mention, ...]:
 
 
 def known(inventory: Inventory, kind: str, name: str, *, field: str) -> Place | None:
-    """The file that the server finds under a name.
+    """The file that the server finds under a name. Raises `InvalidJob` for a name that means several.
 
-    Embeddings, ControlNet models and upscalers are listed without their files: there it is the name itself.
+    Embeddings and ControlNet models are listed without their files: there it is the name itself.
     """
-    file: ModelFile | None = None
     match place_of(kind, "").kind:
         case "checkpoint":
-            file = found_checkpoint(inventory, name, field=field)
+            return _placed(inventory, kind, found_checkpoint(inventory, name, field=field))
         case "lora":
-            file = found_lora(inventory, name, field=field)
+            return _placed(inventory, kind, found_lora(inventory, name, field=field))
         case "vae" | "clip":
-            file = found_vae(inventory, name, field=field)
+            return _placed(inventory, kind, found_vae(inventory, name, field=field))
         case "embedding":
-            return Place(kind, name) if stem_of(name) in map(stem_of, inventory.embeddings or ()) else None
+            return Place("embedding", name) if stem_of(name) in map(stem_of, inventory.embeddings or ()) else None
         case "controlnet":
-            return Place(kind, name) if listed_controlnet(inventory, name) is not None else None
+            return Place("controlnet", name) if listed_controlnet(inventory, name) is not None else None
         case "upscaler":
-            return Place(kind, name) if {name, stem_of(name)} & set(inventory.upscalers or ()) else None
+            return _upscaler(inventory, name)
+    return None
+
+
+def _placed(inventory: Inventory, kind: str, file: ModelFile | None) -> Place | None:
     return place(inventory, kind, file) if file is not None else None
+
+
+def _upscaler(inventory: Inventory, name: str) -> Place | None:
+    """By the name that the server shows, or by the file's, whose stem that is. Those in the code have no file."""
+    shown = next((n for n in (name, stem_of(name)) if n in (inventory.upscalers or ())), None)
+    if shown is None:
+        return None
+    return Place("upscaler", PurePosixPath(inventory.upscaler_files.get(shown, name)).name)
+
+
+def check_present(refs: Iterable[ModelRef], inventory: Inventory) -> None:
+    """Raises `ModelNotFound` for what the server does not list any more: it would go on without a word."""
+    for ref in refs:
+        try:
+            gone = ref.kind in _PROVEN and known(inventory, ref.kind, ref.name, field="models") is None
+        except InvalidJob:
+            continue
+        if gone:
+            raise ModelNotFound(f"the server no longer has the {ref.kind} {ref.name[:200]}")
 
 
 def place(inventory: Inventory, kind: str, file: ModelFile) -> Place:
@@ -136,10 +160,11 @@ def _native(body: Mapping[str, Any], gathering: Gathering, inventory: Inventory)
 
 
 def _is_built_in(name: Any, inventory: Inventory) -> bool:
-    """Whether the server has this upscaler already, whatever it is made of."""
-    return isinstance(name, str) and (
-        name in NO_UPSCALER or name.startswith("Latent") or name in (inventory.upscalers or ())
-    )
+    """Whether this upscaler is part of the server's program, or none; where there is no list, nobody can tell."""
+    if not isinstance(name, str) or inventory.upscalers is None:
+        return True
+    listed = name in inventory.upscalers and name not in inventory.upscaler_files
+    return name in NO_UPSCALER or name.startswith("Latent") or listed
 
 
 def _overrides(overrides: Mapping[str, Any], gathering: Gathering) -> None:

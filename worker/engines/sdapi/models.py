@@ -16,12 +16,15 @@ from worker.engines.sdapi.inventory import Inventory
 from worker.engines.sdapi.names import ModelFile, find, stem_of, without_extension
 from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, Lora, ModelRef
+from worker.mentions import place_of
 
 LORA_TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)(:[^<>]*)?>", re.IGNORECASE)
 PROMPTS = ("prompt", "hr_prompt", "refiner_prompt")
 SAME = ("Use same checkpoint", "None", "")
 NO_VAE = ("Automatic", "automatic", "None", "none", "Default", "")
 NO_UPSCALER = ("None", "")
+KINDS = ("checkpoint", "lora", "vae", "upscaler", "embedding", "controlnet")
+AT_START = "; it looks for new ones only when it starts"
 UPSCALERS = ("hr_upscaler", "upscaler_1", "upscaler_2")
 
 
@@ -63,7 +66,7 @@ class Naming:
             return name
         found = next((k for k in known if k == without_extension(PurePosixPath(name).name)), None)
         if found is None:
-            raise missing("upscaler", name, field)
+            raise missing("upscaler", name, field, hint=AT_START)
         return found
 
 
@@ -83,8 +86,12 @@ def found_vae(inventory: Inventory, name: str, *, field: str) -> ModelFile | Non
     return find(known, name, field=field) or next((v for v in known if stem_of(v.name) == name), None)
 
 
-def missing(what: str, name: str, field: str) -> ModelNotFound:
-    return ModelNotFound(f"{field}: the server has no {what} {name[:200]!r}")
+def missing(what: str, name: str, field: str, *, hint: str = "") -> ModelNotFound:
+    return ModelNotFound(f"{field}: the server has no {what} {name[:200]!r}{hint}")
+
+
+def controlnet_hint(inventory: Inventory) -> str:
+    return "" if inventory.dialect.rescans_controlnets else AT_START
 
 
 def with_named_checkpoint(body: dict[str, Any], job: Job, naming: Naming) -> tuple[dict[str, Any], ModelFile | None]:
@@ -200,30 +207,44 @@ def _resolve_units(body: dict[str, Any], naming: Naming, *, root: str) -> None:
     for (scripts, script, args, at, key), name in list(units(body)):
         listed = listed_controlnet(naming.inventory, name)
         if listed is None:
-            raise missing("ControlNet model", name, f"{root}.{scripts}.{script}.{args}.{at}.{key}")
+            where = f"{root}.{scripts}.{script}.{args}.{at}.{key}"
+            raise missing("ControlNet model", name, where, hint=controlnet_hint(naming.inventory))
         held = body[str(scripts)][script]
         renamed = [{**unit, key: listed} if i == at else unit for i, unit in enumerate(held[args])]
         body[str(scripts)] = {**body[str(scripts)], script: {**held, args: renamed}}
+
+
+def kind_in(inventory: Inventory, kind: str, *, field: str) -> str:
+    """The kind as this server keeps it: the checkpoints of the family of Automatic1111 include diffusion models alone.
+
+    Raises `InvalidJob` for one that it tells nothing of.
+    """
+    same = place_of(kind, "").kind
+    if same == "unet" and inventory.dialect.engine == "a1111":
+        return "checkpoint"
+    if same in KINDS or (same == "clip" and inventory.dialect.vaes == "sd-modules"):
+        return same
+    raise InvalidJob(f"{inventory.dialect.title} does not tell which of these it has", field=f"{field}.kind")
 
 
 def check_models(job: Job, naming: Naming) -> None:
     """The models that a job lists must be there, and be the ones: a known hash that differs is another file."""
     for i, ref in enumerate(job.models):
         where, inv = f"models.{i}", naming.inventory
-        match ref.kind:
-            case "checkpoint" | "refiner":
+        match kind_in(inv, ref.kind, field=where):
+            case "checkpoint":
                 file = naming.checkpoint(ref.name, field=where, kind=ref.kind)
                 if ref.sha256 and file.hash10 and not ref.sha256.startswith(file.sha256 or file.hash10):
                     raise ModelNotFound(f"{where}: the server's {file.title} is another file than the one asked for")
             case "lora":
                 naming.lora(ref.name, field=where)
-            case "vae":
-                naming.vae(ref.name, field=where)
             case "upscaler":
                 naming.upscaler(ref.name, field=where)
-            case "embedding" | "controlnet":
-                known = inv.embeddings if ref.kind == "embedding" else inv.controlnets
-                if stem_of(ref.name) not in {stem_of(k) for k in known or ()}:
-                    raise missing(ref.kind, ref.name, where)
+            case "controlnet":
+                if listed_controlnet(inv, ref.name) is None:
+                    raise missing("controlnet", ref.name, where, hint=controlnet_hint(inv))
+            case "embedding":
+                if inv.dialect.lists_embeddings and stem_of(ref.name) not in map(stem_of, inv.embeddings or ()):
+                    raise missing("embedding", ref.name, where)
             case _:
-                raise InvalidJob(f"{inv.dialect.title} does not tell which of these it has", field=f"{where}.kind")
+                naming.vae(ref.name, field=where)

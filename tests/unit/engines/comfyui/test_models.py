@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engines.comfyui.graphs import FOLDERS, classic, fields_of, node, refused, server, with_nodes, worked
-from worker.engines.comfyui.models import file_name, kind_of
-from worker.errors import InvalidJob, ModelNotFound
+from worker.engines.comfyui.models import kind_of
+from worker.errors import ModelNotFound
 
 URL = "https://huggingface.co/a/b/resolve/main/{}?download=true"
 
@@ -87,7 +87,7 @@ def test_a_model_by_url_is_taken_where_its_file_is_there() -> None:
 
 
 def test_a_model_by_url_that_is_not_there_says_why() -> None:
-    """Nothing is downloaded yet."""
+    """Only the cache downloads: what is still a URL here has none."""
     assert "WORKER_MODELS_DIR" in refused(with_lora(URL.format("new.safetensors")))
     listed = [{"kind": "lora", "name": "new.safetensors", "url": URL.format("new.safetensors")}]
     assert "models.0: no 'new.safetensors' in the folder loras" in refused(classic(), models=listed)
@@ -100,39 +100,7 @@ def test_the_job_s_list_names_a_url_s_file() -> None:
     work = worked(with_lora(url), models=listed)
     assert work.request["12"]["inputs"]["lora_name"] == "detail.safetensors"
     assert [(m.kind, m.url) for m in work.models] == [("lora", url), ("checkpoint", None)]
-    assert "civitai-12345.safetensors" in refused(with_lora(url))
-
-
-@pytest.mark.parametrize(
-    ("url", "name"),
-    [
-        ("https://civitai.com/api/download/models/5", "civitai-5.safetensors"),
-        ("https://www.civitai.com/api/download/models/5/?x=1", "civitai-5.safetensors"),
-        ("https://host/a/my%20model.ckpt#x", "my model.ckpt"),
-        ("https://host/civitai.com/api/download/models/x.pt", "x.pt"),
-    ],
-)
-def test_a_url_names_its_file(url: str, name: str) -> None:
-    """By the last part of its path."""
-    assert file_name(url, field="x") == name
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://host/api/download/models/5",
-        "https://notcivitai.com/api/download/models/5",
-        "https://host/",
-        "https://host/x.exe",
-        "https://host/..%2f..%2fx.pt",
-        "https://[host/x.pt",
-        f"https://host/{'x' * 300}.pt",
-    ],
-)
-def test_a_url_without_a_usable_name_is_refused(url: str) -> None:
-    """The job can list it with one."""
-    with pytest.raises(InvalidJob, match="URL"):
-        file_name(url, field="x")
+    assert "no file of this URL in the folder loras" in refused(with_lora(url))
 
 
 def test_a_url_in_a_choice_of_an_unknown_folder_is_refused() -> None:
