@@ -56,7 +56,7 @@ def _rows(reports: list[Report]) -> Iterator[tuple[str, str, str]]:
 
 
 def _settings_reports(settings: Settings) -> list[Report]:
-    notes = [Report("settings", Finding.note(str(warning))) for warning in settings.warnings]
+    notes = [Report("settings", Finding.note(str(odd))) for odd in (*settings.warnings, *settings.inherited)]
     return notes or [Report("settings", Finding.ok("no mistakes"))]
 
 

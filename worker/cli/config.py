@@ -29,4 +29,5 @@ def config(
     else:
         for row in effective(settings):
             print(f"{row.variable}={row.value}")
+    complain(*(f"note: {one}" for one in settings.inherited))
     complain(*(f"warning: {warning}" for warning in settings.warnings))

@@ -36,12 +36,21 @@ def with_command(settings: Settings, command: tuple[str, ...]) -> Settings:
     return settings.model_copy(update={"engine": settings.engine.model_copy(update={"command": command})})
 
 
+def tell(settings: Settings) -> None:
+    """Log what is odd in the environment, and what becomes of other images' variables in it."""
+    logger = log.get()
+    for warning in settings.warnings:
+        logger.warning("setting_doubtful", variable=warning.field, detail=warning.message)
+    for one in settings.inherited:
+        event = "variable_honoured" if one.honoured else "variable_without_effect"
+        logger.info(event, variable=one.variable, detail=one.note)
+
+
 async def _daemon(settings: Settings) -> int:
     from worker.app import run as run_worker
 
     logger = log.get()
-    for warning in settings.warnings:
-        logger.warning("setting_doubtful", variable=warning.field, detail=warning.message)
+    tell(settings)
     return await run_worker(
         settings,
         stop_at_once=_stop_at_once,

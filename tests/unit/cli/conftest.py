@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.logs import restored_log
 from worker.cli import main
+from worker.settings.inherited import inherited
+from worker.settings.source import SECRETS
 
 
 class Ran(NamedTuple):
@@ -25,8 +27,9 @@ Command = Callable[..., Ran]
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("WORKER_")]:
-        monkeypatch.delenv(name)
+    for name in [*os.environ]:
+        if name.startswith("WORKER_") or name in SECRETS or inherited({name: "x"}):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
     with restored_log():

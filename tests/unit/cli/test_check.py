@@ -227,7 +227,9 @@ def test_the_command_prints_a_line_a_part_and_ends_with_the_worst(
     monkeypatch.setitem(sys.modules, "worker.app", app)
     monkeypatch.setenv("WORKER_ENGINE_URL", "http://[::1]:1")
     monkeypatch.setenv("WORKER_SOMETHING_ELSE", "1")
+    monkeypatch.setenv("LOAD_REFINER", "1")
     ran = command("check")
+    assert "LOAD_REFINER: is honoured" in ran.out
     lines = {line.split()[1]: line.split()[0] for line in ran.out.splitlines()}
     assert ran.code == 1
     assert {part: lines[part] for part in ("settings", "engine", "queue", "storage", "gpu")} == {

@@ -41,3 +41,13 @@ def test_warnings_are_told_beside(command: Command, monkeypatch: pytest.MonkeyPa
     """On stderr, so that stdout stays what it is."""
     monkeypatch.setenv("WORKER_SOMETHING_ELSE", "1")
     assert command("config").err == "warning: WORKER_SOMETHING_ELSE: is unknown and has no effect\n"
+
+
+def test_other_images_variables_are_listed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that count and those that do not, never by value."""
+    monkeypatch.setenv("LORA_URLS", "https://cdn.example/x?token=sesame")
+    monkeypatch.setenv("EXTENSION_URLS", "https://cdn.example/y")
+    said = command("config").err.splitlines()
+    assert said[0] == "note: LORA_URLS: is honoured; WORKER_MODELS_MANIFEST is its name here"
+    assert [line.split(": ")[1] for line in said] == ["LORA_URLS", "EXTENSION_URLS"]
+    assert "sesame" not in "".join(said)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
-from worker.cli.run import with_command
+from worker.cli.run import tell, with_command
 from worker.errors import ConfigError
 from worker.settings import load_settings
 
@@ -26,3 +27,16 @@ def test_two_commands_are_a_mistake() -> None:
     """Nobody guesses which one is meant."""
     with pytest.raises(ConfigError, match="WORKER_ENGINE_COMMAND"):
         with_command(load_settings({"WORKER_ENGINE_COMMAND": "python main.py"}), COMMAND)
+
+
+def test_the_start_lists_what_is_odd_and_what_other_images_variables_come_to() -> None:
+    """A line each, by name and without a value."""
+    environ = {"WORKER_SOMETHING_ELSE": "1", "LORA_URLS": "https://cdn.example/x", "LOAD_REFINER": "0"}
+    with capture_logs() as events:
+        tell(load_settings(environ))
+    assert [(event["event"], event["variable"]) for event in events] == [
+        ("setting_doubtful", "WORKER_SOMETHING_ELSE"),
+        ("variable_honoured", "LORA_URLS"),
+        ("variable_without_effect", "LOAD_REFINER"),
+    ]
+    assert "cdn.example" not in str(events)
