@@ -35,12 +35,12 @@ class Shelf:
     """The cache as it is, in bytes; read only, and never read whole.
 
     ``entries`` are in the order of their use, the least recently used first; an `OrderedDict` keeps that cheaply.
-    ``counted`` is the size of those that count (baked ones do not). ``reserved`` is set aside for transfers under
-    way and for partial files that were left; a place is in one of the two mappings. ``idle`` names those of the
-    reserved that no job waits for: they may be given up. ``loaded`` is held by the server or configured there, and
-    ``kept`` what it held on to when it was asked to let go. ``cap`` is what models may take now, ``ceiling`` what
-    they may take once all else that is written has gone; ``free`` is what the disk has left when every reservation
-    has been written.
+    ``counted`` is the size of those that count (baked ones do not). ``reserved`` is set aside for transfers under way
+    and for partial files that were left; a place is in one of the two mappings. ``idle`` names those of the reserved
+    that no job waits for: they may be given up. ``loaded`` is held by the server or configured there, and ``kept`` is
+    what it held on to when it was asked to let go, and what could not be deleted. ``cap`` is what models may take now,
+    ``ceiling`` what they may take once all else that is written has gone; ``free`` is what the disk has left when every
+    reservation has been written.
 
     ``behind``: somebody waits who came before. ``claimed``: the places that those before have waited for, each
     `Wait.for_` (and `UnloadFirst.places`) of theirs joined to the earlier ones until they are served.
@@ -160,14 +160,6 @@ def trim(shelf: Shelf) -> Fetch:
     return Fetch(*_victims(min(short, stock.now), stock, shelf))
 
 
-def grown(total: int, cap: int) -> int:
-    """Bytes to set aside for a file of unknown size that turns out to take at least ``total``: a quarter more.
-
-    At least a step more, so that a transfer asks seldom, and never beyond the cap for the sake of it.
-    """
-    return max(total, min(cap, total + max(_step(cap), total // 4)))
-
-
 @dataclass(frozen=True, slots=True)
 class _Stock:
     """Bytes that could come free, by what has to happen before: least recently used first, each without the next.
@@ -272,7 +264,7 @@ def _refusal(least: int, extra: int, stock: _Stock, shelf: Shelf) -> WorkerError
     room = max(0, min(shelf.free, shelf.cap - shelf.taken))
     gone = stock.now + _total(stock.loaded) + _total(stock.held)
     kept = sorted(str(place) for place in shelf.kept if place in shelf.entries)
-    why = f"; the image server does not let go of {', '.join(kept)}" if kept else ""
+    why = f"; {', '.join(kept)} cannot be" if kept else ""
     return DiskFull(
         f"{_text(extra)} more of models are wanted, the disk has {_text(room)} for them "
         f"and {_text(gone)} could be given up{why}"
