@@ -31,6 +31,13 @@ PHASE = PREFIX + "phase"
 JOBS_HELD = PREFIX + "jobs_held"
 CLOCK_OFFSET_SECONDS = PREFIX + "clock_offset_seconds"
 UNPUBLISHED_BYTES = PREFIX + "unpublished_bytes"
+MODELS_HITS = PREFIX + "models_hits_total"
+MODELS_MISSES = PREFIX + "models_misses_total"
+MODELS_EVICTIONS = PREFIX + "models_evictions_total"
+MODELS_DOWNLOADED_BYTES = PREFIX + "models_downloaded_bytes_total"
+MODELS_WAIT_SECONDS = PREFIX + "models_wait_seconds_total"
+MODELS_CACHE_BYTES = PREFIX + "models_cache_bytes"
+MODELS_CACHE_CAP_BYTES = PREFIX + "models_cache_cap_bytes"
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HOP_BUCKETS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
@@ -45,6 +52,8 @@ class Observed:
     jobs_held: Callable[[], int] = int
     clock_offset_s: Callable[[], float] = float
     unpublished_bytes: Callable[[], int] = int
+    models_bytes: Callable[[], int] = int
+    models_cap_bytes: Callable[[], int] = int
 
 
 class Metrics:
@@ -78,6 +87,11 @@ class Metrics:
         self._paused = Gauge(PAUSED, "1 while intake is paused for this reason.", ["code"], registry=registry)
         self.pauses: frozenset[str] = frozenset()
         self._bugs = counter(BUGS, "Failures that nobody foresaw; the log has their tracebacks.")
+        self._models_hits = counter(MODELS_HITS, "Models that were on disk when they were wanted.")
+        self._models_misses = counter(MODELS_MISSES, "Models that were not on disk when they were wanted.")
+        self._models_evictions = counter(MODELS_EVICTIONS, "Model files deleted to make room.")
+        self._models_downloaded = counter(MODELS_DOWNLOADED_BYTES, "Bytes of model files that came whole.")
+        self._models_wait = counter(MODELS_WAIT_SECONDS, "Time in which somebody waited for models.")
         registry.register(_Observing(observed or Observed()))
         ProcessCollector(registry=registry)
 
@@ -118,6 +132,20 @@ class Metrics:
             self._pauses_total.labels(code).inc()
         self.pauses = self.pauses | {code} if on else self.pauses - {code}
         self._paused.labels(code).set(on)
+
+    def models_used(self, hits: int, misses: int) -> None:
+        """So many models were on disk when they were wanted, so many were not."""
+        self._models_hits.inc(hits)
+        self._models_misses.inc(misses)
+
+    def model_evicted(self) -> None:
+        self._models_evictions.inc()
+
+    def model_downloaded(self, bytes: int) -> None:
+        self._models_downloaded.inc(bytes)
+
+    def models_waited(self, seconds: float) -> None:
+        self._models_wait.inc(max(0.0, seconds))
 
     def bug(self) -> None:
         self._bugs.inc()
@@ -165,4 +193,10 @@ class _Observing:
         )
         yield GaugeMetricFamily(
             UNPUBLISHED_BYTES, "Finished images in memory that are not stored yet.", value=seen.unpublished_bytes()
+        )
+        yield GaugeMetricFamily(
+            MODELS_CACHE_BYTES, "What models and partial files take of the cache.", value=seen.models_bytes()
+        )
+        yield GaugeMetricFamily(
+            MODELS_CACHE_CAP_BYTES, "What models may take at most just now.", value=seen.models_cap_bytes()
         )

@@ -1,0 +1,183 @@
+"""The cache of model files: sets of models for jobs, all or nothing, under a cap that holds at every instant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+
+from worker.errors import DiskFull, ModelInUse, ModelNotFound, WorkerError
+from worker.mentions import Place
+from worker.models.audit import Audit, Audited
+from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
+from worker.models.books import Hold
+from worker.models.plan import STEP, Need, Refuse
+from worker.models.taking import Parts, Taking
+from worker.tasks import cancel_all
+
+log = structlog.get_logger()
+
+BACKGROUND_AT_ONCE = 2
+TIDY_EVERY = timedelta(seconds=30)
+SPACE_FRESH = timedelta(seconds=2)
+_PROBE = Place("checkpoint", ".space")
+
+
+class Cache:
+    """`Models` over one disk; ``close`` closes what it was made of. Made by `worker.models.open.open_cache`."""
+
+    def __init__(self, parts: Parts, close: Callable[[], Awaitable[None]]) -> None:
+        self._parts = parts
+        self._disk = parts.disk
+        self._carrier = parts.carrier
+        self._books = parts.carrier.books
+        self._room = parts.carrier.room
+        self._close = close
+        self._tickets = 0
+        self._hints: dict[Wanted, asyncio.Task[None]] = {}
+        self._background = asyncio.Semaphore(BACKGROUND_AT_ONCE)
+        self._closing = False
+
+    @property
+    def version(self) -> int:
+        return self._room.version
+
+    @property
+    def bytes(self) -> int:
+        """What counts against the cap: entries that did not come with the image, and all that is set aside."""
+        return self._disk.counted + sum(one.reserved for one in self._books.transfers())
+
+    @property
+    def cap(self) -> int:
+        """Bytes that models may take now."""
+        return self._room.cap
+
+    @asynccontextmanager
+    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+        """As `Models.provided`."""
+        async with self._held(wanted, Priority.JOB) as provided:
+            yield provided
+
+    def hint(self, wanted: Wanted, priority: Priority = Priority.BACKGROUND) -> None:
+        """As `Models.hint`."""
+        if not self._closing and wanted not in self._hints:
+            task = asyncio.create_task(self._hinted(wanted, priority), name=f"hint-{wanted.place}")
+            self._hints[wanted] = task
+            task.add_done_callback(lambda _: self._hints.pop(wanted, None))
+
+    async def fetch(self, wanted: Wanted, priority: Priority = Priority.START) -> Entry:
+        """As `Models.fetch`. A file that only the server knows comes as a baked entry without size."""
+        async with self._held([wanted], priority) as provided:
+            place = provided.places[0]
+            return self._disk.entries.get(place) or Entry(place, 0, 0, baked=True)
+
+    async def remove(self, place: Place) -> None:
+        """As `Models.remove`. Raises `DiskFull` for a file that cannot be deleted."""
+        place = self._disk.folders.canonical(place)
+        self._check_removable(place)
+        await self._room.look()
+        self._check_removable(place)
+        if place in self._books.loaded:
+            raise ModelInUse(f"{place} is loaded in the image server, or configured there")
+        self._room.clear([place], ())
+        await self._room.cleared()
+        if place in self._disk.entries:
+            raise DiskFull(f"{place} cannot be deleted; the log says why")
+
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(self._disk.entries.values())
+
+    def transfers(self) -> tuple[InFlight, ...]:
+        return self._books.transfers()
+
+    async def verify(self) -> AsyncIterator[Audited]:
+        """Look at every file, hash included; a corrupt one that nobody uses is deleted. One result for each."""
+        audit = Audit(self._parts.carrier, self._disk)
+        for entry in self.entries():
+            async with self._hold(Priority.BACKGROUND) as hold:
+                found = await audit.of(entry.place, hold)
+            if found is not None:
+                yield await audit.settled(found)
+
+    async def space(self) -> None:
+        """As `Models.space`: room for what was wanted when there was none, else for a file of unknown size."""
+        await self.tidy(SPACE_FRESH)
+        answer = self._room.plan([Need(_PROBE, self._room.short or STEP)], None, Priority.JOB)
+        if isinstance(answer, Refuse) and isinstance(answer.error, DiskFull):
+            raise answer.error
+        self._room.short = 0
+
+    async def tidy(self, older_than: timedelta = TIDY_EVERY) -> None:
+        """Take up what the server or others wrote meanwhile, and give up what is too much since then."""
+        if await self._disk.refresh(older_than):
+            self._room.changed()
+        self._books.stuck.clear()
+        await self._room.trim()
+
+    async def keep(self) -> None:
+        """A service: tidies up every now and then."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY.total_seconds())
+            try:
+                await self.tidy()
+            except WorkerError as error:
+                log.warning("models_not_tidied", code=error.code, error=error.message)
+
+    def drain(self) -> None:
+        """Nothing is fetched any more that no job waits for; what was begun can be resumed."""
+        self._closing = True
+        for task in self._hints.values():
+            task.cancel()
+        self._carrier.flights.halt()
+
+    async def aclose(self) -> None:
+        """End all transfers, keeping what they brought."""
+        self.drain()
+        await cancel_all(set(self._hints.values()))
+        await self._carrier.aclose()
+        await self._close()
+
+    @asynccontextmanager
+    async def _hold(self, priority: Priority) -> AsyncIterator[Hold]:
+        """Whoever holds pins them; whoever waits holds nothing but a place in line."""
+        self._tickets += 1
+        hold = Hold((int(priority is Priority.BACKGROUND), self._tickets), priority)
+        try:
+            yield hold
+        finally:
+            self._books.served(hold)
+            self._books.release(hold)
+            self._carrier.changes.stir()
+
+    @asynccontextmanager
+    async def _held(self, wanted: Sequence[Wanted], priority: Priority) -> AsyncIterator[Provided]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with self._hold(priority) as hold:
+            try:
+                places = await Taking(self._parts, hold).places(wanted)
+            except WorkerError as error:
+                names = [str(one.place) for one in wanted]
+                log.warning("model_refused", models=names, code=error.code, error=error.message)
+                raise
+            finally:
+                waited_s = loop.time() - began
+                self._parts.tally.models_waited(waited_s)
+            yield Provided(places, self.version, waited_s)
+
+    async def _hinted(self, wanted: Wanted, priority: Priority) -> None:
+        """What fails was logged, and nobody waits."""
+        try:
+            async with self._background, self._held([wanted], priority):
+                pass
+        except WorkerError:
+            return
+
+    def _check_removable(self, place: Place) -> None:
+        if place not in self._disk.entries or place in self._books.leaving:
+            raise ModelNotFound(f"there is no {place}")
+        if place in self._books.pinned:
+            raise ModelInUse(f"{place} is used by a job")

@@ -1,0 +1,72 @@
+"""No cache: the worker has no folder of models, and jobs use what the server has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+
+from worker.errors import ModelNotFound
+from worker.mentions import Place
+from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
+
+log = structlog.get_logger()
+
+WHY = "there is no models folder of the worker (WORKER_MODELS_DIR)"
+
+
+class NoCache:
+    """`Models` without files: what the server lists is there, and nothing can be fetched."""
+
+    version = 0
+    bytes = 0
+    cap = 0
+
+    @asynccontextmanager
+    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+        """All of them where they are. Raises `ModelNotFound` for what the server does not list."""
+        for one in wanted:
+            _check_known(one)
+        yield Provided(tuple(one.place for one in wanted))
+
+    def hint(self, wanted: Wanted, priority: Priority = Priority.BACKGROUND) -> None:
+        if not wanted.known:
+            log.warning("model_hint_ignored", model=str(wanted.place), reason=WHY)
+
+    async def fetch(self, wanted: Wanted, priority: Priority = Priority.START) -> Entry:
+        """What the server lists comes as a baked entry without size. Raises `ModelNotFound` for all else."""
+        _check_known(wanted)
+        return Entry(wanted.place, 0, 0, baked=True)
+
+    async def remove(self, place: Place) -> None:
+        """Raises `ModelNotFound`."""
+        raise ModelNotFound(f"{place} cannot be removed: {WHY}")
+
+    def entries(self) -> tuple[Entry, ...]:
+        return ()
+
+    def transfers(self) -> tuple[InFlight, ...]:
+        return ()
+
+    async def space(self) -> None:
+        """Nothing is written, so nothing can be full."""
+
+    async def tidy(self) -> None:
+        """Nothing to tidy."""
+
+    async def keep(self) -> None:
+        """A service that has nothing to do."""
+
+    def drain(self) -> None:
+        """Nothing is under way."""
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def _check_known(wanted: Wanted) -> None:
+    if not wanted.known:
+        where = f"{wanted.field}: " if wanted.field else ""
+        what = wanted.name or wanted.url or "it"
+        raise ModelNotFound(f"{where}the image server has no {wanted.kind} {what!r}, and {WHY}")
