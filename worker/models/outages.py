@@ -75,4 +75,4 @@ class Outages:
 
 def _pause(before: int) -> timedelta:
     """How long the next one is after so many pauses."""
-    return min(FIRST * 2 ** min(before, 16), MOST)
+    return min(FIRST * (1 << min(before, 16)), MOST)
