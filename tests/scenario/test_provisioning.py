@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
 from collections import deque
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.depot import Depot, item, manifest
-from tests.support.fakes import FakeProcess
+from tests.support.depot import START_S, Node, item
 from tests.support.virtual import elapse, virtual
-from tests.support.world import World
-from worker import recovery, warmup
 from worker.engines.base import Reach
 from worker.errors import (
     AuthFailed,
@@ -32,84 +26,13 @@ from worker.errors import (
     UrlForbidden,
     WorkerError,
 )
-from worker.intake import Intake
-from worker.models.base import InFlight, Wanted
-from worker.models.manifest import Item, Manifest, When
-from worker.provisioning import CORRUPT_MOST, TOGETHER, Provisioning, as_it_is, ended_by, progress_text, reasons_of
-from worker.settings.units import Rate
+from worker.models.base import Wanted
+from worker.models.manifest import Manifest, When
+from worker.provisioning import CORRUPT_MOST, TOGETHER
 from worker.status import Phase
-from worker.supervisor import ExitCode, Supervisor
+from worker.supervisor import ExitCode
 
 UP = [Phase.STARTING, Phase.WAITING_FOR_ENGINE, Phase.WARMING_UP, Phase.READY]
-START_S = 300.0
-
-
-class Node(World):
-    """A worker with a server of its own that begins with a list of models."""
-
-    def __init__(
-        self,
-        *items: Item,
-        declared: Callable[[], Awaitable[Manifest]] | None = None,
-        timeout: timedelta = timedelta(hours=1),
-        never: bool = False,
-        typed: Callable[[Wanted], Awaitable[Wanted]] | None = None,
-    ) -> None:
-        self.depot = Depot()
-        self._list = manifest(*items)
-        self._declares = (declared or self._declared) if items or declared else None
-        self._timeout, self._typed = timeout, typed or as_it_is
-        super().__init__(process=FakeProcess(owned=True), never=never)
-
-    async def _declared(self) -> Manifest:
-        return self._list
-
-    def _services(self, more: dict[str, Callable[[], Awaitable[None]]], drain_s: float, *, never: bool) -> None:
-        self.provisioning = Provisioning(
-            self.depot,
-            self.status,
-            self._declares,
-            timeout=self._timeout,
-            rng=random.Random(5),
-            typed=self._typed,
-            never=never,
-        )
-        service = recovery.EngineService(
-            self.gate,
-            warmup.Canary(
-                warmup.canary_job(json.dumps(warmup.DEFAULT).encode(), self.limits), self.inputs, timedelta(minutes=5)
-            ),
-            self.process,
-            self.status,
-            self.metrics,
-            patience=recovery.Patience(timedelta(seconds=START_S), Rate(5, timedelta(minutes=10)), never=never),
-            warm_at_start=True,
-            on_ready=lambda: None,
-            before_start=self.provisioning.before_engine,
-            before_ready=self.provisioning.before_ready,
-        )
-        self.supervisor = Supervisor(
-            self.status,
-            self.drain,
-            Intake(self.tools, self.status, window=self.window, rng=random.Random(4)),
-            {"provisioning": self.provisioning.run, "engine": service.run, **more},
-            _serve,
-            drain_timeout=timedelta(seconds=drain_s),
-            stop_at_once=lambda: self.exits.append("at once"),
-        )
-
-    async def ready(self) -> None:
-        await self.status.reached(Phase.READY)
-
-    async def exit_code(self) -> ExitCode:
-        """How a start ends that never comes to READY."""
-        async with self.running() as process:
-            await asyncio.wait({process})
-        return process.result()
-
-
-async def _serve() -> None:
-    await asyncio.Event().wait()
 
 
 def now() -> float:
@@ -404,17 +327,3 @@ async def test_a_kind_that_only_the_hub_knows_is_asked_for() -> None:
     assert [str(entry.place) for entry in node.depot.entries()] == ["lora/a"]
     assert [e["field"] for e in events if e["event"] == "model_not_hinted"] == ["LIST[odd]"]
     assert node.depot.hints == []
-
-
-def test_reasons_stay_short() -> None:
-    """However many transfers there are."""
-    flights = [InFlight(item("x", kind="lora").wanted.place, 3 * 10**9, 15 * 10**8)] * 10
-    line = progress_text(flights[0])
-    assert line == "lora/x: 1.5 of 3.0 GB"
-    assert reasons_of(12, 2, flights) == ("models_missing", "2 of 12 models are there", *[line] * 8, "and 2 more")
-
-
-def test_a_bug_stays_a_bug() -> None:
-    """An error that is neither the operator's nor a dependency's comes out as it is."""
-    error = WorkerError("unforeseen")
-    assert ended_by(error, "LIST[0]") is error
