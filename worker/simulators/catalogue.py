@@ -81,6 +81,8 @@ def _add_models(api: Api) -> None:
     vaes = "/sdapi/v1/refresh-vaes" if machine.dialect.name == "sdnext-2023" else "/sdapi/v1/refresh-vae"
     api.post(vaes, _refresh(machine, "vae"))
     api.post("/sdapi/v1/refresh-loras", _refresh(machine, "lora"), guarded=machine.dialect.sdnext)
+    if machine.dialect.schedulers:
+        api.post("/sdapi/v1/refresh-embeddings", _refresh(machine, "embedding"))
 
 
 async def _reload(machine: Machine, *, force: bool) -> None:
@@ -154,11 +156,12 @@ def _add_lists(api: Api) -> None:
 
     async def upscalers(_: Request) -> Reply:
         names = ("None", "Lanczos", "Nearest", "R-ESRGAN 4x+")
-        rest = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        return Reply([{"name": name, **rest} for name in names])
+        rest = {"model_name": None, "model_url": None, "scale": 4}
+        files = [{"name": m.stem, **rest, "model_path": m.filename} for m in machine.disk.of_kind("upscaler")]
+        return Reply([{"name": name, **rest, "model_path": None} for name in names] + files)
 
     async def embeddings(_: Request) -> Reply:
-        return Reply({"loaded": [], "skipped": []} if dialect.current else {"loaded": {}, "skipped": {}})
+        return Reply(_embeddings(machine))
 
     async def styles(_: Request) -> Reply:
         return Reply([{"name": "Cinematic", "prompt": "{prompt}, film still", "negative_prompt": ""}])
@@ -171,6 +174,14 @@ def _add_lists(api: Api) -> None:
         api.get("/sdapi/v1/schedulers", schedulers)
     api.get("/sdapi/v1/upscalers", upscalers)
     api.get("/sdapi/v1/embeddings", embeddings)
+
+
+def _embeddings(machine: Machine) -> dict[str, Any]:
+    """On SD.Next those of the loaded model."""
+    names = [m.stem for m in machine.disk.of_kind("embedding")]
+    if machine.dialect.current:
+        return {"loaded": names if machine.loaded else [], "skipped": []}
+    return {"loaded": {name: {"step": None, "vectors": 1} for name in names}, "skipped": {}}
 
 
 def _lora(machine: Machine, stem: str, path: str) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Generator:
             model = await machine.prepare(request)
             if model is None:
                 return None
+            machine.disk.refresh("embedding")
             job = job_from(machine, self._endpoint, request, self._sampler, self._inputs, self._ran(model))
             if self._strikes("wrong_seed"):
                 job.seeds = [seed + 1 for seed in job.seeds]

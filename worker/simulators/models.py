@@ -9,11 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from worker.simulators.dialects import Dialect
+from worker.simulators.whole import is_whole
 
-Kind = Literal["checkpoint", "lora", "vae"]
+Kind = Literal["checkpoint", "lora", "vae", "embedding", "upscaler"]
 
-FOLDERS: dict[Kind, str] = {"checkpoint": "Stable-diffusion", "lora": "Lora", "vae": "VAE"}
-_SUFFIXES = (".safetensors", ".ckpt", ".pt")
+FOLDERS: dict[Kind, str] = {
+    "checkpoint": "Stable-diffusion",
+    "lora": "Lora",
+    "vae": "VAE",
+    "embedding": "embeddings",
+    "upscaler": "ESRGAN",
+}
+_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class ModelFile:
     @property
     def filename(self) -> str:
         """The absolute path."""
-        below = self.name if self.is_folder else f"{FOLDERS[self.kind]}/{self.name}"
+        below = self.name if self.is_folder or self.kind == "embedding" else f"{FOLDERS[self.kind]}/{self.name}"
         return f"{self.root}/{below}"
 
     @property
@@ -62,7 +69,8 @@ class ModelFile:
 class Disk:
     """What lies there, and of it what the server has seen at its last refresh.
 
-    ``directory``, if given, is a real models folder whose files are found by a refresh too.
+    ``directory``, if given, is a real models folder whose files are found by a refresh too; Automatic1111 keeps
+    embeddings beside it. A file that is cut off cannot be loaded.
     """
 
     dialect: Dialect
@@ -83,12 +91,21 @@ class Disk:
         self.files = [f for f in self.files if f.name != name]
 
     def exists(self, model: ModelFile) -> bool:
-        """Whether the file can be read now."""
-        return model in self.present() and not model.unreadable
+        """Whether the file can be read now: a real one by what lies there by now."""
+        if model in self.files:
+            return not model.unreadable
+        path = Path(model.filename)
+        return self.directory is not None and path.is_file() and is_whole(path)
 
     def present(self) -> list[ModelFile]:
         """All files that lie there."""
-        return [*self.files, *_scanned(self.directory)]
+        return [*self.files, *(f for kind in FOLDERS for f in _scanned(self._folder(kind), kind))]
+
+    def _folder(self, kind: Kind) -> Path | None:
+        if self.directory is None:
+            return None
+        beside = kind == "embedding" and not self.dialect.sdnext
+        return (self.directory.parent if beside else self.directory) / FOLDERS[kind]
 
     def refresh(self, *kinds: Kind) -> None:
         """Look again for files of these kinds, or all."""
@@ -171,17 +188,16 @@ def model_files(names: Iterable[ModelFile | str], kind: Kind = "checkpoint") -> 
     return [ModelFile(n, kind) if isinstance(n, str) else n for n in names]
 
 
-def _scanned(directory: Path | None) -> list[ModelFile]:
-    """The real files of a models folder; their hash is that of their bytes."""
-    if directory is None:
-        return []
+def _scanned(base: Path | None, kind: Kind) -> list[ModelFile]:
+    """The real files of a folder; their hash is that of their bytes."""
     found: list[ModelFile] = []
-    for kind, folder in FOLDERS.items():
-        base = directory / folder
-        for path in sorted(base.rglob("*")):
-            if path.suffix in _SUFFIXES and path.is_file():
-                name = path.relative_to(base).as_posix()
-                found.append(ModelFile(name, kind, directory.as_posix(), _sha256(path, path.stat().st_mtime_ns)))
+    if base is None:
+        return found
+    for path in sorted(base.rglob("*")):
+        if path.suffix in _SUFFIXES and path.is_file():
+            name = path.relative_to(base).as_posix()
+            root = base if kind == "embedding" else base.parent
+            found.append(ModelFile(name, kind, root.as_posix(), _sha256(path, path.stat().st_mtime_ns)))
     return found
 
 

@@ -66,8 +66,6 @@ def job_from(
     """Settle everything that the request leaves open. Raises `ServerError` for what the servers stumble over."""
     _stumble(machine, request)
     width, height = _size(machine, request)
-    known = {m.stem for m in machine.disk.of_kind("lora")}
-    known |= {name.replace(".", "_") for name in known} if machine.dialect.current else set()
     return Job(
         request=request,
         endpoint=endpoint,
@@ -81,15 +79,29 @@ def job_from(
         subseeds=_seeds(machine, request, "subseed"),
         vae=_vae(machine),
         clip_skip=_clip_skip(machine, request),
-        loras=[name for name in lora_names(request["prompt"] or "") if name in known],
+        loras=_loras(machine, lora_names(request["prompt"] or "")),
         inputs=inputs,
     )
+
+
+def _loras(machine: Machine, names: list[str]) -> list[str]:
+    """Those that are used: after one look for new files the others are passed over without a word."""
+    known = _lora_names(machine)
+    if not known.issuperset(names):
+        machine.disk.refresh("lora")
+        known = _lora_names(machine)
+    return [name for name in names if name in known]
+
+
+def _lora_names(machine: Machine) -> set[str]:
+    known = {m.stem for m in machine.disk.of_kind("lora") if machine.disk.exists(m)}
+    return known | {name.replace(".", "_") for name in known} if machine.dialect.current else known
 
 
 def _vae(machine: Machine) -> str | None:
     """The separate VAE, if there is one: Forge knows it by its path, as one of its modules."""
     named = [str(machine.options["sd_vae"]), *machine.options.get("forge_additional_modules", ())]
-    vaes = {m.name.rpartition("/")[2] for m in machine.disk.of_kind("vae")}
+    vaes = {m.name.rpartition("/")[2] for m in machine.disk.of_kind("vae") if machine.disk.exists(m)}
     return next((base for name in named if (base := name.rpartition("/")[2]) in vaes), None)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.simulators.fooocus.jobs import Journal
 from worker.simulators.fooocus.schema import DEFAULT_MODEL, CommonRequest
+from worker.simulators.whole import is_whole
 
 STYLES = (
     *("Fooocus V2", "Random Style", "Fooocus Enhance", "Fooocus Semi Realistic", "Fooocus Sharp"),
@@ -48,6 +49,21 @@ class Catalogue:
         """The model that the configuration names, or the first where the test has not that one."""
         models = self.listed("checkpoints")
         return DEFAULT_MODEL if DEFAULT_MODEL in models or not models else models[0]
+
+    def fault(self, kind: str, name: str) -> str | None:
+        """Why a listed file cannot be loaded now; a real one that is cut off is moved away, so that it is unlisted."""
+        path = self.directory / kind / name if self.directory is not None else None
+        if path is None or name in (self.models if kind == "checkpoints" else self.loras):
+            return None
+        if not path.is_file():
+            return f"No such file or directory: {path}"
+        if is_whole(path):
+            return None
+        moved = path.rename(f"{path}.corrupted")
+        said = "You may try again now and Fooocus will download models again."
+        return (
+            f"Error while deserializing header: File corrupted: {path} Fooocus has tried to move it to {moved} {said}"
+        )
 
     def replace(self, body: CommonRequest, journal: Journal, series: str) -> None:
         """Put defaults for what is unknown, without telling the client."""

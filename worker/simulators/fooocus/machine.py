@@ -55,6 +55,8 @@ class Machine:
         self.journal = journal
         self.outputs = outputs
         self.default_model = ""
+        self.unloadable: Callable[[str, str], str | None] = lambda kind, name: None
+        """Why a file of a folder cannot be loaded; the server sets it."""
         self.fall: Callable[[Fault], None] = lambda _: None
         """What brings the process down; the server sets it."""
         self.webhooks: list[str] = []
@@ -194,9 +196,21 @@ class Machine:
         name = job.body.base_model_name
         if self.loaded != name:
             await asyncio.sleep(self.knobs.load_seconds)
+            self._check("checkpoints", name)
             self.loaded = name
             self.stats.loads.append(name)
             self.journal.raw(f"Base model loaded: /app/models/checkpoints/{name}")
+        for lora in job.body.loras:
+            if lora.model_name != "None":
+                self._check("loras", lora.model_name)
+
+    def _check(self, kind: str, name: str) -> None:
+        """A checkpoint that is gone or cut off ends the job; a LoRA only when it is cut off."""
+        why = self.unloadable(kind, name)
+        if why is not None and kind == "loras" and "corrupted" not in why:
+            self.journal.raw(f"Lora file not found: {name}")
+        elif why is not None:
+            raise _Failed(why, sampling=False)
 
     async def _sample(self, job: Job, made: painting.Plan, index: int) -> None:
         """The callback first looks at the flag of a stop, then tells the step."""

@@ -94,6 +94,7 @@ class Fooocus:
         self.machine.boot()
         self.machine.started += away
         self.machine.default_model = self.catalogue.default_model
+        self.machine.unloadable = self.catalogue.fault
         self.journal.silent = not self.knobs.printing
         opened = asyncio.create_task(self._open_when_due(), name="simulator-start")
         self._life = {opened, asyncio.create_task(self.machine.work(), name="simulator-thread")}

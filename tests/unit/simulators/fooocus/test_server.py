@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.fooocus import ALL, DEFAULT, NEW, OLD, SECOND, image
+from tests.support.made import safetensors
 from tests.support.pictures import picture
 from tests.support.waiting import wait_until
 from worker.simulators.fooocus import Fooocus, Knobs, running
@@ -281,3 +282,30 @@ async def test_who_hosts_it_is_told_of_its_end() -> None:
         await client.post(TEXT, json=body(async_process=True))
         await asyncio.wait_for(ended.wait(), 5)
         assert "terminate called after throwing an instance of 'c10::Error'" in lines
+
+
+@every
+async def test_a_file_that_is_cut_off_is_moved_away(version: str, tmp_path: Path) -> None:
+    """The job fails for a reason that only the log tells; a LoRA that is gone is left out."""
+    for name in ("checkpoints/a.safetensors", "checkpoints/half.safetensors", "loras/ink.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(safetensors())
+    half = tmp_path / "checkpoints" / "half.safetensors"
+    half.write_bytes(safetensors()[:-1])
+    async with served(version, models=(), loras=(), models_dir=tmp_path) as (sim, client):
+        answer = (await client.post(TEXT, json=body(base_model_name=half.name))).json()
+        assert not [item for item in answer if item["finish_reason"] == "SUCCESS"]
+        await wait_until(lambda: any("corrupted" in line for line in sim.journal.lines))
+        assert (await client.get("/v1/engines/all-models")).json()["model_filenames"] == ["a.safetensors"]
+        assert half.with_name("half.safetensors.corrupted").exists()
+        sim.machine.unloadable = lambda kind, name: (
+            sim.catalogue.fault(kind, f"gone-{name}") if kind == "loras" else None
+        )
+        lora = {"enabled": True, "model_name": "ink.safetensors", "weight": 1.0}
+        made = (await client.post(TEXT, json=body(base_model_name="a.safetensors", loras=[lora]))).json()
+        assert [item["finish_reason"] for item in made] == ["SUCCESS"]
+        assert "Lora file not found: ink.safetensors" in sim.journal.lines
+        sim.machine.unloadable = lambda kind, name: "No such file or directory"
+        sim.machine.loaded = None
+        gone = (await client.post(TEXT, json=body(base_model_name="a.safetensors"))).json()
+        assert not [item for item in gone if item["finish_reason"] == "SUCCESS"]
