@@ -67,7 +67,8 @@ class HostedFile:
     """A file and how it is served; may be changed at any time.
 
     ``twists`` are taken by its requests in turn, None or none left: ``twist``; ``chosen`` may choose by request
-    before both. ``etag`` with its quotes, None for none. ``token``: asked for as Bearer, else 401. ``signature``: what
+    before both. ``etag`` with its quotes, None for none.
+    ``conditional``: ``If-Range`` is heard. ``token``: asked for as Bearer, else 401. ``signature``: what
     ``?sig=`` must be, else 403. ``rate``: bytes a second of each connection.
     """
 
@@ -77,6 +78,7 @@ class HostedFile:
     content_type: str = "application/octet-stream"
     disposition: str | None = None
     ranges: bool = True
+    conditional: bool = True
     token: str | None = None
     signature: str | None = None
     rate: float | None = None
@@ -127,6 +129,8 @@ class ModelHost(ScriptedServer):
         file = self.files.get(request.path)
         if file is None:
             answer = self.answer(request)
+            if answer.hang:
+                await asyncio.Event().wait()
             writer.write(answer.raw if answer.raw is not None else answer.head())
             writer.write(answer.payload() if answer.raw is None and request.method != "HEAD" else b"")
             await writer.drain()
@@ -150,9 +154,8 @@ async def _answer(file: HostedFile, request: Request, twist: Twist, writer: asyn
     lines = [f"{name}: {value}" for name, value in headers.items() if value]
     writer.write("\r\n".join([f"HTTP/1.1 {status} Hosted", *lines, "", ""]).encode())
     await writer.drain()
-    if request.method != "HEAD":
-        return await _send(file, body, twist, writer)
-    return True
+    stays = headers.get("connection") != "close"
+    return stays if request.method == "HEAD" else await _send(file, body, twist, writer) and stays
 
 
 def _response(file: HostedFile, request: Request, twist: Twist) -> tuple[int, dict[str, str], bytes]:
@@ -178,7 +181,7 @@ def _response(file: HostedFile, request: Request, twist: Twist) -> tuple[int, di
 def _is_same(file: HostedFile, request: Request) -> bool:
     """What ``If-Range`` asks: a weak tag never agrees."""
     asked = request.headers.get("if-range")
-    if asked is None:
+    if asked is None or not file.conditional:
         return True
     if asked.startswith(('"', "W/")):
         return asked == file.etag and not asked.startswith("W/")

@@ -67,10 +67,18 @@ class Source:
         return any(name.lower() == "authorization" for name in self.location.headers)
 
     async def ask(self, headers: Mapping[str, str], kept: Connection | None = None) -> Answer:
-        """Send a GET, over ``kept`` where that leads to the same place; it is closed where it does not.
+        """Send a GET, over ``kept`` where that leads to the same place; else that is closed.
 
         Raises `DownloadFailed` for what fails on the way, `UrlForbidden` for an address that a job may not reach.
         """
+        with contextlib.ExitStack() as undo:
+            if kept is not None:
+                undo.callback(kept.close)
+            answer = await self._answered(headers, kept)
+            undo.pop_all()
+            return answer
+
+    async def _answered(self, headers: Mapping[str, str], kept: Connection | None) -> Answer:
         remembered = self._found
         answer = await self._followed(remembered or await self._start(), headers, kept)
         if remembered is None or answer.head.status not in DENIALS:

@@ -27,11 +27,7 @@ log = structlog.get_logger()
 
 
 class Changed(Exception):
-    """The file is not the one whose bytes we have; ``answer`` is bringing the whole of the new one."""
-
-    def __init__(self, answer: Answer | None = None) -> None:
-        super().__init__()
-        self.answer = answer
+    """The file is not the one whose bytes we have."""
 
 
 class Transfer:
@@ -46,6 +42,7 @@ class Transfer:
         self._grown = asyncio.Event()
         self._over = asyncio.Event()
         self._ranges = True
+        self._newer: Answer | None = None
         self._granted = 0
         self._most = partial.spans.total
         self.received = 0
@@ -57,7 +54,11 @@ class Transfer:
         Raises what the source answers and ``room`` raises, `ModelCorrupt` for what cannot be the file,
         `DownloadFailed` when it makes no way for too long, `DiskFull`.
         """
-        await run_guarded(self._brought(), self._follow(), self._checkpoints(), name="model-transfer")
+        try:
+            await run_guarded(self._brought(), self._follow(), self._checkpoints(), name="model-transfer")
+        finally:
+            if self._newer is not None:
+                self._newer.connection.close()
         size = self._partial.size or 0
         await self._digest.advance(size)
         if self._digest.at != size:
@@ -67,20 +68,24 @@ class Transfer:
     async def _brought(self) -> None:
         if self._partial.is_whole and self._errand.sha256 and self._partial.record.sha256 == self._errand.sha256:
             return
-        answer: Answer | None = None
-        for _ in range(self._terms.tempo.attempts):
+        stamina, changes = self._stamina(), 0
+        while True:
+            work: Work | None = None
             try:
-                opened, work = await self._opened(answer)
+                opened, work = await self._opened()
                 await self._all(opened, work)
-            except Changed as change:
+            except Changed:
+                changes += 1
+                if changes >= self._terms.tempo.attempts:
+                    raise self._failed("changes while it is fetched") from None
                 log.info("model_changed_while_fetched", source=self._source.location.source)
-                answer = change.answer
                 await self._begin(Record())
+            except DownloadFailed as error:
+                if work is not None and work.splits:
+                    raise
+                await self._rest(stamina, error, alone=True)
             else:
                 return
-        raise DownloadFailed(
-            f"{self._source.location.source} changes while it is fetched", owner=self._source.location.owner
-        )
 
     async def _all(self, first: Answer, work: Work) -> None:
         """Pull with as many connections as there is work for; the first is open already."""
@@ -96,7 +101,10 @@ class Transfer:
             while not self._partial.is_whole and (piece := work.take()) is not None:
                 failure: DownloadFailed | None = None
                 try:
-                    answer = answer or await self._asked(piece, kept)
+                    if answer is None:
+                        await self._terms.bandwidth.passage(self._errand.priority)
+                        lent, kept = kept, None
+                        answer = await self._asked(piece, lent)
                     kept = answer.connection
                     await self._receive(piece, answer)
                 except DownloadFailed as error:
@@ -109,6 +117,8 @@ class Transfer:
                     kept = None
                 if failure is None:
                     stamina.well()
+                elif not work.splits:
+                    raise failure
                 else:
                     await self._rest(stamina, failure, alone=not work.active)
         finally:
@@ -130,18 +140,13 @@ class Transfer:
             async with asyncio.timeout(wait.total_seconds()):
                 await self._over.wait()
 
-    async def _opened(self, answer: Answer | None) -> tuple[Answer, Work]:
-        """The first answer, from which the size is known and whether there are ranges; with tries."""
-        stamina = self._stamina()
-        while True:
-            try:
-                found = await (self._whole(answer) if answer is not None else self._open())
-            except DownloadFailed as error:
-                answer = None
-                await self._rest(stamina, error, alone=True)
-            else:
-                if found is not None:
-                    return found
+    async def _opened(self) -> tuple[Answer, Work]:
+        """The first answer, from which the size is known and whether there are ranges."""
+        newer, self._newer = self._newer, None
+        found = await (self._whole(newer) if newer is not None else self._open())
+        while found is None:
+            found = await self._open()
+        return found
 
     async def _open(self) -> tuple[Answer, Work] | None:
         """Ask for the first bytes that are missing; None when it must be asked differently."""
@@ -233,7 +238,6 @@ class Transfer:
     async def _asked(self, piece: Piece, kept: Connection | None) -> Answer:
         """An answer that brings this piece from its start. Raises `Changed` when it is another file's."""
         record = self._partial.record
-        await self._terms.bandwidth.passage(self._errand.priority)
         answer = await self._source.ask(
             _range_headers(piece.start, piece.end, Resume(record.etag or record.modified)), kept
         )
@@ -241,10 +245,11 @@ class Transfer:
         part = part_of(head, piece.start)
         if part is not None and part.total == record.size and not self._differs(answer):
             return answer
-        if head.status == 200:
-            raise Changed(answer)
+        if head.status == 200 and self._newer is None:
+            self._newer = answer
+            raise Changed
         answer.connection.close()
-        if head.status in (206, 416):
+        if head.status in (200, 206, 416):
             raise Changed
         raise refusal(head, self._source.location, has_token=self._source.has_token, now=self._terms.clock.now())
 
