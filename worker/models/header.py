@@ -29,7 +29,7 @@ _PARSED_MOST = 32_000_000
 """A longer header is searched and not parsed: its objects would take a gigabyte of memory."""
 
 _PICKLED = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5)))
-_GGUF = (b"GGUF", b"FUGG")
+_GGUF = (b"GGUF",)
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<error", b"<script", b"<!--")
 _DOCUMENTS = (b"{", b"[")
 _OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*(\d{1,18})\s*,\s*(\d{1,18})\s*\]')

@@ -8,6 +8,7 @@ hidden from them.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -27,6 +28,7 @@ MODEL_EXTENSIONS = frozenset(
 WHOLE_FOLDERS = frozenset({"config.json", "model_index.json", "refs", "blobs"})
 """Names that show a folder below a kind's to be one model of many files, or a cache of such."""
 
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")
 _TORCH = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _COMFYUI = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl")
 _FOOOCUS = (".safetensors", ".ckpt", ".pth", ".bin", ".fooocus.patch")
@@ -103,7 +105,7 @@ class Layout:
 
 
 def _is_folder_name(kind: str) -> bool:
-    return bool(kind) and kind not in (".", "..") and not kind.startswith(".") and "/" not in kind and "\\" not in kind
+    return _FOLDER_NAME.fullmatch(kind) is not None
 
 
 def is_model_name(name: str) -> bool:
