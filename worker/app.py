@@ -25,7 +25,7 @@ from worker.engines import open_engine
 from worker.engines.base import Engine, Process
 from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
 from worker.errors import ConfigError, QueueUnavailable, WorkerError
-from worker.gate import Gate
+from worker.gate import Gate, Letting
 from worker.images import Encoding
 from worker.inputs import Inputs
 from worker.intake import Intake
@@ -33,10 +33,15 @@ from worker.live import Live
 from worker.lookahead import Pace
 from worker.memory import give_back_when_idle
 from worker.metrics import Metrics, Observed
+from worker.models.base import Models
+from worker.models.cache import Cache
+from worker.models.declared import declared, is_declared
+from worker.models.none import NoCache
+from worker.models.open import open_cache
 from worker.node import Identity, gpu_name
 from worker.patience import Patience
-from worker.pipeline import Rules, Tools
 from worker.pressure import Pressure
+from worker.provisioning import Provisioning
 from worker.queues import open_queue
 from worker.queues.base import Queue
 from worker.result import WorkerResult
@@ -47,6 +52,7 @@ from worker.status import Phase, Status
 from worker.storage import Storages, open_storage
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import Budget
+from worker.tools import Rules, Tools
 from worker.urls import Guard
 from worker.watch import Watch
 from worker.webhooks import Defaults, Sender
@@ -135,7 +141,8 @@ async def composed(
     identity = parts.node.identity
     status, live, pace = Status(), Live(), Pace()
     drain, gate, dependencies, budget = Drain(live, pace), Gate(engine), Dependencies(), _budget(settings)
-    metrics = _metrics(status, live, budget, parts.clock)
+    models: Cache | NoCache = NoCache()
+    metrics = _metrics(status, live, budget, parts.clock, lambda: models)
     bench = Bench(
         queue=queue,
         stores=storage,
@@ -146,11 +153,17 @@ async def composed(
         rng=random.Random(),
         drain=drain,
     )
+    models = await open_cache(
+        settings, Letting(gate), metrics, guard=parts.guard, clock=parts.clock, rng=random.Random()
+    )
+    stack.push_async_callback(models.aclose)
+    documents = _documents(settings, parts, stack)
     tools = Tools(
         bench=bench,
         gate=gate,
         engine=engine,
-        inputs=_inputs(settings, parts, stack),
+        inputs=_inputs(settings, parts, documents, stack),
+        models=models,
         dependencies=dependencies,
         patience=Patience(storage, dependencies),
         live=live,
@@ -160,10 +173,12 @@ async def composed(
         rules=_rules(settings),
     )
     watch = _watch(tools, storage, queue, status)
-    service = await _engine_service(settings, tools, process, status, watch)
+    provisioning = _provisioning(settings, models, status, documents)
+    service = await _engine_service(settings, tools, process, status, watch, provisioning)
     view = View(status, live, metrics, identity, service.described, lambda: _extras(tools))
     services = {
         "engine": service.run,
+        "provisioning": provisioning.run,
         "watch": watch.run,
         "pressure": _pressure(settings, tools, process, service).run,
         "reaper": Reaper(process).run,
@@ -189,7 +204,11 @@ async def _served(view: View, settings: Settings, on_listening: Callable[[int], 
 
 
 def _watch(tools: Tools, storage: Storages, queue: Queue, status: Status) -> Watch:
-    probes = {Dependency.STORAGE: storage.check, Dependency.QUEUE: queue.check}
+    probes = {
+        Dependency.STORAGE: storage.check,
+        Dependency.QUEUE: queue.check,
+        Dependency.DISK: tools.models.space,
+    }
     return Watch(tools.dependencies, status, tools.gate, tools.bench.metrics, probes)
 
 
@@ -212,7 +231,9 @@ async def _usable(queue: Queue | None) -> None:
         log.get().warning("queue_unavailable", error=error.message)
 
 
-def _metrics(status: Status, live: Live, budget: Budget, clock: CorrectedClock) -> Metrics:
+def _metrics(
+    status: Status, live: Live, budget: Budget, clock: CorrectedClock, models: Callable[[], Cache | NoCache]
+) -> Metrics:
     return Metrics(
         Observed(
             phases=tuple(map(str, Phase)),
@@ -220,6 +241,8 @@ def _metrics(status: Status, live: Live, budget: Budget, clock: CorrectedClock) 
             jobs_held=lambda: len(live),
             clock_offset_s=lambda: clock.offset / timedelta(seconds=1),
             unpublished_bytes=lambda: budget.taken,
+            models_bytes=lambda: models().bytes,
+            models_cap_bytes=lambda: models().cap,
         )
     )
 
@@ -256,10 +279,25 @@ def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
     return sender
 
 
-def _inputs(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Inputs:
+def _documents(settings: Settings, parts: Opened, stack: AsyncExitStack) -> S3Documents:
     store = settings.storage
     documents = S3Documents(endpoint_url=store.endpoint_url, region=store.region, clock=parts.clock)
     stack.push_async_callback(documents.aclose)
+    return documents
+
+
+def _provisioning(settings: Settings, models: Models, status: Status, documents: S3Documents) -> Provisioning:
+    return Provisioning(
+        models,
+        status,
+        (lambda: declared(settings, documents.fetch)) if is_declared(settings) else None,
+        timeout=settings.models.start_timeout,
+        rng=random.Random(),
+        never=settings.engine.give_up == "never",
+    )
+
+
+def _inputs(settings: Settings, parts: Opened, documents: S3Documents, stack: AsyncExitStack) -> Inputs:
     inputs = Inputs(
         parts.guard,
         clock=parts.clock,
@@ -272,7 +310,12 @@ def _inputs(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Inputs:
 
 
 async def _engine_service(
-    settings: Settings, tools: Tools, process: Process, status: Status, watch: Watch
+    settings: Settings,
+    tools: Tools,
+    process: Process,
+    status: Status,
+    watch: Watch,
+    provisioning: Provisioning,
 ) -> recovery.EngineService:
     engine = settings.engine
     generation = engine.load_timeout + engine.job_timeout
@@ -286,6 +329,8 @@ async def _engine_service(
         patience=recovery.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
         warm_at_start=engine.warmup != "none",
         on_ready=watch.apply,
+        before_start=provisioning.before_engine,
+        before_ready=provisioning.before_ready,
     )
 
 

@@ -17,6 +17,7 @@ log = structlog.get_logger()
 class Dependency(StrEnum):
     STORAGE = "storage"
     QUEUE = "queue"
+    DISK = "disk"
 
 
 class Dependencies:

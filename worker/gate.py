@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +17,7 @@ import structlog
 
 from worker.engines.base import Engine, Files, Output, Progress, Work
 from worker.errors import AuthFailed, EngineCrashed, EngineStalled, GpuFault, WorkerError
+from worker.mentions import Place
 
 log = structlog.get_logger()
 
@@ -66,6 +67,24 @@ class Turn:
     async def free(self, everything: bool) -> None:
         with self._gate.noticing():
             await self._engine.free(everything)
+
+    async def unload(self, places: Collection[Place]) -> None:
+        with self._gate.noticing():
+            await self._engine.unload(places)
+
+
+class Letting:
+    """Has the server let go of model files, in a turn of its own: what the model cache asks of it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def loaded(self) -> frozenset[Place]:
+        return await self._gate.engine.loaded()
+
+    async def unload(self, places: Collection[Place]) -> None:
+        async with self._gate.turn() as turn:
+            await turn.unload(places)
 
 
 class Gate:

@@ -13,10 +13,11 @@ from worker.dependencies import Dependency
 from worker.drain import remaining
 from worker.errors import QueueUnavailable
 from worker.live import Hop
-from worker.pipeline import Tools, run_job
+from worker.pipeline import run_job
 from worker.queues.base import Delivery, Received
 from worker.status import Phase, Status
 from worker.tasks import cancel_all, first_of
+from worker.tools import Tools
 
 log = structlog.get_logger()
 

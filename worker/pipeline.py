@@ -7,20 +7,20 @@ Guards end the work by raising their own error: nobody cancels a job's task.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import structlog
 
 from worker import failpoints
-from worker.dependencies import Dependencies, Dependency
-from worker.drain import Drain
-from worker.engines.base import Engine, Files, Output, ProgressReport, Work
+from worker.dependencies import Dependency
+from worker.engines.base import Files, Output, ProgressReport, Work
 from worker.errors import (
     DeliveryLimit,
+    DiskFull,
     Disposition,
     Draining,
     EngineOutOfMemory,
@@ -36,20 +36,17 @@ from worker.errors import (
     WrongModel,
 )
 from worker.failpoints import Effect
-from worker.gate import Gate, Verdict
+from worker.gate import Verdict
 from worker.images import Encoding
-from worker.inputs import Inputs
-from worker.job import Job, Limits, document_of, is_before, job_url_of, parse, salvage
+from worker.job import Job, document_of, is_before, job_url_of, parse, salvage
 from worker.lease import Lease
-from worker.live import Hop, Live
+from worker.live import Hop
 from worker.log import bind_job
-from worker.lookahead import Pace
 from worker.made import Made, Stored, verified
-from worker.patience import Patience
+from worker.mentions import Mention
 from worker.queues.base import Delivery
 from worker.result import FileResult, ImageResult, Result
 from worker.settlement import (
-    Bench,
     Journey,
     Outcome,
     Success,
@@ -60,7 +57,9 @@ from worker.settlement import (
 )
 from worker.stages import StageClock
 from worker.storage.base import Storable, Storage
-from worker.tasks import Budget, gather_bare, run_guarded
+from worker.tasks import gather_bare, run_guarded
+from worker.tools import Tools
+from worker.wants import settled, wants_of
 
 log = structlog.get_logger()
 
@@ -72,35 +71,6 @@ UNSTARTED = (Hop.RECEIVED, Hop.ADMIT, Hop.MODELS, Hop.WAITING)
 
 OUTAGE_S = 60.0
 """How long unstarted jobs wait for an engine that is being recovered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the operator decided of every job."""
-
-    limits: Limits
-    encoding: Encoding
-    flat: str
-    job_timeout: timedelta
-    upload_concurrency: int
-    price_per_hour: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The collaborators of a job."""
-
-    bench: Bench
-    gate: Gate
-    engine: Engine
-    inputs: Inputs
-    dependencies: Dependencies
-    patience: Patience
-    live: Live
-    drain: Drain
-    pace: Pace
-    budget: Budget
-    rules: Rules
 
 
 async def run_job(delivery: Delivery, tools: Tools) -> None:
@@ -170,12 +140,15 @@ async def produce(journey: Journey, tools: Tools) -> Success:
         standing = await standing_success(job, storage, journey, tools)
         if standing is not None:
             return standing
-        work = await accepted(job, storage, journey, tools)
+        mentions = await accepted(job, journey, tools)
         failpoints.reached("admitted")
-    with journey.clock.hop(Hop.MODELS):
-        files = Files(inputs=await tools.inputs.images(work.inputs))
-    async with tools.budget.take(work.expect.pixels * 4) as share:
+    async with AsyncExitStack() as held:
+        pins = await held.enter_async_context(AsyncExitStack())
+        with journey.clock.hop(Hop.MODELS):
+            work, files = await provided(job, mentions, storage, journey, tools, pins)
+        share = await held.enter_async_context(tools.budget.take(work.expect.pixels * 4))
         made = await generated(job, work, files, journey, tools)
+        await pins.aclose()
         share.at_least(made.size)
         storage.accepts(job, len(made.artifacts))
         with journey.clock.hop(Hop.UPLOAD):
@@ -210,18 +183,32 @@ async def standing_success(job: Job, storage: Storage, journey: Journey, tools: 
     return None if result is None else Success(result, marked=True, standing=True)
 
 
-async def accepted(job: Job, storage: Storage, journey: Journey, tools: Tools) -> Work:
-    """Everything that can be refused before the GPU is used."""
+async def accepted(job: Job, journey: Journey, tools: Tools) -> tuple[Mention, ...]:
+    """What can be refused before a model is fetched for the job, and where it names its models."""
     if journey.delivery.over_limit:
         raise DeliveryLimit(f"handed over {journey.delivery.deliveries} times without an end")
     in_time(job, tools)
     await tools.bench.sender.accepts(job)
     await tools.gate.opened()
     with tools.gate.noticing():
-        work = await tools.engine.admit(job)
+        return await tools.engine.mentions(job)
+
+
+async def provided(
+    job: Job, mentions: Sequence[Mention], storage: Storage, journey: Journey, tools: Tools, pins: AsyncExitStack
+) -> tuple[Work, Files]:
+    """All that the generation needs: the job's models as one set, pinned, then the native request and the inputs."""
+    try:
+        models = await pins.enter_async_context(tools.models.provided(wants_of(job, mentions)))
+    except DiskFull as error:
+        tools.dependencies.failed(Dependency.DISK, error)
+        raise
+    with tools.gate.noticing():
+        work = await tools.engine.admit(settled(job, mentions, models.places))
     storage.accepts(job, work.expect.count or 1)
     journey.warnings.extend(work.warnings)
-    return replace(work, key=attempt_key(job, journey))
+    inputs = await tools.inputs.images(work.inputs)
+    return replace(work, key=attempt_key(job, journey)), Files(inputs=inputs, version=models.version)
 
 
 def attempt_key(job: Job, journey: Journey) -> str:

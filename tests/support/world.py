@@ -20,6 +20,7 @@ from tests.support.fakes import (
     Link,
     document,
 )
+from tests.support.models import FakeModels
 from tests.support.virtual import VirtualClock, elapse
 from worker import recovery, warmup
 from worker.clock import CorrectedClock
@@ -34,7 +35,6 @@ from worker.lookahead import Pace
 from worker.metrics import Metrics
 from worker.node import Identity
 from worker.patience import Patience
-from worker.pipeline import Rules, Tools
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
@@ -43,6 +43,7 @@ from worker.settlement import Bench
 from worker.status import Status
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import Budget
+from worker.tools import Rules, Tools
 from worker.watch import Watch
 
 VISIBILITY = timedelta(seconds=20)
@@ -81,7 +82,7 @@ class World:
         self.dependencies = Dependencies()
         self.limits = Limits()
         self.exits: list[str] = []
-        stores = FakeStores(self.storage)
+        stores, self.models = FakeStores(self.storage), FakeModels()
         self.tools = Tools(
             bench=Bench(
                 queue=self.link,
@@ -96,6 +97,7 @@ class World:
             gate=self.gate,
             engine=self.engine,
             inputs=self.inputs,
+            models=self.models,
             dependencies=self.dependencies,
             patience=Patience(stores, self.dependencies),
             live=self.live,
@@ -112,7 +114,11 @@ class World:
             self.status,
             self.gate,
             self.metrics,
-            {Dependency.STORAGE: self.storage.check, Dependency.QUEUE: self.link.check},
+            {
+                Dependency.STORAGE: self.storage.check,
+                Dependency.QUEUE: self.link.check,
+                Dependency.DISK: self.models.space,
+            },
         )
         canary = parse(
             document_of(json.dumps(warmup.DEFAULT).encode(), max_body=10_000), fallback_id="warm-up", limits=self.limits

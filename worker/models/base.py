@@ -227,6 +227,10 @@ class Models(Protocol):
 
     def transfers(self) -> tuple[InFlight, ...]: ...
 
+    async def space(self) -> None:
+        """Raises `DiskFull` while the node has no room for another model."""
+        ...
+
     async def aclose(self) -> None: ...
 
 

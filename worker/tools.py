@@ -1,0 +1,50 @@
+"""What the life of a job is given: the collaborators, and what the operator decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from worker.dependencies import Dependencies
+from worker.drain import Drain
+from worker.engines.base import Engine
+from worker.gate import Gate
+from worker.images import Encoding
+from worker.inputs import Inputs
+from worker.job import Limits
+from worker.live import Live
+from worker.lookahead import Pace
+from worker.models.base import Models
+from worker.patience import Patience
+from worker.settlement import Bench
+from worker.tasks import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator decided of every job."""
+
+    limits: Limits
+    encoding: Encoding
+    flat: str
+    job_timeout: timedelta
+    upload_concurrency: int
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The collaborators of a job."""
+
+    bench: Bench
+    gate: Gate
+    engine: Engine
+    inputs: Inputs
+    models: Models
+    dependencies: Dependencies
+    patience: Patience
+    live: Live
+    drain: Drain
+    pace: Pace
+    budget: Budget
+    rules: Rules
