@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -50,7 +51,7 @@ class Mention:
 
     ``path`` leads there from the document's root (``("params", "loras", 0, "name")``). ``name`` is what stands there,
     or the file's name where a URL stands there, empty when that tells none; then ``url`` is set. ``tag``: the name is
-    part of a text, as ``<lora:NAME:1>``. ``known`` is the path below its kind's folder of the file that the server
+    part of a text, as in ``<lora:NAME:1>``. ``known`` is the path below its kind's folder of the file that the server
     finds under this name now; None where it finds none, or nobody can tell.
     """
 
@@ -131,24 +132,60 @@ def unexplained(job: Job, mentions: Sequence[Mention]) -> bool:
 def renamed(job: Job, names: Sequence[tuple[Mention, str]]) -> Job:
     """The job with other model names in the places of these mentions; its digest stays that of the original.
 
-    In a text the tag gets the stem of the file's own name, since the servers know it by that.
+    In a text the tag gets the stem of the file's own name, since the servers know it by that; so does the word that
+    stands for an embedding: ``NAME`` by itself, or ``embedding:NAME`` with the path where the text has that.
     """
     document: Any = job.model_dump(mode="json", exclude_unset=True)
+    texts: dict[tuple[str | int, ...], list[tuple[Mention, str]]] = {}
     for mention, name in names:
-        document = _replaced(document, mention.path, mention, name)
+        if mention.tag:
+            texts.setdefault(mention.path, []).append((mention, name))
+        else:
+            document = _replaced(document, mention.path, partial(_instead, name=name))
+    for path, tags in texts.items():
+        document = _replaced(document, path, partial(_retold, tags=tags))
     return Job.model_validate(document).model_copy(update={"sha256": job.sha256}) if names else job
 
 
-def _replaced(node: Any, path: Sequence[str | int], mention: Mention, name: str) -> Any:
+def _replaced(node: Any, path: Sequence[str | int], change: Callable[[Any], Any]) -> Any:
     if not path:
-        return _in_text(str(node), mention.name, name) if mention.tag else name
+        return change(node)
     head, rest = path[0], path[1:]
     if isinstance(node, list) and isinstance(head, int):
-        return [_replaced(one, rest, mention, name) if i == head else one for i, one in enumerate(node)]
-    return {**node, head: _replaced(node.get(head), rest, mention, name)}
+        return [_replaced(one, rest, change) if i == head else one for i, one in enumerate(node)]
+    return {**node, head: _replaced(node.get(head), rest, change)}
 
 
-def _in_text(text: str, old: str, new: str) -> str:
-    tag = re.compile(rf"(<(?:lora|lyco):\s*){re.escape(old)}(\s*[:>])", re.IGNORECASE)
-    stem = stem_of(new.rpartition("/")[2])
-    return tag.sub(lambda found: f"{found[1]}{stem}{found[2]}", text)
+def _instead(_: Any, *, name: str) -> str:
+    return name
+
+
+def _retold(text: str, *, tags: Sequence[tuple[Mention, str]]) -> str:
+    """The text with all tags renamed at once: the new name of one may be the old name of another."""
+    for i, (mention, _) in enumerate(tags):
+        text = _marked(text, mention, f"\ue000{i}\ue001")
+    for i, (_, name) in enumerate(tags):
+        mark, stem = f"\ue000{i}\ue001", stem_of(name)
+        text = text.replace(f"embedding:{mark}", f"embedding:{stem}").replace(mark, stem.rpartition("/")[2])
+    return text
+
+
+def _marked(text: str, mention: Mention, mark: str) -> str:
+    """The text with a mark in place of a name, where its tag or the word for an embedding holds that."""
+    name = re.escape(mention.name)
+    if place_of(mention.kind, "").kind != "embedding":
+        tag = re.compile(rf"(<(?:lora|lyco):\s*){name}(\s*[:>])", re.IGNORECASE)
+        return tag.sub(lambda found: f"{found[1]}{mark}{found[2]}", text)
+    path = re.compile(rf"(embedding:){name}(?![\w~/-]|\.\w)")
+    if path.search(text):
+        return path.sub(lambda found: f"{found[1]}{mark}", text)
+    return _word(mention.name).sub(lambda _: mark, text)
+
+
+def is_word_in(text: Any, name: str) -> bool:
+    """Whether a text holds a name as a word of its own, as an embedding is named to Automatic1111 and SD.Next."""
+    return isinstance(text, str) and _word(name).search(text) is not None
+
+
+def _word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.~-]){re.escape(name)}(?![\w~-])", re.IGNORECASE)

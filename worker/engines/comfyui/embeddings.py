@@ -12,7 +12,7 @@ from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.naming import stem
 from worker.errors import ModelNotFound
 
-_NAMED = re.compile(r"(?:^|[\s(])embedding:([\w./-]+)(?=[\s,:)]|$)")
+_NAMED = re.compile(r"(?:^|[\s(])embedding:([\w./~-]+)(?=[\s,:)]|$)")
 _SHOWN = 5
 _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
@@ -32,7 +32,7 @@ def check_embeddings(
     known = {form for name in files for form in (name.replace("\\", "/"), stem(name.replace("\\", "/")))}
     lacking = []
     for node_id, name, value in literals({i: graph[i] for i in running}):
-        if isinstance(value, str) and "embedding:" in value and _encodes(graph, inventory, node_id):
+        if isinstance(value, str) and "embedding:" in value and encodes(graph, inventory, node_id):
             field = fields.get(node_id) or field_of(node_id, name)
             lacking += [f"{field}: no embedding {n[:100]!r}" for n in named(value) if n not in known]
     if lacking:
@@ -44,6 +44,7 @@ def named(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found.rstrip(".") for found in _NAMED.findall(text)))
 
 
-def _encodes(graph: Mapping[str, Any], inventory: Inventory, node_id: str) -> bool:
+def encodes(graph: Mapping[str, Any], inventory: Inventory, node_id: str) -> bool:
+    """Whether a node turns text into conditions, so that its texts are prompts."""
     kind = inventory.nodes[graph[node_id]["class_type"]]
     return any(declared.kind == "CLIP" for declared in kind.inputs.values())

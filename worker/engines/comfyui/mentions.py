@@ -7,12 +7,13 @@ from typing import Any
 
 from worker.engines.comfyui import graph as graphs
 from worker.engines.comfyui import shape
+from worker.engines.comfyui.embeddings import encodes, named
 from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.models import MAIN, folder_in, kind_of, undecided, with_checkpoint
 from worker.engines.comfyui.naming import find
 from worker.errors import InvalidJob
 from worker.job import Job, Params
-from worker.mentions import Gathering, Mention, Place, stem_of
+from worker.mentions import Gathering, Mention, Place, place_of, stem_of
 
 
 def mentions(job: Job, inventory: Inventory) -> tuple[Mention, ...]:
@@ -29,7 +30,7 @@ def mentions(job: Job, inventory: Inventory) -> tuple[Mention, ...]:
         _graph(job, job.workflow, gathering, inventory)
     elif job.params is not None:
         _checkpoint(job, gathering, inventory, MAIN)
-        _portable(job.params, gathering)
+        _portable(job.params, gathering, inventory)
     else:
         raise InvalidJob(
             "ComfyUI takes params, or a graph in API format as workflow",
@@ -60,12 +61,23 @@ def _checkpoint(job: Job, gathering: Gathering, inventory: Inventory, folders: I
     gathering.add(kind, job.checkpoint, ("checkpoint",))
 
 
-def _portable(params: Params, gathering: Gathering) -> None:
+def _portable(params: Params, gathering: Gathering, inventory: Inventory) -> None:
+    for name in ("prompt", "negative_prompt"):
+        _embeddings(getattr(params, name), ("params", name), gathering, inventory)
     for i, lora in enumerate(params.loras):
         gathering.add("lora", lora.name, ("params", "loras", i, "name"))
     gathering.add("vae", params.vae, ("params", "vae"))
     if params.refiner is not None:
         gathering.add("refiner", params.refiner.checkpoint, ("params", "refiner", "checkpoint"))
+
+
+def _embeddings(text: str, path: tuple[str | int, ...], gathering: Gathering, inventory: Inventory) -> None:
+    """Those that are there, by the path that the server takes them by, or that the job lists."""
+    files = [stem_of(name.replace("\\", "/")) for name in inventory.folders.get("embeddings", ())]
+    files += [stem_of(r.name) for r in gathering.job.models if place_of(r.kind, "").kind == "embedding"]
+    for name in named(text):
+        if stem_of(name) in files:
+            gathering.add("embedding", name, path, tag=True)
 
 
 def _graph(job: Job, document: Mapping[str, Any], gathering: Gathering, inventory: Inventory) -> None:
@@ -79,11 +91,14 @@ def _graph(job: Job, document: Mapping[str, Any], gathering: Gathering, inventor
         declared = inventory.input(graph[node_id]["class_type"], name)
         if declared is None or not isinstance(value, str):
             continue
+        path = ("workflow", node_id, "inputs", name)
         if declared.folder is None:
             undecided(declared, value, field=graphs.field_of(node_id, name))
+            if encodes(graph, inventory, node_id):
+                _embeddings(value, path, gathering, inventory)
             continue
         if declared.folder in MAIN:
             loaded[declared.folder] = None
         if value not in declared.options or value in inventory.folders.get(declared.folder, ()):
-            gathering.add(kind_of(declared.folder), value, ("workflow", node_id, "inputs", name))
+            gathering.add(kind_of(declared.folder), value, path)
     _checkpoint(job, gathering, inventory, loaded or MAIN)

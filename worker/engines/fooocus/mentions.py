@@ -10,7 +10,7 @@ from worker.engines.fooocus.inventory import Inventory, found
 from worker.engines.fooocus.names import LORA_TAG, NONE
 from worker.errors import InvalidJob
 from worker.job import Job, Params
-from worker.mentions import Gathering, Mention, Place, place_of
+from worker.mentions import Gathering, Mention, Place, is_word_in, place_of, stem_of
 
 
 def mentions(job: Job, inventory: Inventory) -> tuple[Mention, ...]:
@@ -41,7 +41,7 @@ def known(inventory: Inventory, kind: str, name: str, *, field: str) -> Place | 
 
 
 def _portable(params: Params, gathering: Gathering, inventory: Inventory) -> None:
-    _tags(params.prompt, ("params", "prompt"), gathering)
+    _prompts({"prompt": params.prompt, "negative_prompt": params.negative_prompt}, "params", gathering)
     for i, lora in enumerate(params.loras):
         gathering.add("lora", lora.name, ("params", "loras", i, "name"))
     if inventory.dialect.uses_vae:
@@ -62,9 +62,16 @@ def _native(body: Mapping[str, Any], gathering: Gathering, inventory: Inventory)
     for i, lora in enumerate(loras if isinstance(loras, list) else ()):
         if isinstance(lora, Mapping) and lora.get("enabled") is not False and lora.get("model_name") not in NONE:
             gathering.add("lora", lora.get("model_name"), ("request", "loras", i, "model_name"))
-    _tags(body.get("prompt"), ("request", "prompt"), gathering)
+    _prompts(body, "request", gathering)
 
 
-def _tags(prompt: Any, path: tuple[str | int, ...], gathering: Gathering) -> None:
-    for name in LORA_TAG.findall(prompt) if isinstance(prompt, str) else ():
-        gathering.add("lora", name, path, tag=True)
+def _prompts(texts: Mapping[str, Any], root: str, gathering: Gathering) -> None:
+    """LoRAs that the prompt names, and those of the job's embeddings that a prompt does."""
+    stems = [stem_of(ref.name) for ref in gathering.job.models if place_of(ref.kind, "").kind == "embedding"]
+    for key in ("prompt", "negative_prompt"):
+        text = texts.get(key)
+        for name in LORA_TAG.findall(text) if isinstance(text, str) and key == "prompt" else ():
+            gathering.add("lora", name, (root, key), tag=True)
+        for stem in stems:
+            if is_word_in(text, f"embedding:{stem}"):
+                gathering.add("embedding", stem, (root, key), tag=True)

@@ -24,7 +24,7 @@ from worker.engines.sdapi.models import (
 from worker.engines.sdapi.names import ModelFile, stem_of
 from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, ModelRef, Params
-from worker.mentions import Gathering, Mention, Place, place_of
+from worker.mentions import Gathering, Mention, Place, is_word_in, place_of
 
 FOLDERS: Mapping[str, frozenset[str]] = {
     "lora": frozenset({"lora", "loras", "lycoris"}),
@@ -34,6 +34,7 @@ FOLDERS: Mapping[str, frozenset[str]] = {
 """What the servers call the folders whose files they list without a path below them, in lower case."""
 
 _PROVEN = ("checkpoint", "refiner", "lora", "vae")
+_TEXTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "refiner_prompt", "refiner_negative")
 _OPTIONS = {"checkpoint": "ckpt_dir", "lora": "lora_dir", "vae": "vae_dir"}
 
 
@@ -133,6 +134,7 @@ def _below_as_titled(path: PurePosixPath, label: str) -> str:
 
 def _portable(params: Params, gathering: Gathering) -> None:
     _tags(params.prompt, ("params", "prompt"), gathering)
+    _embeddings({key: getattr(params, key) for key in _TEXTS[:2]}, "params", gathering)
     for i, lora in enumerate(params.loras):
         gathering.add("lora", lora.name, ("params", "loras", i, "name"))
     gathering.add("vae", params.vae, ("params", "vae"))
@@ -155,6 +157,7 @@ def _native(body: Mapping[str, Any], gathering: Gathering, inventory: Inventory)
     if not body.get("disable_extra_networks"):
         for key in PROMPTS:
             _tags(body.get(key), (root, key), gathering)
+    _embeddings(body, root, gathering)
     for path, name in units(body):
         gathering.add("controlnet", name, (root, *path))
 
@@ -177,6 +180,15 @@ def _overrides(overrides: Mapping[str, Any], gathering: Gathering) -> None:
     modules = overrides.get("forge_additional_modules")
     for i, module in enumerate(modules if isinstance(modules, list) else ()):
         gathering.add("vae", module, (*root, "forge_additional_modules", i))
+
+
+def _embeddings(texts: Mapping[str, Any], root: str, gathering: Gathering) -> None:
+    """Those that the job lists, where a prompt has their name as a word: such a word need not be an embedding."""
+    stems = [stem_of(ref.name) for ref in gathering.job.models if place_of(ref.kind, "").kind == "embedding"]
+    for key in _TEXTS:
+        for stem in stems:
+            if is_word_in(texts.get(key), stem):
+                gathering.add("embedding", stem, (root, key), tag=True)
 
 
 def _tags(prompt: Any, path: tuple[str | int, ...], gathering: Gathering) -> None:
