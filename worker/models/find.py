@@ -30,7 +30,7 @@ from worker.models.base import Location, Wanted
 from worker.models.catalog import Catalog, Index, Item
 from worker.models.civitai import BASE_URL as CIVITAI_URL
 from worker.models.civitai import Civitai
-from worker.models.hub import POLICY, Web
+from worker.models.hub import POLICY, CredentialsRefused, Web
 from worker.models.huggingface import BASE_URL as HUGGING_FACE_URL
 from worker.models.huggingface import HuggingFace
 from worker.models.identity import HuggingFaceFile, Match, Reference, canonical, has_extension, name_of, reference_of
@@ -44,13 +44,12 @@ from worker.urls import HTTP, Guard
 HOSTS_VARIABLE = "WORKER_MODELS_HOSTS"
 _DEFAULT_EXTENSION = ".safetensors"
 
-LookAtS3 = Callable[[str, Owner], Awaitable[Location]]
-"""What an ``s3://bucket/key`` URL holds: size, and sha256 where the store tells it. Raises `ModelNotFound`,
-`ModelForbidden` for what a job named and `AuthFailed` for what the operator did, `DownloadFailed`."""
+LinkS3 = Callable[[str], Awaitable[str]]
+"""A signed http(s) link for an ``s3://bucket/key`` URL. Raises `AuthFailed` without credentials, `DownloadFailed`."""
 
 
 class _Source(NamedTuple):
-    """Whom a failure is put down to: ``place`` when nobody answers there, ``thing`` when it is refused to us."""
+    """Whom a failure is put down to: ``thing`` when that alone is refused to us, else ``place``."""
 
     place: str
     thing: str
@@ -68,7 +67,7 @@ class _Search:
 class Sources:
     """The `Finder`. Close it with ``aclose``.
 
-    ``look_at_s3`` tells what an ``s3://`` URL holds; without it such a place is offered unseen.
+    ``link_s3`` signs links by which ``s3://`` URLs are looked at; without it such a place is offered unseen.
     """
 
     def __init__(
@@ -78,14 +77,14 @@ class Sources:
         guard: Guard,
         clock: Clock,
         rng: random.Random,
-        look_at_s3: LookAtS3 | None = None,
+        link_s3: LinkS3 | None = None,
         hugging_face_url: str = HUGGING_FACE_URL,
         civitai_url: str = CIVITAI_URL,
         policy: Policy = POLICY,
     ) -> None:
         self._settings = settings
         self._guard = guard
-        self._look_at_s3 = look_at_s3
+        self._link_s3 = link_s3
         self._web = Web(guard=guard, clock=clock, rng=rng, policy=policy)
         hf, civitai = settings.hf_token, settings.civitai_token
         self._hugging_face = HuggingFace(
@@ -213,9 +212,11 @@ class Sources:
         """What the templates and then the catalogue lead to, unless it is another file."""
         wanted = search.wanted
         for template in self._settings.source if wanted.name else ():
-            name = http.shown(template)
-            look = partial(self._at, _filled(template, wanted), Owner.OPERATOR, wanted.sha256)
-            place = await self._tried(search, _Source(name, name), look, Owner.OPERATOR)
+            url = _filled(template, wanted)
+            source = _Source(http.shown(template), http.shown(url))
+            place = await self._tried(
+                search, source, partial(self._at, url, Owner.OPERATOR, wanted.sha256), Owner.OPERATOR
+            )
             if place is not None:
                 yield place
         item = item_of(wanted, search.index)
@@ -245,17 +246,20 @@ class Sources:
         try:
             place = await look()
         except AuthFailed as error:
-            self._outages.failed(source.thing, error)
+            self._outages.failed(source.place if isinstance(error, CredentialsRefused) else source.thing, error)
             raise
         except DownloadFailed as error:
             self._outages.failed(source.place, error)
             raise
-        except (ModelNotFound, ModelForbidden):
-            self._outages.succeeded(source.place)
+        except ModelNotFound:
+            self._answered(source)
             raise
+        self._answered(source)
+        return place
+
+    def _answered(self, source: _Source) -> None:
         for name in {*source}:
             self._outages.succeeded(name)
-        return place
 
     def _check(self, place: Location, wanted: Wanted) -> None:
         if agrees(place, wanted) is Match.NO:
@@ -293,7 +297,16 @@ class Sources:
             return await self._civitai.locate(reference, owner, sha256)
         if urlsplit(url).scheme in HTTP:
             return await plain.look(self._web, url, owner)
-        return await self._look_at_s3(url, owner) if self._look_at_s3 else plain.at(url, owner)
+        if self._link_s3 is None:
+            return plain.at(url, owner)
+        return await plain.look_at_object(self._web, url, await self._linked(self._link_s3, url), owner)
+
+    @staticmethod
+    async def _linked(link: LinkS3, url: str) -> str:
+        try:
+            return await link(url)
+        except AuthFailed as error:
+            raise CredentialsRefused(error.message) from None
 
 
 def _source(url: str) -> _Source:

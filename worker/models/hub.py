@@ -196,6 +196,12 @@ class Remembered(Generic[T]):
         return value
 
 
+class CredentialsRefused(AuthFailed):
+    """A source refuses us altogether, and not only one of its files."""
+
+    code = "auth_failed"
+
+
 def forbidden(owner: Owner, why: str) -> WorkerError:
     """The error for a 401 or 403: the job's own fault for what the job named, else the operator's."""
     return ModelForbidden(why) if owner is Owner.JOB else AuthFailed(why, owner=owner)

@@ -41,9 +41,10 @@ async def open_cache(
         log.info("models_not_kept", reason="no folder of models")
         return NoCache()
     async with AsyncExitStack() as opening:
-        finder = Sources(models, guard=guard, clock=clock, rng=rng)
+        links = _links(settings, clock)
+        finder = Sources(models, guard=guard, clock=clock, rng=rng, link_s3=links.link)
         opening.push_async_callback(finder.aclose)
-        fetcher = Downloads(models, guard, clock=clock, rng=rng, s3=_links(settings, clock))
+        fetcher = Downloads(models, guard, clock=clock, rng=rng, s3=links)
         opening.push_async_callback(fetcher.aclose)
         return await cache_of(settings, folders, finder, fetcher, server, tally, opening)
 

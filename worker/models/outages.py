@@ -16,6 +16,7 @@ FIRST = timedelta(seconds=5)
 MOST = timedelta(minutes=2)
 IN_A_ROW = 2
 _EARLY_S = 0.001
+_MOST_KNOWN = 1000
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class Outages:
 
     def failed(self, source: str, error: DependencyFailed) -> None:
         one = self._trouble.setdefault(source, _Trouble())
+        if len(self._trouble) > _MOST_KNOWN:
+            del self._trouble[next(iter(self._trouble))]
         one.failures += 1
         one.error = error
         if not isinstance(error, AuthFailed) and one.failures < IN_A_ROW:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 
 from worker import http
-from worker.errors import ModelNotFound, Owner
+from worker.aws import Refusal
+from worker.errors import DownloadFailed, ModelNotFound, Owner, WorkerError
 from worker.models.base import Location
-from worker.models.hub import ONE_BYTE, Answer, Web, forbidden, hex_digest
+from worker.models.hub import ONE_BYTE, Answer, CredentialsRefused, Web, forbidden, hex_digest
 from worker.models.identity import disposition_name, has_extension, name_of
 
 _HEX_HEADERS = (
@@ -19,6 +21,7 @@ _HEX_HEADERS = (
     "x-linked-etag",
 )
 _BASE64_HEADERS = ("x-amz-checksum-sha256",)
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
 async def look(web: Web, url: str, owner: Owner) -> Location:
@@ -29,14 +32,34 @@ async def look(web: Web, url: str, owner: Owner) -> Location:
     """
     guarded = owner is Owner.JOB
     answer = await web.ask("GET", url, headers=ONE_BYTE, owner=owner, guarded=guarded, follow=True)
-    place = http.shown(url)
-    if answer.status in (401, 403):
-        raise forbidden(owner, f"{place}: answered {answer.status}")
     if answer.status not in (200, 206):
-        raise ModelNotFound(f"{place}: answered {answer.status}")
+        raise refusal(answer, http.shown(url), owner, ours=owner is Owner.OPERATOR)
     if answer.is_page:
-        raise ModelNotFound(f"{place}: is a page and not a file")
+        raise ModelNotFound(f"{http.shown(url)}: is a page and not a file")
     return at(url, owner, name=_name(answer, url), sha256=sha256_of(answer), size=answer.size)
+
+
+async def look_at_object(web: Web, url: str, link: str, owner: Owner) -> Location:
+    """The same for an ``s3://`` URL, by a signed link to it."""
+    answer = await web.ask("GET", link, headers=ONE_BYTE, owner=owner)
+    if answer.status not in (200, 206):
+        raise refusal(answer, url, owner, ours=True)
+    return at(url, owner, sha256=sha256_of(answer), size=answer.size)
+
+
+def refusal(answer: Answer, place: str, owner: Owner, *, ours: bool) -> WorkerError:
+    """What an answer means that is not the file; ``ours``: it was asked for with the operator's credentials.
+
+    A 403 is about this file: S3 gives it also for a key that does not exist, to who may not list the bucket.
+    """
+    said = _CODE.search(answer.body)
+    code = said[1].decode() if said else ""
+    words = f"{place}: answered {answer.status}{f' {code}' if code else ''}"
+    if code == "NoSuchBucket":
+        return DownloadFailed(words, owner=owner)
+    if answer.status == 401 or Refusal(code, answer.status, "").of_credentials:
+        return CredentialsRefused(words) if ours else forbidden(owner, words)
+    return forbidden(owner, words) if answer.status == 403 else ModelNotFound(words)
 
 
 def at(
