@@ -58,7 +58,7 @@ def reconciled(
     found = _Found(scan, check, baked, first, landings or {})
     kept = [entry for entry in map(found.kept, known) if entry is not None]
     last = max((entry.used for entry in kept), default=0)
-    new = sorted((p for p in scan.files if p not in found.seen), key=lambda p: (p in found.landings, _time(scan, p)))
+    new = sorted((place for place in scan.files if place not in found.seen), key=found.recency)
     added = [entry for entry in map(found.added, new) if entry is not None]
     numbered = [dataclasses.replace(entry, used=last + 1 + i) for i, entry in enumerate(added)]
     changes = Changes(tuple(entry.place for entry in added), tuple(found.gone), tuple(found.changed))
@@ -66,18 +66,19 @@ def reconciled(
     return Reconciled((*kept, *numbered), changes, found.unusable, unusable_bytes)
 
 
-def _time(scan: Scan, place: Place) -> int:
-    return scan.files[place].mtime_ns
-
-
 class _Found:
     def __init__(self, scan: Scan, check: Check, baked: Baked, first: bool, landings: Mapping[Place, Entry]) -> None:
         self._scan, self._check, self._baked, self._first = scan, check, baked, first
-        self.landings = landings
+        self._landings = landings
         self.seen: set[Place] = set()
         self.gone: list[Place] = []
         self.changed: list[Place] = []
         self.unusable: dict[Place, str] = {}
+
+    def recency(self, place: Place) -> tuple[bool, int]:
+        """The order of new files: what we fetched ourselves came last."""
+        file = self._scan.files[place]
+        return self._landing(place, file) is not None, file.mtime_ns
 
     def kept(self, entry: Entry) -> Entry | None:
         """A known entry as it is now; None when it is no more."""
@@ -101,8 +102,8 @@ class _Found:
         return dataclasses.replace(entry, baked=True) if entry is not None and self._first else entry
 
     def _entry(self, place: Place, file: File) -> Entry | None:
-        landing = self.landings.get(place)
-        if landing is not None and (landing.size, landing.mtime_ns) == (file.size, file.mtime_ns):
+        landing = self._landing(place, file)
+        if landing is not None:
             return landing
         why = self._check(place, file)
         if why:
@@ -112,6 +113,11 @@ class _Found:
         if shipped is not None:
             return dataclasses.replace(shipped, mtime_ns=file.mtime_ns)
         return Entry(place, file.size, used=0, baked=file.link, mtime_ns=file.mtime_ns)
+
+    def _landing(self, place: Place, file: File) -> Entry | None:
+        landing = self._landings.get(place)
+        same = landing is not None and (landing.size, landing.mtime_ns) == (file.size, file.mtime_ns)
+        return landing if same else None
 
     def _with_the_image(self, entry: Entry) -> Entry:
         """What the image's record knows of a baked file and the index does not."""
