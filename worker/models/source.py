@@ -106,10 +106,12 @@ class Source:
         raise self._failed("redirects too often")
 
     def _redirected(self, url: httpx.URL, head: Head) -> httpx.URL:
+        nowhere = self._failed("redirects to something that is no URL")
         try:
-            target = url.join(head.get("location"))
-        except (httpx.InvalidURL, ValueError):
-            raise self._failed("redirects to something that is no URL") from None
+            with http.translating(lambda _: nowhere):
+                target = url.join(head.get("location"))
+        except ValueError:
+            raise nowhere from None
         if not head.get("location"):
             raise self._failed("redirects without saying where")
         if url.scheme == "https" and target.scheme != "https":
