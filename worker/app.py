@@ -322,7 +322,7 @@ async def _engine_service(
     document = await _warmup_document(engine.warmup)
     return recovery.EngineService(
         tools.gate,
-        warmup.Canary(warmup.canary_job(document, tools.rules.limits), tools.inputs, generation),
+        warmup.Canary(warmup.canary_job(document, tools.rules.limits), tools.inputs, tools.models, generation),
         process,
         status,
         tools.bench.metrics,

@@ -68,13 +68,12 @@ class Turn:
         with self._gate.noticing():
             await self._engine.free(everything)
 
-    async def unload(self, places: Collection[Place]) -> None:
-        with self._gate.noticing():
-            await self._engine.unload(places)
-
 
 class Letting:
-    """Has the server let go of model files, in a turn of its own: what the model cache asks of it."""
+    """What the model cache asks of the server: what it holds, and to let go of files, which takes a turn.
+
+    A closed gate grants that turn too: the canary may be what waits for the room.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -83,8 +82,9 @@ class Letting:
         return await self._gate.engine.loaded()
 
     async def unload(self, places: Collection[Place]) -> None:
-        async with self._gate.turn() as turn:
-            await turn.unload(places)
+        async with self._gate.maintenance() as engine:
+            with self._gate.noticing():
+                await engine.unload(places)
 
 
 class Gate:

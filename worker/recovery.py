@@ -210,8 +210,8 @@ class EngineService:
             self._move(Phase.WARMING_UP, "warming_up")
             async with self._gate.maintenance() as engine:
                 await engine.prepare()
-                if self._warm or self._status.was_ready:
-                    await self._canary.run(engine)
+            if self._warm or self._status.was_ready:
+                await self._canary.run(self._gate)
         except WorkerError as error:
             self._refuse_at_start(error)
             log.error("warm_up_failed", code=error.code, error=error.message, end=self._process.end)
@@ -354,8 +354,7 @@ class EngineService:
     async def _tried(self) -> Case | None:
         """Have the idle server make a picture."""
         try:
-            async with self._gate.maintenance() as engine:
-                await self._canary.run(engine)
+            await self._canary.run(self._gate)
         except WorkerError as error:
             return Case(error)
         return None

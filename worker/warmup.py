@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
-from worker.engines.base import Engine, Files, ProgressReport, Work
-from worker.errors import ConfigError, EngineStalled, JobRefused, OutputFlat, WorkerError
+from worker.engines.base import Engine, Files, ProgressReport
+from worker.errors import ConfigError, EngineStalled, JobRefused, OutputFlat, Owner, WorkerError
+from worker.gate import Gate
 from worker.images import Encoding
 from worker.inputs import Inputs
 from worker.job import Job, Limits, document_of, parse
 from worker.made import verified
+from worker.models.base import Models
+from worker.wants import settled, wants_of
 
 DEFAULT = {"params": {"prompt": "a red apple on a wooden table", "width": 256, "height": 256, "steps": 4, "seed": 1}}
 """The warm-up job where the operator names none: small, and quick on every GPU."""
@@ -28,15 +33,30 @@ def canary_job(document: bytes, limits: Limits) -> Job:
 class Canary:
     """The one job whose picture is known to be makeable: it warms the server up, and judges it later."""
 
-    def __init__(self, job: Job, inputs: Inputs, timeout: timedelta) -> None:
+    def __init__(self, job: Job, inputs: Inputs, models: Models, timeout: timedelta) -> None:
         self._job = job
         self._inputs = inputs
+        self._models = models
         self._timeout_s = timeout.total_seconds()
 
-    async def run(self, engine: Engine) -> None:
-        """Generate and verify it; raises what is wrong with the server."""
-        work = replace(await self._admitted(engine), anew=True)
-        files = Files(inputs=await self._inputs.images(work.inputs))
+    async def run(self, gate: Gate) -> None:
+        """Generate and verify it, in a turn of the engine service; raises what is wrong with the server.
+
+        Its models are there before the turn: making room for one may take a turn of its own.
+        """
+        mentions = await gate.engine.mentions(self._job)
+        async with AsyncExitStack() as pins:
+            with _accused():
+                wanted = [replace(one, owner=Owner.OPERATOR) for one in wants_of(self._job, mentions)]
+                models = await pins.enter_async_context(self._models.provided(wanted))
+                job = settled(self._job, mentions, models.places)
+            async with gate.maintenance() as engine:
+                await self._made(engine, job, models.version)
+
+    async def _made(self, engine: Engine, job: Job, version: int) -> None:
+        with _accused():
+            work = replace(await engine.admit(job), anew=True)
+        files = Files(inputs=await self._inputs.images(work.inputs), version=version)
         try:
             async with asyncio.timeout(self._timeout_s):
                 output = await engine.generate(work, files, _unheard, fresh=False)
@@ -45,12 +65,14 @@ class Canary:
         if (await verified(output, work.expect, Encoding())).flat:
             raise OutputFlat("the warm-up image has one colour all over")
 
-    async def _admitted(self, engine: Engine) -> Work:
-        """What this server can never do is the operator's to change, not the node's fault."""
-        try:
-            return await engine.admit(self._job)
-        except JobRefused as error:
-            raise ConfigError(f"WORKER_WARMUP: this server cannot do the warm-up job: {error.message}") from None
+
+@contextmanager
+def _accused() -> Iterator[None]:
+    """What this server can never do is the operator's to change, not the node's fault."""
+    try:
+        yield
+    except JobRefused as error:
+        raise ConfigError(f"WORKER_WARMUP: this server cannot do the warm-up job: {error.message}") from None
 
 
 def _unheard(report: ProgressReport) -> None:

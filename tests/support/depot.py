@@ -6,8 +6,8 @@ import asyncio
 import json
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from tests.support.fakes import FakeProcess
@@ -73,8 +73,10 @@ class Depot:
             del self._entries[next(iter(self._entries))]
         return entry
 
-    def provided(self, wanted: Sequence[Wanted]) -> AbstractAsyncContextManager[Provided]:
-        raise NotImplementedError
+    @asynccontextmanager
+    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+        """As they are wanted: for the canary, which names none."""
+        yield Provided(tuple(one.place for one in wanted))
 
     def hint(self, wanted: Wanted, priority: Priority = Priority.BACKGROUND) -> None:
         self.hints.append(wanted)
@@ -128,7 +130,10 @@ class Node(World):
         service = recovery.EngineService(
             self.gate,
             warmup.Canary(
-                warmup.canary_job(json.dumps(warmup.DEFAULT).encode(), self.limits), self.inputs, timedelta(minutes=5)
+                warmup.canary_job(json.dumps(warmup.DEFAULT).encode(), self.limits),
+                self.inputs,
+                self.depot,
+                timedelta(minutes=5),
             ),
             self.process,
             self.status,

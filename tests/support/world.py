@@ -125,7 +125,7 @@ class World:
         )
         engine_service = recovery.EngineService(
             self.gate,
-            warmup.Canary(canary, self.inputs, timedelta(minutes=5)),
+            warmup.Canary(canary, self.inputs, self.models, timedelta(minutes=5)),
             self.process,
             self.status,
             self.metrics,

@@ -26,6 +26,7 @@ from worker.errors import (
 from worker.gate import Gate, Verdict
 from worker.job import Limits
 from worker.metrics import ENGINE_FAULTS, ENGINE_RESTARTS, Metrics
+from worker.models.none import NoCache
 from worker.node import NodeUnfit
 from worker.recovery import IDLE_CANARY_S, EngineService, Patience
 from worker.settings.units import Rate
@@ -46,7 +47,7 @@ class Service:
         self.inputs = FakeInputs(CorrectedClock(VirtualClock()))
         self.service = EngineService(
             self.gate,
-            Canary(canary_job(json.dumps(DEFAULT).encode(), Limits()), self.inputs, timedelta(seconds=30)),
+            Canary(canary_job(json.dumps(DEFAULT).encode(), Limits()), self.inputs, NoCache(), timedelta(seconds=30)),
             self.process,
             self.status,
             self.metrics,

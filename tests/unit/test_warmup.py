@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import pytest
 
 from tests.support.fakes import FakeEngine, FakeInputs, FakeProcess
+from tests.support.models import FakeModels
 from tests.support.virtual import VirtualClock, elapse, virtual
 from worker.clock import CorrectedClock
 from worker.engines.base import EngineState
-from worker.errors import AuthFailed, ConfigError, EngineStalled, WorkerError
+from worker.errors import AuthFailed, ConfigError, EngineStalled, Owner, WorkerError
 from worker.gate import Gate, Verdict
 from worker.job import Limits
+from worker.mentions import Place
 from worker.metrics import Metrics
 from worker.node import NodeUnfit
 from worker.recovery import EngineService, Patience
@@ -32,15 +34,16 @@ T = TypeVar("T")
 class Service:
     """An engine service and what stands around it."""
 
-    def __init__(self, *, warm: bool = True, restarts: int = 2) -> None:
+    def __init__(self, *, warm: bool = True, restarts: int = 2, document: Mapping[str, Any] = DEFAULT) -> None:
         self.engine, self.status, self.process = FakeEngine(), Status(), FakeProcess()
         self.gate = Gate(self.engine)
         self.ready: list[float] = []
         self.inputs = FakeInputs(CorrectedClock(VirtualClock()))
-        job = canary_job(json.dumps(DEFAULT).encode(), LIMITS)
+        job = canary_job(json.dumps(document).encode(), LIMITS)
+        self.models = FakeModels()
         self.service = EngineService(
             self.gate,
-            Canary(job, self.inputs, timedelta(seconds=30)),
+            Canary(job, self.inputs, self.models, timedelta(seconds=30)),
             self.process,
             self.status,
             Metrics(),
@@ -173,3 +176,30 @@ async def test_a_look_does_not_disturb_who_uses_the_server() -> None:
             return len(looks) - before
 
     assert await service.during(use()) == 0
+
+
+@virtual
+async def test_the_models_of_the_warm_up_are_fetched_and_held_for_it() -> None:
+    """They are the operator's: any source will do, and while it runs nothing evicts them."""
+    service = Service(document={**DEFAULT, "checkpoint": "tiger.safetensors"})
+
+    async def watch() -> None:
+        await service.status.reached(Phase.WARMING_UP)
+        while not service.engine.running:
+            await elapse(0.01)
+        assert [place.name for place in service.models.pinned] == ["tiger.safetensors"]
+        await service.status.reached(Phase.READY)
+
+    await service.during(watch())
+    assert [(one.name, one.owner) for one in service.models.provisions[0]] == [("tiger.safetensors", Owner.OPERATOR)]
+    assert service.models.pinned == []
+
+
+@virtual
+async def test_a_warm_up_whose_model_nobody_has_is_a_mistake_of_configuration() -> None:
+    """Told by the variable's name, and not tried again."""
+    service = Service(document={**DEFAULT, "checkpoint": "tiger.safetensors"})
+    service.models.missing.add(Place("checkpoint", "tiger.safetensors"))
+    with pytest.raises(ConfigError, match=r"WORKER_WARMUP: .* no source has tiger"):
+        await service.service.run()
+    await service.inputs.aclose()
