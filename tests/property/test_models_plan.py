@@ -50,7 +50,7 @@ def fits(told: Mapping[Place, int | None], shelf: Shelf, gone: Collection[Place]
     entries = {p: e for p, e in shelf.entries.items() if p not in gone and not e.baked}
     reserved = {p: size for p, size in shelf.reserved.items() if p not in gone}
     for place, size in told.items():
-        if place not in shelf.entries:
+        if place not in shelf.entries and (size is not None or place not in reserved or place in shelf.idle):
             reserved[place] = max(reserved.get(place, 0), step if size is None else size)
     disk = shelf.free + shelf.taken
     return sum(e.size for e in entries.values()) + sum(reserved.values()) <= min(shelf.cap, disk)
@@ -61,7 +61,8 @@ def expected(told: Mapping[Place, int | None], shelf: Shelf) -> type:
     missing = {place for place in told if place not in shelf.entries}
     if not missing:
         return Ready
-    if all(shelf.reserved.get(p, 0) >= (told[p] or 0) and p in shelf.reserved for p in missing):
+    least = {p: 1 if told[p] is None and p not in shelf.idle else fresh_of(p, told, shelf) for p in missing}
+    if all(shelf.reserved.get(p, 0) >= size for p, size in least.items()):
         return Fetch
     pinned = {p for p in shelf.pinned if p not in told}
     loaded = {p for p in shelf.loaded if p not in told} - pinned - set(shelf.kept)

@@ -131,7 +131,7 @@ def plan(needs: Sequence[Need], shelf: Shelf) -> Plan:
     if not missing:
         return Wait() if _claimed(own, shelf) else Ready()
     fresh = _fresh(own, missing, shelf)
-    reserve = {place: max(size, shelf.reserved.get(place, 0)) for place, size in fresh.items()}
+    reserve = {place: _set_aside(place, missing[place], size, shelf) for place, size in fresh.items()}
     extra = sum(size - shelf.reserved.get(place, 0) for place, size in reserve.items())
     download = tuple(Need(place, size) for place, size in missing.items())
     if not extra:
@@ -238,6 +238,12 @@ def _fresh(own: Mapping[Place, int | None], missing: Mapping[Place, int | None],
     unknown = sum(size is None for size in missing.values())
     step = max(1, min(_step(shelf.cap), (shelf.cap - known) // unknown)) if unknown else 0
     return {place: step if size is None else size for place, size in missing.items()}
+
+
+def _set_aside(place: Place, told: int | None, fresh: int, shelf: Shelf) -> int:
+    """What is set aside for a missing file from now on: a transfer of unknown size that goes on knows best itself."""
+    reserved = shelf.reserved.get(place, 0)
+    return reserved if told is None and reserved and place not in shelf.idle else max(fresh, reserved)
 
 
 def _step(cap: int) -> int:

@@ -94,6 +94,13 @@ def test_one_transfer_serves_two_jobs() -> None:
     state = shelf({"a": 50}, reserved={"new": 50}, cap=80)
     assert asked({"new": 50}, state) == Fetch((), (), (Need(at("new"), 50),), {at("new"): 50})
     assert asked({"new": None}, state).reserve == {at("new"): 50}
+    assert asked({"b": None}, shelf({"a": 99}, reserved={"b": 1}, pinned="a")).reserve == {at("b"): 1}
+
+
+def test_what_is_left_of_a_file_of_unknown_size_is_gone_on_with() -> None:
+    """It is given a step at least."""
+    assert asked({"b": None}, shelf({}, reserved={"b": 1}, idle="b")).reserve == {at("b"): 6}
+    assert asked({"b": None}, shelf({}, reserved={"b": 9}, idle="b")).reserve == {at("b"): 9}
 
 
 def test_a_reservation_grows_by_what_is_lacking() -> None:
