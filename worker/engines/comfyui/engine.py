@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -35,6 +36,7 @@ from worker.errors import (
     ConfigError,
     EngineCrashed,
     FieldError,
+    InvalidJob,
     ModelNotFound,
     OutputEmpty,
     OutputMismatch,
@@ -269,14 +271,15 @@ class ComfyEngine:
         )
 
     async def mentions(self, job: Job) -> tuple[Mention, ...]:
-        """As the seam says. The files are listed again when one is not found, or is gone."""
+        """As the seam says. The files are listed again when one is not found or gone, or a name means several."""
         inventory, folders = await self._known()
         seen = self._refreshes
-        found = await asyncio.to_thread(mentions, job, inventory)
-        if unexplained(job, found) or await asyncio.to_thread(vanished, found, inventory, folders):
-            await self._refresh(seen)
-            found = await asyncio.to_thread(mentions, job, (await self._known())[0])
-        return found
+        with contextlib.suppress(InvalidJob):
+            found = await asyncio.to_thread(mentions, job, inventory)
+            if not (unexplained(job, found) or await asyncio.to_thread(vanished, found, inventory, folders)):
+                return found
+        await self._refresh(seen)
+        return await asyncio.to_thread(mentions, job, (await self._known())[0])
 
     async def loaded(self) -> frozenset[Place]:
         return self._holding.places

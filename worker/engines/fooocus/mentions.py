@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.engines.fooocus.dialects import DEFAULT_VAE
 from worker.engines.fooocus.inventory import Inventory, found
-from worker.engines.fooocus.names import LORA_TAG, NONE
+from worker.engines.fooocus.names import LORA_TAG, NONE, kind_in
 from worker.errors import InvalidJob
 from worker.job import Job, Params
 from worker.mentions import Gathering, Mention, Place, is_word_in, place_of, stem_of
@@ -20,7 +20,7 @@ def mentions(job: Job, inventory: Inventory) -> tuple[Mention, ...]:
     """
     gathering = Gathering(job, lambda kind, name, field: known(inventory, kind, name, field=field))
     for i, ref in enumerate(job.models):
-        gathering.add(ref.kind, ref.name, ("models", i, "name"))
+        gathering.add(kind_in(inventory, ref.kind, field=f"models.{i}.kind"), ref.name, ("models", i, "name"))
     gathering.add("checkpoint", job.checkpoint, ("checkpoint",))
     if job.params is not None:
         _portable(job.params, gathering, inventory)

@@ -11,9 +11,18 @@ from worker.engines.fooocus.dialects import DEFAULT_VAE, INPAINT_ENGINES, LORAS_
 from worker.engines.fooocus.inventory import Inventory, find, one_of
 from worker.engines.fooocus.portable import Draft
 from worker.errors import InvalidJob, ModelNotFound
+from worker.mentions import place_of
 
 LORA_TAG = re.compile(r"<lora:([^:]+):[+-]?(?:\d+(?:\.\d*)?|\.\d+)>")
 NONE = ("None", "")
+
+
+def kind_in(inventory: Inventory, kind: str, *, field: str) -> str:
+    """The kind as the server's folders have it. Raises `InvalidJob` for one whose files a job cannot name."""
+    same = place_of(kind, "").kind
+    if same in ("checkpoint", "lora", "embedding") or (same == "vae" and inventory.dialect.uses_vae):
+        return same
+    raise InvalidJob(f"{inventory.dialect.title} does not take such models", field=field)
 
 
 def check_names(draft: Draft, inventory: Inventory) -> None:

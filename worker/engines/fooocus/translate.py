@@ -16,7 +16,7 @@ from worker.engines.fooocus import sizes
 from worker.engines.fooocus.dialects import SEED_MOST
 from worker.engines.fooocus.inputs import taken
 from worker.engines.fooocus.inventory import Inventory, find
-from worker.engines.fooocus.names import check_names, check_prompts, settle_loras
+from worker.engines.fooocus.names import check_names, check_prompts, kind_in, settle_loras
 from worker.engines.fooocus.portable import Draft, portable
 from worker.errors import InvalidJob, ModelNotFound
 from worker.job import Job, Limits, ModelRef
@@ -141,17 +141,13 @@ def _settle_checkpoint(draft: Draft, job: Job, inventory: Inventory) -> str:
 def _check_models(job: Job, inventory: Inventory) -> tuple[ModelRef, ...]:
     """The models that a job lists must be there, as far as the server tells what it has."""
     for i, ref in enumerate(job.models):
-        match ref.kind:
-            case "checkpoint" | "refiner":
+        match kind_in(inventory, ref.kind, field=f"models.{i}.kind"):
+            case "checkpoint":
                 find(inventory.models, ref.name, field=f"models.{i}", what="checkpoint")
             case "lora":
                 find(inventory.loras, ref.name, field=f"models.{i}", what="LoRA")
-            case "vae" if inventory.dialect.uses_vae:
-                pass
-            case "embedding":
-                pass
             case _:
-                raise InvalidJob(f"{inventory.dialect.title} does not take such models", field=f"models.{i}.kind")
+                pass
     return job.models
 
 

@@ -199,7 +199,7 @@ class SdapiEngine:
             async with self._turn:
                 if seen == self._refreshes:
                     await self._refresh()
-        return await asyncio.to_thread(translate, job, await self._known_inventory(), self._limits)
+        return await asyncio.to_thread(translate, job, await self._present(), self._limits)
 
     async def _refresh(self) -> None:
         server = await self._known()
