@@ -187,7 +187,7 @@ class Catalog:
         now = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(_WITHIN.total_seconds()):
-                await (self._fetch() if self._remote else asyncio.to_thread(self._open))
+                read = await (self._fetch() if self._remote else asyncio.to_thread(self._opened, self._last))
         except (DownloadFailed, TimeoutError) as error:
             failure = error if isinstance(error, DownloadFailed) else DownloadFailed(f"{self.name}: took too long")
             if self._failure is None:
@@ -196,47 +196,49 @@ class Catalog:
         else:
             if self._failure is not None:
                 log.info("catalog_available", source=self.name)
-            self._failure, self._due = None, now() + self._every_s
+            self._last, self._failure, self._due = read, None, now() + self._every_s
         finally:
             self._reading = None
 
-    async def _fetch(self) -> None:
+    async def _fetch(self) -> _Read:
         if self._client is None:
             self._client = http.client(loopback=http.is_loopback(self._where))
-        known = {"if-none-match": self._last.tag} if self._last and self._last.tag else {}
+        last = self._last
+        known = {"if-none-match": last.tag} if last and last.tag else {}
         with http.translating(DownloadFailed, url=self._where):
             async with self._client.stream("GET", self._where, headers=known, follow_redirects=True) as response:
-                if response.status_code == 304:
-                    return
+                if last is not None and response.status_code == 304:
+                    return last
                 if not response.is_success:
                     raise DownloadFailed(f"{self.name}: answered {response.status_code}")
                 text = await http.read(response, limit=LARGEST, too_large=self._too_large)
-        await asyncio.to_thread(self._take, text, response.headers.get("etag", ""))
+        return await asyncio.to_thread(self._understood, text, response.headers.get("etag", ""), last)
 
-    def _open(self) -> None:
+    def _opened(self, last: _Read | None) -> _Read:
         path = Path(self._where)
         try:
             about = path.stat()
             tag = f"{about.st_mtime_ns}-{about.st_size}-{about.st_ino}"
-            if self._last is not None and self._last.tag == tag:
-                return
+            if last is not None and last.tag == tag:
+                return last
             if about.st_size > LARGEST:
                 raise self._too_large(f"has more than {LARGEST} bytes")
             text = path.read_bytes()
         except OSError as error:
             raise DownloadFailed(f"{self.name}: cannot be read: {error.strerror}") from None
-        self._take(text, tag)
+        return self._understood(text, tag, last)
 
     def _too_large(self, why: str) -> DownloadFailed:
         return DownloadFailed(f"{self.name}: {why}")
 
-    def _take(self, text: bytes, tag: str) -> None:
+    def _understood(self, text: bytes, tag: str, last: _Read | None) -> _Read:
         try:
             index, mistakes = parsed(text)
         except ValueError as error:
             raise DownloadFailed(f"{self.name}: {error}") from None
+        if last is not None and last.index.version == index.version:
+            return _Read(last.index, tag)
         if mistakes:
             log.warning("catalog_entries_skipped", source=self.name, count=len(mistakes), entries=mistakes[:_NAMED])
-        if index.version != self.version:
-            log.info("catalog_read", source=self.name, models=len(index.items), version=index.version)
-        self._last = _Read(index, tag)
+        log.info("catalog_read", source=self.name, models=len(index.items), version=index.version)
+        return _Read(index, tag)
