@@ -37,6 +37,10 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def wanted(name: str, *, url: str | None = None, kind: str = "lora", at: str | None = None, **more: object) -> Wanted:
     """A model that a job wants; ``at`` is a path below `HOST`."""
     return Wanted(kind, name, url=url or (HOST + at if at else None), field="models.0.name", **more)  # type: ignore[arg-type]
@@ -113,7 +117,7 @@ class FakeHub:
         self.fetches[location.url] += 1
         self.priorities[location.url] = priority
         data, step = source.data, KB
-        there = partial.stat().st_size if partial.exists() else 0
+        there = size_of(partial)
         self.resumed.append(there)
         known = "size" in source.tells
         if known:
@@ -218,7 +222,7 @@ async def kept(
 ) -> AsyncIterator[Kept]:
     """A cache of ComfyUI's folders below ``root``, closed at the end; ``caps["cap"]`` may be changed."""
     hub, server, tally = hub or FakeHub(), FakeServer(), FakeTally()
-    root.mkdir(exist_ok=True)
+    root.mkdir(exist_ok=True)  # noqa: ASYNC240
     disk = await Disk.open(Folders(root, LAYOUTS["comfyui"]), free=free)
     caps = {"cap": cap}
     carrier = Carrier(disk, hub, hub, server, tally, cap=lambda: caps["cap"], ceiling=cap)

@@ -20,6 +20,11 @@ COUNTED = {
     "sd_worker_webhooks_total": {"outcome": "delivered"},
     "sd_worker_pauses_total": {"code": "upload_failed"},
     "sd_worker_bugs_total": {},
+    "sd_worker_models_hits_total": {},
+    "sd_worker_models_misses_total": {},
+    "sd_worker_models_evictions_total": {},
+    "sd_worker_models_downloaded_bytes_total": {},
+    "sd_worker_models_wait_seconds_total": {},
     "sd_worker_paused": {"code": "upload_failed"},
 }
 
@@ -37,6 +42,10 @@ def eventful() -> Metrics:
     found.webhook("delivered")
     found.paused("upload_failed", True)
     found.bug()
+    found.models_used(1, 1)
+    found.model_evicted()
+    found.model_downloaded(1)
+    found.models_waited(1)
     return found
 
 
@@ -99,6 +108,8 @@ def test_the_rest_of_the_worker_is_asked_at_each_scrape() -> None:
             jobs_held=lambda: len(held),
             clock_offset_s=lambda: -3.5,
             unpublished_bytes=lambda: 70,
+            models_bytes=lambda: 80,
+            models_cap_bytes=lambda: 90,
         )
     )
     assert found.value(metrics.PHASE, phase="starting") == 1
@@ -108,6 +119,8 @@ def test_the_rest_of_the_worker_is_asked_at_each_scrape() -> None:
     assert found.value(metrics.JOBS_HELD) == 2
     assert found.value(metrics.CLOCK_OFFSET_SECONDS) == -3.5
     assert found.value(metrics.UNPUBLISHED_BYTES) == 70
+    assert found.value(metrics.MODELS_CACHE_BYTES) == 80
+    assert found.value(metrics.MODELS_CACHE_CAP_BYTES) == 90
 
 
 def test_counters_for_people() -> None:
@@ -125,6 +138,11 @@ def test_counters_for_people() -> None:
         "webhooks": 1,
         "pauses": 1,
         "bugs": 1,
+        "models_hits": 1,
+        "models_misses": 1,
+        "models_evictions": 1,
+        "models_downloaded_bytes": 1,
+        "models_wait_seconds": 1,
     }
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
@@ -54,6 +55,27 @@ class Cache:
     def cap(self) -> int:
         """Bytes that models may take now."""
         return self._room.cap
+
+    @property
+    def free(self) -> int:
+        """Bytes that more models may take, by the cap and by what the disk has left. Raises `DownloadFailed`."""
+        shelf = self._room.shelf(None, Priority.BACKGROUND)
+        return max(0, min(shelf.cap - shelf.taken, shelf.free))
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the server's models."""
+        return self._disk.folders.root
+
+    async def loaded(self) -> frozenset[Place]:
+        """What the server holds now, by our names."""
+        await self._room.look()
+        return self._books.loaded
+
+    @property
+    def hinting(self) -> int:
+        """How many hints have not come to an end."""
+        return len(self._hints)
 
     @asynccontextmanager
     async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:

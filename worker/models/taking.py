@@ -253,7 +253,6 @@ class Taking:
         try:
             places = await gather_bare(arrivals, name="models-arrive")
         except GaveWay:
-            self._books.release(self._hold)
             return
         for i, place in zip(flights, places, strict=True):
             self._wishes[i] = dataclasses.replace(self._wishes[i], landed=place)
