@@ -15,6 +15,8 @@ from typing import Any
 
 from worker import __version__, http, log, recovery, warmup
 from worker.api.app import View, create_app
+from worker.api.fetches import Fetches
+from worker.api.models import Shown
 from worker.api.push import push
 from worker.api.server import serve
 from worker.aws import S3Documents
@@ -175,7 +177,7 @@ async def composed(
     watch = _watch(tools, storage, queue, status)
     provisioning = _provisioning(settings, models, status, documents)
     service = await _engine_service(settings, tools, process, status, watch, provisioning)
-    view = View(status, live, metrics, identity, service.described, lambda: _extras(tools))
+    view = View(status, live, metrics, identity, service.described, lambda: _extras(tools), _shown(models, stack))
     services = {
         "engine": service.run,
         "provisioning": provisioning.run,
@@ -195,6 +197,13 @@ async def composed(
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
     )
+
+
+def _shown(models: Cache | NoCache, stack: AsyncExitStack) -> Shown:
+    """The cache as HTTP sees it; what is fetched for a caller ends before the cache does."""
+    fetches = Fetches(models)
+    stack.push_async_callback(fetches.aclose)
+    return Shown(models, fetches)
 
 
 async def _served(view: View, settings: Settings, on_listening: Callable[[int], None]) -> None:

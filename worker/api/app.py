@@ -12,6 +12,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from worker.api import docs, probes, problems, status
 from worker.api.auth import KeyCheck
 from worker.api.body import BodyLimit
+from worker.api.models import Shown, described
+from worker.api.models import routes as models_routes
 from worker.live import Live
 from worker.metrics import Metrics
 from worker.node import Identity
@@ -24,7 +26,7 @@ class View:
     """What HTTP may see of the worker.
 
     ``engine`` says what is known of the image server, ``extras`` what else belongs on the status page; both
-    answer at once and hold no secrets.
+    answer at once and hold no secrets. Who has the API key may have ``models`` fetched and removed.
     """
 
     status: Status
@@ -33,6 +35,11 @@ class View:
     identity: Identity
     engine: Callable[[], dict[str, Any]] = dict
     extras: Callable[[], dict[str, Any]] = dict
+    models: Shown | None = None
+
+    def additions(self) -> dict[str, Any]:
+        """What the status page tells beside the worker's own state."""
+        return self.extras() | ({"cache": described(self.models.models)} if self.models is not None else {})
 
 
 def create_app(view: View, settings: HttpSettings) -> FastAPI:
@@ -46,7 +53,11 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
         redoc_url=None,
     )
     guarded = APIRouter(dependencies=[Depends(KeyCheck(settings.api_key))], responses=problems.UNAUTHORIZED)
-    guarded.include_router(status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.extras))
+    guarded.include_router(
+        status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.additions)
+    )
+    if view.models is not None and settings.api_key is not None:
+        guarded.include_router(models_routes(view.models))
 
     @guarded.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:

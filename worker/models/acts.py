@@ -203,9 +203,23 @@ class Acts:
 
 def look(folders: Folders) -> tuple[Entry, ...]:
     """What a worker that has these folders would serve, the least recently used first; changes nothing. Blocks."""
+    return survey(folders).entries
+
+
+def survey(folders: Folders) -> Reconciled:
+    """The same with what is no model although it has the name of one. Changes nothing, and blocks."""
     records, baked = peek(folders.ours), read_baked(folders.ours)
     first = not baked.seen and not records.entries
-    return reconciled(records.entries, folders.scan(), check=why_unusable, baked=baked, first=first).entries
+    return reconciled(records.entries, folders.scan(), check=why_unusable, baked=baked, first=first)
+
+
+def leftovers(folders: Folders) -> dict[Place, int]:
+    """The bytes of transfers that were begun and have not landed, as recorded. Changes nothing, and blocks."""
+    found = {}
+    for transfer in peek(folders.ours).transfers:
+        with contextlib.suppress(OSError, InvalidJob):
+            found[transfer.place] = folders.partial(transfer.place, transfer.key).stat().st_size
+    return found
 
 
 def why_unusable(place: Place, file: File) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import structlog
 
 from worker.errors import ModelCorrupt
 from worker.mentions import Place
+from worker.models.base import Entry
 from worker.models.books import Hold
 from worker.models.carrier import Carrier
 from worker.models.disk import Disk
@@ -38,6 +40,33 @@ class Audited:
     removed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a file itself tells; ``sha256`` of its bytes where they could be read."""
+
+    state: State
+    detail: str = ""
+    sha256: str | None = None
+
+
+async def examined(path: Path, entry: Entry) -> Examined:
+    """Read the header and all bytes of an entry's file. Changes nothing."""
+    try:
+        await asyncio.to_thread(check_model_file, path, entry.place.name)
+    except ModelCorrupt as error:
+        return Examined(State.CORRUPT, error.message)
+    except OSError as error:
+        return Examined(State.UNREADABLE, error.strerror or "cannot be read")
+    digest = await sha256_of(path)
+    if digest is None:
+        return Examined(State.UNREADABLE, "cannot be read, or changes meanwhile")
+    if entry.sha256 is None:
+        return Examined(State.HASHED, sha256=digest)
+    if digest != entry.sha256:
+        return Examined(State.CORRUPT, f"its sha256 is {digest} and not {entry.sha256}", digest)
+    return Examined(State.GOOD, sha256=digest)
+
+
 class Audit:
     def __init__(self, carrier: Carrier, disk: Disk) -> None:
         self._carrier = carrier
@@ -50,22 +79,10 @@ class Audit:
         if entry is None or place in self._books.leaving:
             return None
         self._books.pin(hold, place)
-        path = self._disk.folders.path(place)
-        try:
-            await asyncio.to_thread(check_model_file, path, place.name)
-        except ModelCorrupt as error:
-            return Audited(place, State.CORRUPT, error.message)
-        except OSError as error:
-            return Audited(place, State.UNREADABLE, error.strerror or "cannot be read")
-        digest = await sha256_of(path)
-        if digest is None:
-            return Audited(place, State.UNREADABLE, "cannot be read, or changes meanwhile")
-        if entry.sha256 is None:
-            await self._carrier.learn(place, sha256=digest)
-            return Audited(place, State.HASHED)
-        if digest != entry.sha256:
-            return Audited(place, State.CORRUPT, f"its sha256 is {digest} and not {entry.sha256}")
-        return Audited(place, State.GOOD)
+        found = await examined(self._disk.folders.path(place), entry)
+        if found.state is State.HASHED:
+            await self._carrier.learn(place, sha256=found.sha256)
+        return Audited(place, found.state, found.detail)
 
     async def settled(self, found: Audited) -> Audited:
         """Delete a corrupt file, unless a job or the server uses it."""

@@ -11,6 +11,12 @@ from worker.errors import ConfigError
 NAME = "lock"
 
 
+class FolderInUse(ConfigError):
+    """Another worker has the folder of models."""
+
+    code = ConfigError.code
+
+
 class FolderLock:
     """On a folder that is made where it does not exist. One that cannot be written, or whose file system knows no
     locks, is not locked."""
@@ -22,7 +28,7 @@ class FolderLock:
     def acquire(self) -> None:
         """Held until `release`, or until the process ends in whatever way. Blocks, but does not wait.
 
-        Raises `ConfigError` while another one holds it.
+        Raises `FolderInUse` while another one holds it.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -31,7 +37,7 @@ class FolderLock:
         except BlockingIOError as error:
             self.release()
             said = f"{self._folder.parent} is in use by another sd-worker: each needs its own folder of models"
-            raise ConfigError(said) from error
+            raise FolderInUse(said) from error
         except OSError:
             self.release()
 

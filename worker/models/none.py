@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
@@ -22,6 +23,8 @@ class NoCache:
     version = 0
     bytes = 0
     cap = 0
+    free = 0
+    folder: Path | None = None
 
     @asynccontextmanager
     async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
@@ -45,6 +48,10 @@ class NoCache:
 
     def entries(self) -> tuple[Entry, ...]:
         return ()
+
+    async def loaded(self) -> frozenset[Place]:
+        """Nothing of ours."""
+        return frozenset()
 
     def transfers(self) -> tuple[InFlight, ...]:
         return ()
