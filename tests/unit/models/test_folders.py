@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -117,16 +120,28 @@ def test_a_kind_may_have_a_folder_of_its_own(root: Path, tmp_path: Path) -> None
     assert folders.canonical(Place("checkpoints", "x")) == Place("checkpoint", "x")
 
 
-def test_of_two_folders_the_one_counts_that_the_server_reads_first(root: Path) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_two_folders_the_one_counts_that_the_server_reads_first(
+    root: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
     """ComfyUI finds a file in models/unet before one of that name in models/diffusion_models, where new ones go."""
     folders, place = comfyui(root), Place("unet", "flux.safetensors")
     assert folders.path(place) == root / "diffusion_models" / "flux.safetensors"
     new, old = put(root / "diffusion_models" / "flux.safetensors", 8192), put(root / "unet" / "flux.safetensors", 4096)
     assert folders.path(place) == old
     assert folders.place_of(new) is None
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: in_order(scandir(folder), backwards))
     scan = folders.scan()
     assert scan.files[place].path == old
     assert scan.strays == 8192
+
+
+@contextmanager
+def in_order(entries: Any, backwards: bool) -> Iterator[list[os.DirEntry[str]]]:
+    """What a folder holds in the order of names, which no file system promises."""
+    with entries:
+        yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
 
 
 def test_a_partial_file_lies_hidden_beside_its_target(root: Path) -> None:
