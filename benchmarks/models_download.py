@@ -163,7 +163,7 @@ def bare(source: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def contestants(source: Path, out: Path, url: str) -> dict[str, list[str]]:
+def contestants(source: Path, out: Path, url: str, hub: str) -> dict[str, list[str]]:
     """Name to command; what is not installed is left out, and said."""
     us = [sys.executable, "-m", "benchmarks.models_download", "--one"]
     found = {
@@ -176,10 +176,11 @@ def contestants(source: Path, out: Path, url: str) -> dict[str, list[str]]:
             *("aria2c", f"-x{CONNECTIONS}", f"-s{CONNECTIONS}", "-k1M", "--file-allocation=none", "--quiet=true"),
             *("--allow-overwrite=true", f"--dir={out.parent}", f"--out={out.name}", url),
         ],
-        "huggingface_hub": [*us, "hf", url, str(out)],
+        "huggingface_hub": [hub, *us[1:], "hf", url, str(out)],
     }
     missing = {name for name, command in found.items() if shutil.which(command[0]) is None}
-    missing |= {"huggingface_hub"} if find_spec("huggingface_hub") is None else set()
+    if hub == sys.executable and find_spec("huggingface_hub") is None:
+        missing.add("huggingface_hub")
     for name in sorted(missing):
         print(f"not installed here: {name}")
     return {name: command for name, command in found.items() if name not in missing}
@@ -202,7 +203,7 @@ def measured(command: list[str], out: Path) -> Figure:
             raise RuntimeError(f"{command[0]} ended with {process.returncode}")
         told.seek(0)
         inner = told.read().strip()
-    seconds = json.loads(inner) if inner and command[0] == sys.executable else seconds
+    seconds = json.loads(inner) if inner else seconds
     return Figure(seconds, used.ru_utime + used.ru_stime, peak_mb)
 
 
@@ -212,7 +213,7 @@ def _peak_mb(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
-def compare(folder: Path, size: int, rate: int, rounds: int) -> dict[str, Figure]:
+def compare(folder: Path, size: int, rate: int, rounds: int, hub: str) -> dict[str, Figure]:
     """The best of so many rounds of each, in turn."""
     source, out = folder / "source.bin", folder / "out.bin"
     if not source.exists():
@@ -221,7 +222,7 @@ def compare(folder: Path, size: int, rate: int, rounds: int) -> dict[str, Figure
                 file.write(random.Random(seed).randbytes(min(10 * MB, size - seed)))
     found: dict[str, Figure] = {}
     with serving(source, rate) as url:
-        commands = contestants(source, out, url)
+        commands = contestants(source, out, url, hub)
         for _ in range(rounds):
             for name, command in commands.items():
                 figure = measured(command, out)
@@ -261,6 +262,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=int, default=50, help="MB a second of each connection of the slow server")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if left out")
+    parser.add_argument("--hub", default=sys.executable, help="a Python that has huggingface_hub")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -273,7 +275,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory(prefix="models-download-", dir=asked.folder) as name:
             for title, rate in (("a fast server", 0), (f"{asked.rate} MB/s a connection", asked.rate * MB)):
-                show(title, asked.size * MB, compare(Path(name), asked.size * MB, rate, asked.rounds))
+                show(title, asked.size * MB, compare(Path(name), asked.size * MB, rate, asked.rounds, asked.hub))
 
 
 if __name__ == "__main__":

@@ -380,6 +380,32 @@ async def test_what_breaks_off_is_continued_as_long_as_bytes_come(rig: Rig, end:
     rig.arrived(await rig.fetch())
 
 
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_coded_stream_that_breaks_off_begins_again(rig: Rig, end: Any) -> None:
+    """Its coding shows that the end is missing; what came is no file."""
+    file = rig.host.host("/m", HostedFile(BODY, ranges=False, twist=Twist(chunked=True)))
+    file.twists.append(Twist(chunked=True, cut=100 * KIB, end=end))
+    rig.arrived(await rig.fetch())
+    assert len(file.requests) == 2
+
+
+async def test_a_connection_that_the_server_left_is_replaced(rig: Rig) -> None:
+    """Without counting as a failure: servers close kept connections as they like."""
+    rig.host.host("/m", HostedFile(BODY, twist=Twist(leaves=True)))
+    rig.arrived(await rig.fetch())
+
+
+async def test_a_kept_connection_serves_only_the_place_that_it_leads_to(rig: Rig) -> None:
+    """When the redirect leads elsewhere from some range on, the next ones are asked there."""
+    async with ModelHost() as mirror:
+        mirrored, api = mirror.host("/m", BODY), rig.host.host("/m", BODY)
+        mirrored.chosen = lambda request: FORBIDDEN if len(mirrored.requests) > 6 else None
+        api.chosen = lambda request: redirect(mirror.url("/m")) if len(api.requests) == 1 else None
+        rig.arrived(await rig.fetch())
+    assert mirrored.sent
+    assert api.sent
+
+
 async def test_what_breaks_off_without_bytes_fails_after_its_attempts(rig: Rig) -> None:
     """Refilled only by bytes: a server that closes at once has so many tries."""
     file = rig.host.host("/m", BODY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ class Twist:
     reset, silent for ever, or goes on when the test sets `HostedFile.released`. ``whole``: 200 to a range request.
     ``chunked``: no length. ``gzipped``: compressed though nobody asked for that. ``drip``: that many bytes at a time
     with ``drip_s`` between them. ``shift``: the range begins so many bytes off, and says so.
+    ``leaves``: the connection is closed after the answer, without a word.
     """
 
     status: int | None = None
@@ -42,6 +44,7 @@ class Twist:
     drip: int | None = None
     drip_s: float = 0.01
     shift: int = 0
+    leaves: bool = False
 
 
 RIGHT = Twist()
@@ -110,8 +113,8 @@ class HostedFile:
 class ModelHost(ScriptedServer):
     """Serves files by path, in ranges as real servers do; for other paths it answers by script."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(tls=tls)
         self.files: dict[str, HostedFile] = {}
         self.receiving = 0
         """Bodies of files under way now."""
@@ -154,7 +157,7 @@ async def _answer(file: HostedFile, request: Request, twist: Twist, writer: asyn
     lines = [f"{name}: {value}" for name, value in headers.items() if value]
     writer.write("\r\n".join([f"HTTP/1.1 {status} Hosted", *lines, "", ""]).encode())
     await writer.drain()
-    stays = headers.get("connection") != "close"
+    stays = headers.get("connection") != "close" and not twist.leaves
     return stays if request.method == "HEAD" else await _send(file, body, twist, writer) and stays
 
 

@@ -79,7 +79,7 @@ class Downloads:
     ) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="models")
         self._bandwidth = Bandwidth(settings.bandwidth)
-        self._means = Means(guard, self._threads, tempo.stall)
+        self._means = Means(guard, self._threads, tempo.stall, http.tls)
         self._s3 = s3
         self._terms = Terms(self._bandwidth, self._threads, rng, clock, tempo, settings.connections, sizes, checkpoint)
 

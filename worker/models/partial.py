@@ -65,7 +65,8 @@ class Spans:
     def missing(self, size: int) -> list[Span]:
         """What is not there of the first ``size`` bytes."""
         edges = [0, *(edge for span in self._spans for edge in span), size]
-        return [Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+        gaps = (Span(start, min(end, size)) for start, end in zip(edges[::2], edges[1::2], strict=True))
+        return [gap for gap in gaps if gap.length > 0]
 
 
 @dataclass(slots=True)

@@ -44,8 +44,8 @@ class Means:
 
     guard: Guard
     threads: ThreadPoolExecutor
-    patience: timedelta = timedelta(seconds=30)
-    tls: Callable[[], ssl.SSLContext] = http.tls
+    patience: timedelta
+    tls: Callable[[], ssl.SSLContext]
 
 
 class Source:
