@@ -7,7 +7,6 @@ import contextlib
 import resource
 import ssl
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from tests.unit.test_urls import tls_pair
 from worker import http
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import AuthFailed, DiskFull, DownloadFailed, ModelNotFound
-from worker.models.base import Tempo
 from worker.models.partial import read_record, sidecar_of
 from worker.models.s3source import S3Links
 
@@ -115,12 +113,17 @@ async def test_a_certificate_for_another_name_is_refused(
     assert file.requests == []
 
 
-async def test_a_server_that_speaks_no_tls_is_told(tmp_path: Path) -> None:
-    """An https URL of a plain server, which waits for a request that never comes."""
-    tempo = Tempo(timedelta(milliseconds=50), 1, 2, timedelta(0), timedelta(0))
-    async with rigged(tmp_path, tempo=tempo) as rig:
+async def test_a_server_that_speaks_no_tls_is_told(rig_of_loopback: Rig) -> None:
+    """An https URL of a server that hangs up at what it does not understand."""
+    rig = rig_of_loopback
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "::1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
         with pytest.raises(DownloadFailed, match="no TLS"):
-            await rig.fetch(rig.at(url=rig.host.url("/m").replace("http:", "https:")))
+            await rig.fetch(rig.at(url=f"https://[::1]:{port}/m"))
 
 
 async def test_a_redirect_away_from_https_is_not_followed(
