@@ -16,6 +16,7 @@ from worker.engines.auto import PROBES, AutoEngine, kind_of
 from worker.engines.base import Engine, Files, Reach
 from worker.errors import AuthFailed, EngineCrashed
 from worker.job import Limits, parse
+from worker.mentions import Place
 from worker.settings.groups import EngineKind, EngineSettings
 
 
@@ -66,6 +67,8 @@ class Opened:
         return self.driver
 
 
+HELD = Place("checkpoint", "x.pt")
+NAMED = parse({"params": {"prompt": "x"}, "checkpoint": "x.pt"}, fallback_id="job-1", limits=Limits())
 JOB = parse({"params": {"prompt": "x"}}, fallback_id="job-1", limits=Limits())
 
 
@@ -83,8 +86,15 @@ async def test_what_answers_is_driven_from_then_on(kind: EngineKind) -> None:
         await engine.prepare()
         output = await engine.generate(await engine.admit(JOB), Files(), lambda report: None)
         await engine.free(everything=True)
+        opened.driver.files.add(HELD)
+        opened.driver.held.add(HELD)
+        assert [m.known for m in await engine.mentions(NAMED)] == ["x.pt"]
+        assert await engine.loaded() == {HELD}
+        await engine.unload([HELD])
+        assert await engine.loaded() == frozenset()
         await engine.aclose()
     assert len(output.images) == 1
+    assert opened.driver.unloaded == [frozenset({HELD})]
     assert (opened.driver.prepared, opened.driver.freed) == (1, 1)
 
 
@@ -100,6 +110,9 @@ async def test_a_server_that_is_no_known_one_is_waited_for() -> None:
             await engine.prepare()
         with pytest.raises(EngineCrashed):
             await engine.admit(JOB)
+        with pytest.raises(EngineCrashed):
+            await engine.mentions(JOB)
+        assert await engine.loaded() == frozenset()
         await engine.aclose()
     assert (await engine.look()).reach is Reach.PORT_CLOSED
 

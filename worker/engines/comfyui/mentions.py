@@ -9,7 +9,7 @@ from worker.engines.comfyui import graph as graphs
 from worker.engines.comfyui import shape
 from worker.engines.comfyui.embeddings import encodes, named
 from worker.engines.comfyui.inventory import Inventory
-from worker.engines.comfyui.models import MAIN, folder_in, kind_of, undecided, with_checkpoint
+from worker.engines.comfyui.models import MAIN, folder_in, kind_of, main_loaders, undecided, with_checkpoint
 from worker.engines.comfyui.naming import find
 from worker.errors import InvalidJob
 from worker.job import Job, Params
@@ -51,13 +51,13 @@ def known(inventory: Inventory, kinds: Iterable[str], name: str, *, field: str) 
 
 def _checkpoint(job: Job, gathering: Gathering, inventory: Inventory, folders: Iterable[str]) -> None:
     """The job's checkpoint, which may be a diffusion model alone: where it is there, else where the job lists it."""
-    if job.checkpoint is None:
-        return
     kinds = [kind_of(f) for f in folders if f in inventory.folders]
+    if job.checkpoint is None or not kinds:
+        return
     stem = stem_of(job.checkpoint.rpartition("/")[2])
     place = known(inventory, kinds, job.checkpoint, field="checkpoint")
     listed = (ref.kind for ref in job.models if ref.kind in kinds and stem_of(ref.name.rpartition("/")[2]) == stem)
-    kind = place.kind if place is not None else next(listed, kinds[0] if kinds else "checkpoint")
+    kind = place.kind if place is not None else next(listed, kinds[0])
     gathering.add(kind, job.checkpoint, ("checkpoint",))
 
 
@@ -86,7 +86,6 @@ def _graph(job: Job, document: Mapping[str, Any], gathering: Gathering, inventor
     running = graphs.reached(graph, inventory)
     shape.check_links(graph, inventory, running)
     with_checkpoint(graph, job, inventory, running)
-    loaded: dict[str, None] = {}
     for node_id, name, value in graphs.literals({i: graph[i] for i in running}):
         declared = inventory.input(graph[node_id]["class_type"], name)
         if declared is None or not isinstance(value, str):
@@ -97,8 +96,6 @@ def _graph(job: Job, document: Mapping[str, Any], gathering: Gathering, inventor
             if encodes(graph, inventory, node_id):
                 _embeddings(value, path, gathering, inventory)
             continue
-        if declared.folder in MAIN:
-            loaded[declared.folder] = None
         if value not in declared.options or value in inventory.folders.get(declared.folder, ()):
             gathering.add(kind_of(declared.folder), value, path)
-    _checkpoint(job, gathering, inventory, loaded or MAIN)
+    _checkpoint(job, gathering, inventory, [str(i.folder) for _, i in main_loaders(graph, inventory, running)])

@@ -77,16 +77,21 @@ def undecided(declared: Input, value: str, *, field: str) -> None:
         raise InvalidJob("it cannot be told which folder of models this draws from; name a file", field=field)
 
 
-def with_checkpoint(
-    graph: Mapping[str, Any], job: Job, inventory: Inventory, running: Iterable[str]
-) -> Mapping[str, Any]:
-    """The graph with the job's checkpoint in its one loader, where that names none itself."""
-    loaders = [
+def main_loaders(graph: Mapping[str, Any], inventory: Inventory, running: Iterable[str]) -> list[tuple[str, Input]]:
+    """The inputs that take a model that makes the picture, given or not, with their nodes."""
+    return [
         (node_id, declared)
         for node_id in running
         for declared in inventory.nodes[graph[node_id]["class_type"]].inputs.values()
         if declared.folder in MAIN
     ]
+
+
+def with_checkpoint(
+    graph: Mapping[str, Any], job: Job, inventory: Inventory, running: Iterable[str]
+) -> Mapping[str, Any]:
+    """The graph with the job's checkpoint in its one loader, where that names none itself."""
+    loaders = main_loaders(graph, inventory, running)
     if job.checkpoint is None:
         return graph
     if not loaders:
