@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-COMMANDS = ("run", "demo", "check", "config", "submit", "queue", "probe", "version")
+COMMANDS = ("run", "demo", "check", "config", "submit", "queue", "models", "probe", "version")
 
 OK = 0
 FAILED = 1

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from worker.cli import BAD_CONFIGURATION, FAILED, OK
+from worker.cli import BAD_CONFIGURATION, FAILED, OK, sources
 from worker.cli.local import Finding, clock_offset, disk, gpu, image_findings
 from worker.cli.output import print_rows
 from worker.cli.start import read_settings
@@ -79,6 +79,8 @@ async def part_reports(settings: Settings, opened: Opened, limit_s: float = LIMI
         "queue": lambda: _driver(settings, opened, "queue"),
         "storage": lambda: _driver(settings, opened, "storage"),
         "webhook": lambda: _webhook(settings),
+        "models": lambda: sources.models(settings),
+        "sources": lambda: sources.sources(settings),
         "disk": lambda: _at_once(disk(settings)),
         "clock": lambda: clock_offset(settings),
         "gpu": gpu,

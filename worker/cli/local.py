@@ -103,10 +103,10 @@ def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
     """What can be known while an image is built, without server, queue or store."""
     yield "libc", _libc()
     yield "user", Finding.ok(f"uid {os.getuid()}{' (root)' if os.getuid() == 0 else ''}")
-    yield "queue", _writable(settings.queue.sqlite_path.parent)
+    yield "queue", writable(settings.queue.sqlite_path.parent)
     if settings.storage.chosen == "directory":
-        yield "storage", _writable(settings.storage.directory)
-    yield "temp", _writable(Path(tempfile.gettempdir()))
+        yield "storage", writable(settings.storage.directory)
+    yield "temp", writable(Path(tempfile.gettempdir()))
     yield "port", _port(settings.http.host, settings.http.port)
     if settings.engine.command:
         yield "command", _command(settings)
@@ -136,7 +136,8 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def _writable(folder: Path) -> Finding:
+def writable(folder: Path) -> Finding:
+    """Whether this user can write into a folder, or make it."""
     existing = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -41,7 +41,7 @@ async def open_cache(
         log.info("models_not_kept", reason="no folder of models")
         return NoCache()
     async with AsyncExitStack() as opening:
-        links = _links(settings, clock)
+        links = links_of(settings, clock)
         finder = Sources(models, guard=guard, clock=clock, rng=rng, link_s3=links.link)
         opening.push_async_callback(finder.aclose)
         fetcher = Downloads(models, guard, clock=clock, rng=rng, s3=links)
@@ -76,7 +76,8 @@ async def cache_of(
     return Cache(Parts(disk, finder, carrier, tally), closing.pop_all().aclose)
 
 
-def _links(settings: Settings, clock: CorrectedClock) -> S3Links:
+def links_of(settings: Settings, clock: CorrectedClock) -> S3Links:
+    """Signs links to ``s3://`` sources with the models' credentials, else by the standard chain; to be closed."""
     models, storage = settings.models, settings.storage
     secret = models.s3_secret_access_key
     return S3Links(

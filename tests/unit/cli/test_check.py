@@ -73,7 +73,7 @@ async def test_each_part_is_tried_and_closed() -> None:
     """Opened one at a time, so that none depends on another."""
     parts = Parts()
     found = await reports(parts)
-    assert list(found) == ["engine", "queue", "storage", "webhook", "disk", "clock", "gpu"]
+    assert list(found) == ["engine", "queue", "storage", "webhook", "models", "sources", "disk", "clock", "gpu"]
     assert found["engine"].finding == Finding.ok("sdnext 1.2 juggernaut")
     assert found["queue"].finding == Finding.ok("3 jobs")
     assert found["storage"].finding == Finding.ok("writable")
