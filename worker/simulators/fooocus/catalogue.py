@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ class Catalogue:
         return (
             f"Error while deserializing header: File corrupted: {path} Fooocus has tried to move it to {moved} {said}"
         )
+
+    def sha256(self, name: str) -> str:
+        """What a checkpoint's file hashes to; of a name without a file that of the name."""
+        path = self.directory / "checkpoints" / name if self.directory is not None else None
+        if path is None or name in self.models or not path.is_file():
+            return hashlib.sha256(name.encode()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def replace(self, body: CommonRequest, journal: Journal, series: str) -> None:
         """Put defaults for what is unknown, without telling the client."""

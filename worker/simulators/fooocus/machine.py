@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ class Machine:
         self.default_model = ""
         self.unloadable: Callable[[str, str], str | None] = lambda kind, name: None
         """Why a file of a folder cannot be loaded; the server sets it."""
+        self.sha256_of: Callable[[str], str] = lambda name: hashlib.sha256(name.encode()).hexdigest()
+        """What a model's file hashes to; the server sets it where files are real."""
         self.fall: Callable[[Fault], None] = lambda _: None
         """What brings the process down; the server sets it."""
         self.webhooks: list[str] = []
@@ -264,7 +267,8 @@ class Machine:
 
         def write() -> None:
             picture = self._picture(job, made, model, seed, fault)
-            info = painting.metadata(job, self.series, model, seed, picture.size) if body.save_meta else None
+            hashed = self.sha256_of(model)
+            info = painting.metadata(job, self.series, model, hashed, seed, picture.size) if body.save_meta else None
             data = painting.encoded(picture, extension, info)
             data = data[: len(data) // 2] if fault == "truncated_image" else data
             path.parent.mkdir(parents=True, exist_ok=True)

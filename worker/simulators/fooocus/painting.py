@@ -140,7 +140,7 @@ def drawn(job: Job, model: str, seed: int, made: Plan) -> Image.Image:
     return Image.composite(painted, kept, white)
 
 
-def metadata(job: Job, series: str, model: str, seed: int, size: Size) -> dict[str, Any]:
+def metadata(job: Job, series: str, model: str, sha256: str, seed: int, size: Size) -> dict[str, Any]:
     """What is saved with it: 0.4 names the model by path, 0.5 by its stem and its hash."""
     body, adp = job.body, job.body.advanced_params
     shared = {
@@ -158,9 +158,8 @@ def metadata(job: Job, series: str, model: str, seed: int, size: Size) -> dict[s
     stem = model.rpartition(".")[0]
     if series == "0.4":
         return {**shared, "base_model": stem, "base_model_hash": "", "steps": -1, "version": "2.4.3"}
-    hashed = hashlib.sha256(model.encode()).hexdigest()[:10]
     name = PurePosixPath(stem).name
-    return {**shared, "base_model": name, "base_model_hash": hashed, "steps": 30, "version": "Fooocus v2.5.5"}
+    return {**shared, "base_model": name, "base_model_hash": sha256[:10], "steps": 30, "version": "Fooocus v2.5.5"}
 
 
 def encoded(picture: Image.Image, extension: str, info: dict[str, Any] | None) -> bytes:

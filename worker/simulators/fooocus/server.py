@@ -95,6 +95,7 @@ class Fooocus:
         self.machine.started += away
         self.machine.default_model = self.catalogue.default_model
         self.machine.unloadable = self.catalogue.fault
+        self.machine.sha256_of = self.catalogue.sha256
         self.journal.silent = not self.knobs.printing
         opened = asyncio.create_task(self._open_when_due(), name="simulator-start")
         self._life = {opened, asyncio.create_task(self.machine.work(), name="simulator-thread")}
