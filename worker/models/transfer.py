@@ -14,7 +14,7 @@ from collections import deque
 import structlog
 
 from worker.errors import DownloadFailed, ModelCorrupt
-from worker.models.answers import Part, check_kind, length_of, part_of, refusal, strong_tag
+from worker.models.answers import Part, Span, check_kind, length_of, part_of, refusal, strong_tag
 from worker.models.connection import Broken, Connection, Unwritable
 from worker.models.partial import Digest, Partial, Record, Resume, resume_of, unwritable
 from worker.models.pieces import ENDLESS, Errand, Piece, Terms, Work
@@ -153,8 +153,9 @@ class Transfer:
         await self._terms.bandwidth.passage(self._errand.priority)
         record = self._partial.record
         resume = resume_of(self._partial.snapshot().record, self._errand.url, self._errand.sha256)
-        start = self._first_missing() if resume is not None else 0
-        end = start + self._terms.sizes.piece(record.size or self._errand.size, self._terms.connections)
+        start, gap_end = self._first_gap() if resume is not None else Span(0, ENDLESS)
+        piece = self._terms.sizes.piece(record.size or self._errand.size, self._terms.connections)
+        end = min(start + piece, gap_end)
         answer = await self._source.ask(_range_headers(start, end, resume) if self._ranges else {})
         with contextlib.ExitStack() as undo:
             undo.callback(answer.connection.close)
@@ -175,13 +176,13 @@ class Transfer:
             undo.pop_all()
             return answer, work
 
-    def _first_missing(self) -> int:
+    def _first_gap(self) -> Span:
         """Where to go on; the last byte again where all are there, to hear that they are still the right ones."""
         size = self._partial.size
         if size is None:
-            return self._partial.spans.frontier
+            return Span(self._partial.spans.frontier, ENDLESS)
         missing = self._partial.spans.missing(size)
-        return missing[0].start if missing else max(size - 1, 0)
+        return missing[0] if missing else Span(max(size - 1, 0), max(size, 1))
 
     async def _ranged(self, answer: Answer, part: Part, resume: Resume | None) -> Work:
         """The work where the source gives ranges: this answer's piece first, then the rest in order."""
