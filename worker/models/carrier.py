@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from worker.errors import ModelCorrupt
 from worker.mentions import Place
 from worker.models.base import Entry, Fetched, Fetcher, Finder, Loaded
 from worker.models.books import Books, Hold, Leftover
@@ -165,6 +166,9 @@ class Carrier:
 
     async def _landed(self, flight: Flight, fetched: Fetched) -> Place:
         """Put the file where it belongs, or drop it for one with the same bytes; pinned for everybody who waits."""
+        wanted = flight.wish.wanted
+        if wanted.sha256 is not None and wanted.sha256.lower() != fetched.sha256:
+            raise ModelCorrupt(f"{wanted.place} came with another hash than was wanted", owner=wanted.owner)
         async with self._landing:
             urls = _urls(flight.wish, fetched)
             twin = await self._twin(flight, fetched)

@@ -219,14 +219,9 @@ def same(wish: Wish, other: Wish, place: Place) -> bool:
     return bool(wish.urls & other.urls) or (wish.by_name and wish.wanted.place == place)
 
 
-def alike(wanted: Wanted, other: Wanted) -> bool:
-    """Whether what fails for the one fails for the other too."""
-    return _origin(wanted) == _origin(other)
-
-
-def _origin(wanted: Wanted) -> Wanted:
-    name = "" if wanted.url else wanted.name
-    return dataclasses.replace(wanted, kind=wanted.place.kind, name=name, field="", known=False)
+def alike(wish: Wish, other: Wish) -> bool:
+    """Whether what fails for the one fails for the other too: both were wanted by the same words of the same party."""
+    return (wish.key, wish.own, wish.wanted.owner) == (other.key, other.own, other.wanted.owner)
 
 
 def _names_apart(name: str, key: str) -> Iterable[str]:

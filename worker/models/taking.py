@@ -261,7 +261,7 @@ class Taking:
         try:
             return await flight.landed()
         except WorkerError as error:
-            if isinstance(error, GaveWay) or alike(wish.wanted, flight.wish.wanted):
+            if isinstance(error, GaveWay) or alike(wish, flight.wish):
                 raise
             raise GaveWay from error
 
