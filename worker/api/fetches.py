@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from worker.errors import Draining, WorkerError
+from worker.errors import Disposition, Draining, Fault, WorkerError
 from worker.mentions import Place
 from worker.models.base import Entry, Models, Priority, Wanted
 from worker.tasks import cancel_all
@@ -26,6 +26,9 @@ PENDING_MOST = 100
 
 class TooManyFetches(WorkerError):
     """Too many models are being fetched; ask again later."""
+
+    fault = Fault.NODE
+    disposition = Disposition.NACK
 
 
 class Fetches:

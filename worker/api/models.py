@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from worker.api.fetches import Fetches, TooManyFetches
 from worker.api.problems import Problem, problem
-from worker.errors import FieldError, InvalidJob, JobRefused, ModelInUse, ModelNotFound, Owner, WorkerError
+from worker.errors import Fault, FieldError, InvalidJob, JobRefused, ModelInUse, ModelNotFound, Owner, WorkerError
 from worker.job import Int, Name, Url, field_errors
 from worker.mentions import Place, place_of
 from worker.models.base import Entry, InFlight, Models, Wanted
@@ -219,9 +219,9 @@ def refusal(error: WorkerError) -> JSONResponse:
         return problem(409, error.message, code=error.code)
     if isinstance(error, JobRefused):
         return problem(422, error.message, code=error.code, errors=_fields(error))
-    status = 429 if isinstance(error, TooManyFetches) else 503
-    if status == 503 and not error.retryable:
+    if error.fault is Fault.BUG:
         raise error
+    status = 429 if isinstance(error, TooManyFetches) else 503
     wait = error.retry_after.total_seconds() if error.retry_after else RETRY_AFTER_S
     return problem(status, error.message, code=error.code, headers={"retry-after": str(max(1, round(wait)))})
 
