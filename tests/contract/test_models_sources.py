@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_models_download import BODY, KIB, Rig, made, rigged
+from tests.support.fetching import BODY, KIB, Rig, made, rigged
 from tests.support.model_host import HostedFile, ModelHost, redirect
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, set_credentials
 from tests.unit.test_urls import tls_pair
