@@ -117,7 +117,8 @@ class Stocked:
             checkpoint, *loras = sim.stats.samplings[-1].models
         elif isinstance(sim, Fooocus):
             checkpoint = sim.stats.generations[-1].model
-            loras = [one.model_name for one in self.taken[-1].body.loras if one.model_name != "None"]
+            body = self.taken[-1].body
+            loras = [one.model_name for one in body.loras if one.model_name != "None"] + tagged(body.prompt)
         else:
             checkpoint = sim.stats.generations[-1].model
             loras = tagged(sim.stats.generations[-1].prompt)

@@ -60,9 +60,9 @@ class Answer:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the whole file."""
+        """Bytes of the whole file; rclone's S3 server sends a part of it with status 200."""
         _, _, total = self.headers.get("content-range", "").rpartition("/")
-        if self.status in (206, 416):
+        if self.status in (206, 416) or total:
             return int(total) if total.isdecimal() else None
         length = self.headers.get("content-length", "")
         encoded = self.headers.get("content-encoding", "identity") != "identity"

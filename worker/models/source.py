@@ -18,7 +18,7 @@ import httpx
 from worker import __version__, http
 from worker.errors import DownloadFailed, InvalidJob, Owner
 from worker.models import connection as connections
-from worker.models.answers import DENIALS, REDIRECTS
+from worker.models.answers import DENIALS, REDIRECTS, as_meant
 from worker.models.base import Location
 from worker.models.connection import Broken, Connection, Head, Route
 from worker.urls import HTTP, RESOLVE_WITHIN, Guard, resolve_by_system
@@ -161,7 +161,7 @@ class Source:
             except Broken as failure:
                 raise self._failed(str(failure), url) from None
             undo.pop_all()
-            return head
+            return as_meant(head)
 
     def _request_headers(self, url: httpx.URL) -> list[tuple[str, str]]:
         """What every request says; the token only to the location's own origin."""

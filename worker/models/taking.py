@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
-from worker.errors import DiskFull, DownloadFailed, InvalidJob, ModelNotFound, WorkerError
+from worker.errors import (
+    DiskFull,
+    DownloadFailed,
+    InvalidJob,
+    ModelForbidden,
+    ModelNotFound,
+    ModelTooLarge,
+    Owner,
+    UrlForbidden,
+    WorkerError,
+)
 from worker.mentions import Place
 from worker.models.base import Finder, Location, Wanted
 from worker.models.books import Hold
@@ -109,7 +120,8 @@ class Taking:
         """With what the best source says of it."""
         locations = self._finder.locations(wish.wanted)
         try:
-            return told(wish, await anext(locations))
+            with naming(wish.wanted):
+                return told(wish, await anext(locations))
         except StopAsyncIteration:
             raise ModelNotFound(f"{wish.wanted.place}: no source has it") from None
         finally:
@@ -259,7 +271,8 @@ class Taking:
 
     async def _arrival(self, wish: Wish, flight: Flight) -> Place:
         try:
-            return await flight.landed()
+            with naming(wish.wanted):
+                return await flight.landed()
         except WorkerError as error:
             if isinstance(error, GaveWay) or alike(wish, flight.wish):
                 raise
@@ -293,6 +306,18 @@ class Taking:
     def _refused(self, error: WorkerError, needs: Sequence[Need]) -> None:
         if isinstance(error, DiskFull):
             self._room.short = sum(need.size or 0 for need in needs if need.place not in self._disk.entries)
+
+
+@contextmanager
+def naming(wanted: Wanted) -> Iterator[None]:
+    """Have an error that is about one model of a job say where the job names it."""
+    try:
+        yield
+    except (ModelForbidden, ModelNotFound, ModelTooLarge, UrlForbidden) as error:
+        at = f"{wanted.field}: "
+        if wanted.owner is not Owner.JOB or not wanted.field or error.message.startswith(at):
+            raise
+        raise type(error)(at + error.message) from error
 
 
 def told(wish: Wish, location: Location) -> Wish:
