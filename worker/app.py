@@ -8,7 +8,6 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,65 +20,35 @@ from worker.api.push import push
 from worker.api.server import serve
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
-from worker.dependencies import Dependencies, Dependency
+from worker.dependencies import Dependency
 from worker.drain import Drain
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
 from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
 from worker.errors import ConfigError, QueueUnavailable, WorkerError
-from worker.gate import Gate, Letting
-from worker.images import Encoding
-from worker.inputs import Inputs
 from worker.intake import Intake
-from worker.live import Live
-from worker.lookahead import Pace
 from worker.memory import give_back_when_idle
-from worker.metrics import Metrics, Observed
-from worker.models.base import Models
+from worker.metrics import Metrics
 from worker.models.cache import Cache
 from worker.models.declared import declared, is_declared
 from worker.models.none import NoCache
-from worker.models.open import open_cache
 from worker.node import Identity, gpu_name
-from worker.patience import Patience
+from worker.outfit import Opened, PlainNode, outfit
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
 from worker.queues import open_queue
 from worker.queues.base import Queue
-from worker.result import WorkerResult
 from worker.settings import Settings
 from worker.settings.source import server_environment
-from worker.settlement import Bench
-from worker.status import Phase, Status
+from worker.status import Status
 from worker.storage import Storages, open_storage
 from worker.supervisor import ExitCode, Supervisor
-from worker.tasks import Budget
-from worker.tools import Rules, Tools
+from worker.tasks import first_of
+from worker.tools import Tools
 from worker.urls import Guard
 from worker.watch import Watch
-from worker.webhooks import Defaults, Sender
 
 PURGE_EVERY_S = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class PlainNode:
-    """A node on no particular platform."""
-
-    identity: Identity
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The parts that touch the world, ready to be used; what was not asked for is None."""
-
-    clock: CorrectedClock
-    guard: Guard
-    node: PlainNode
-    engine: Engine | None = None
-    process: Process | None = None
-    queue: Queue | None = None
-    storage: Storages | None = None
 
 
 async def identify(settings: Settings) -> Identity:
@@ -137,55 +106,33 @@ async def composed(
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
     log.identify(worker=parts.node.identity.id, machine=parts.node.identity.machine)
-    engine, process, queue, storage = parts.engine, parts.process, parts.queue, parts.storage
-    if engine is None or process is None or queue is None or storage is None:
+    process, queue, storage = parts.process, parts.queue, parts.storage
+    if process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
-    identity = parts.node.identity
-    status, live, pace = Status(), Live(), Pace()
-    drain, gate, dependencies, budget = Drain(live, pace), Gate(engine), Dependencies(), _budget(settings)
-    models: Cache | NoCache = NoCache()
-    metrics = _metrics(status, live, budget, parts.clock, lambda: models)
-    bench = Bench(
-        queue=queue,
-        stores=storage,
-        sender=_sender(settings, parts, stack),
-        metrics=metrics,
-        clock=parts.clock,
-        identity=identity,
-        rng=random.Random(),
-        drain=drain,
-    )
-    models = await open_cache(
-        settings, Letting(gate), metrics, guard=parts.guard, clock=parts.clock, rng=random.Random()
-    )
-    stack.push_async_callback(models.aclose)
-    documents = _documents(settings, parts, stack)
-    tools = Tools(
-        bench=bench,
-        gate=gate,
-        engine=engine,
-        inputs=_inputs(settings, parts, documents, stack),
-        models=models,
-        dependencies=dependencies,
-        patience=Patience(storage, dependencies),
-        live=live,
-        drain=drain,
-        pace=pace,
-        budget=budget,
-        rules=_rules(settings),
-    )
+    identity, status = parts.node.identity, Status()
+    made = await outfit(settings, parts, stack, status)
+    tools, models, drain, metrics = made.tools, made.models, made.tools.drain, made.tools.bench.metrics
     watch = _watch(tools, storage, queue, status)
-    provisioning = _provisioning(settings, models, status, documents)
+    provisioning = _provisioning(settings, models, status, made.documents)
     service = await _engine_service(settings, tools, process, status, watch, provisioning)
-    view = View(status, live, metrics, identity, service.described, lambda: _extras(tools), _shown(models, stack))
+    view = View(
+        status,
+        tools.live,
+        metrics,
+        identity,
+        service.described,
+        lambda: _extras(tools, provisioning),
+        _shown(models, stack),
+    )
     services = {
         "engine": service.run,
         "provisioning": provisioning.run,
+        "models": lambda: _kept(models, drain),
         "watch": watch.run,
         "pressure": _pressure(settings, tools, process, service).run,
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
-        "memory": lambda: give_back_when_idle(live),
+        "memory": lambda: give_back_when_idle(tools.live),
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
     return Supervisor(
@@ -197,6 +144,12 @@ async def composed(
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
     )
+
+
+async def _kept(models: Cache | NoCache, drain: Drain) -> None:
+    """A service: the cache is tidied until the drain begins; then nothing is fetched that no job waits for."""
+    await first_of(models.keep(), drain.beginning())
+    models.drain()
 
 
 def _shown(models: Cache | NoCache, stack: AsyncExitStack) -> Shown:
@@ -240,82 +193,16 @@ async def _usable(queue: Queue | None) -> None:
         log.get().warning("queue_unavailable", error=error.message)
 
 
-def _metrics(
-    status: Status, live: Live, budget: Budget, clock: CorrectedClock, models: Callable[[], Cache | NoCache]
-) -> Metrics:
-    return Metrics(
-        Observed(
-            phases=tuple(map(str, Phase)),
-            phase=lambda: str(status.phase),
-            jobs_held=lambda: len(live),
-            clock_offset_s=lambda: clock.offset / timedelta(seconds=1),
-            unpublished_bytes=lambda: budget.taken,
-            models_bytes=lambda: models().bytes,
-            models_cap_bytes=lambda: models().cap,
-        )
-    )
-
-
-def _budget(settings: Settings) -> Budget:
-    return Budget(settings.storage.unpublished_max)
-
-
-def _rules(settings: Settings) -> Rules:
-    output = settings.output
-    return Rules(
-        limits=settings.limits,
-        encoding=Encoding(format=output.format, quality=output.quality, metadata=output.metadata),
-        flat=output.flat,
-        job_timeout=settings.engine.job_timeout,
-        upload_concurrency=settings.storage.upload_concurrency,
-        price_per_hour=settings.node.price_per_hour,
-    )
-
-
-def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
-    identity = parts.node.identity
-    sender = Sender(
-        Defaults.of(settings.webhook),
-        guard=parts.guard,
-        clock=parts.clock,
-        rng=random.Random(),
-        timeout=settings.webhook.timeout,
-        budget=settings.webhook.budget,
-        inline=settings.storage.chosen == "inline",
-        worker=WorkerResult(id=identity.id, machine=identity.machine, gpu=identity.gpu, version=identity.version),
-    )
-    stack.push_async_callback(sender.aclose)
-    return sender
-
-
-def _documents(settings: Settings, parts: Opened, stack: AsyncExitStack) -> S3Documents:
-    store = settings.storage
-    documents = S3Documents(endpoint_url=store.endpoint_url, region=store.region, clock=parts.clock)
-    stack.push_async_callback(documents.aclose)
-    return documents
-
-
-def _provisioning(settings: Settings, models: Models, status: Status, documents: S3Documents) -> Provisioning:
+def _provisioning(settings: Settings, models: Cache | NoCache, status: Status, documents: S3Documents) -> Provisioning:
     return Provisioning(
         models,
         status,
         (lambda: declared(settings, documents.fetch)) if is_declared(settings) else None,
         timeout=settings.models.start_timeout,
         rng=random.Random(),
+        typed=models.typed,
         never=settings.engine.give_up == "never",
     )
-
-
-def _inputs(settings: Settings, parts: Opened, documents: S3Documents, stack: AsyncExitStack) -> Inputs:
-    inputs = Inputs(
-        parts.guard,
-        clock=parts.clock,
-        rng=random.Random(),
-        max_bytes=settings.http.max_body,
-        fetch_s3=documents.fetch,
-    )
-    stack.push_async_callback(inputs.aclose)
-    return inputs
 
 
 async def _engine_service(
@@ -378,8 +265,9 @@ async def _purge(storage: Storages, clock: CorrectedClock) -> None:
         await asyncio.sleep(PURGE_EVERY_S)
 
 
-def _extras(tools: Tools) -> dict[str, Any]:
+def _extras(tools: Tools, provisioning: Provisioning) -> dict[str, Any]:
     return {
+        "start": provisioning.described(),
         "gate": {"open": tools.gate.is_open, "reasons": list(tools.gate.reasons)},
         "paused": {str(name): code for name, code in tools.dependencies.paused.items()},
         "pace": {

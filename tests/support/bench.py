@@ -24,10 +24,11 @@ from tests.support.receiver import Receiver
 from tests.support.served import S, Server, served
 from tests.support.waiting import wait_until
 from worker import http, intake, log, recovery, settlement, watch
-from worker.app import Opened, composed, opened
+from worker.app import composed, opened
 from worker.engines.base import ServerLog
 from worker.engines.child import Foreign
 from worker.errors import WorkerError
+from worker.outfit import Opened
 from worker.queues.base import Delivery, JobState
 from worker.queues.sqlite import SqliteQueue
 from worker.retry import Policy

@@ -54,8 +54,7 @@ class Location:
 
     ``headers`` (a token) go to the host of ``url`` alone, never across a redirect. ``sha256`` and ``size`` as the
     source tells them. ``guarded``: a job named it, so that it may only reach public addresses. ``name`` as the
-    source calls the file. ``url`` may be ``s3://bucket/key``. ``mutable`` when the same URL may give other bytes
-    later, as that of a branch does.
+    source calls the file. ``url`` may be ``s3://bucket/key``.
     """
 
     url: str
@@ -82,6 +81,10 @@ class Finder(Protocol):
         that a job may not name, `InvalidJob` for a URL or a format that cannot be used, `DownloadFailed` while a
         source is away.
         """
+        ...
+
+    async def typed(self, wanted: Wanted) -> Wanted:
+        """The same with its kind, where it was named without one and its hub knows it. Raises as `locations`."""
         ...
 
     async def completed(self, wanted: Wanted) -> Wanted:

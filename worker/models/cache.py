@@ -124,6 +124,10 @@ class Cache:
             if found is not None:
                 yield await audit.settled(found)
 
+    async def typed(self, wanted: Wanted) -> Wanted:
+        """The same with its kind, for what only its hub knows the kind of. Raises as `Finder.locations`."""
+        return await self._parts.finder.typed(wanted)
+
     async def space(self) -> None:
         """As `Models.space`: room for what was wanted when there was none, else for a file of unknown size."""
         await self.tidy(SPACE_FRESH)

@@ -28,9 +28,13 @@ class NoCache:
 
     @asynccontextmanager
     async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
-        """All of them where they are. Raises `ModelNotFound` for what the server does not list."""
+        """All of them where they are. Raises `ModelNotFound` for what the server does not list and a URL is given for.
+
+        What has only a name is left to admission: servers do not tell of all that they find.
+        """
         for one in wanted:
-            _check_known(one)
+            if one.url is not None:
+                _check_known(one)
         yield Provided(tuple(one.place for one in wanted))
 
     def hint(self, wanted: Wanted, priority: Priority = Priority.BACKGROUND) -> None:
@@ -55,6 +59,10 @@ class NoCache:
 
     def transfers(self) -> tuple[InFlight, ...]:
         return ()
+
+    async def typed(self, wanted: Wanted) -> Wanted:
+        """As it is: nothing will be fetched."""
+        return wanted
 
     async def space(self) -> None:
         """Nothing is written, so nothing can be full."""

@@ -27,13 +27,22 @@ async def test_what_the_server_lists_is_used_as_it_is() -> None:
 async def test_nothing_can_be_fetched() -> None:
     """What the server does not list is not found, in words that name the variable that is missing."""
     models = NoCache()
+    needed = Wanted("lora", "cat", url="https://models.example/cat", field="params.loras.0.name")
     with pytest.raises(ModelNotFound, match=r"params\.loras\.0\.name: .*no lora 'cat'.*WORKER_MODELS_DIR"):
-        async with models.provided([LISTED, UNKNOWN]):
+        async with models.provided([LISTED, needed]):
             pass
     with pytest.raises(ModelNotFound, match="WORKER_MODELS_DIR"):
         await models.fetch(Wanted("lora", "", url="https://models.example/a"))
     with pytest.raises(ModelNotFound, match="WORKER_MODELS_DIR"):
         await models.remove(LISTED.place)
+
+
+async def test_what_has_only_a_name_is_left_to_the_server() -> None:
+    """Fooocus tells neither of its VAEs nor of its embeddings: admission refuses what it can tell to be missing."""
+    async with NoCache().provided([UNKNOWN]) as provided:
+        assert provided.places == (Place("lora", "cat"),)
+    with pytest.raises(ModelNotFound, match="WORKER_MODELS_DIR"):
+        await NoCache().fetch(UNKNOWN)
 
 
 async def test_hints_are_logged() -> None:

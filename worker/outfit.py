@@ -1,0 +1,169 @@
+"""The collaborators of jobs, put together from the settings and the open drivers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+
+from worker.aws import S3Documents
+from worker.clock import CorrectedClock
+from worker.dependencies import Dependencies
+from worker.drain import Drain
+from worker.engines.base import Engine, Process
+from worker.gate import Gate, Letting
+from worker.images import Encoding
+from worker.inputs import Inputs
+from worker.live import Live
+from worker.lookahead import Pace
+from worker.metrics import Metrics, Observed
+from worker.models.cache import Cache
+from worker.models.none import NoCache
+from worker.models.open import open_cache
+from worker.node import Identity
+from worker.patience import Patience
+from worker.queues.base import Queue
+from worker.result import WorkerResult
+from worker.settings import Settings
+from worker.settlement import Bench
+from worker.status import Phase, Status
+from worker.storage import Storages
+from worker.tasks import Budget
+from worker.tools import Rules, Tools
+from worker.urls import Guard
+from worker.webhooks import Defaults, Sender
+
+
+@dataclass(frozen=True, slots=True)
+class PlainNode:
+    """A node on no particular platform."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The parts that touch the world, ready to be used; what was not asked for is None."""
+
+    clock: CorrectedClock
+    guard: Guard
+    node: PlainNode
+    engine: Engine | None = None
+    process: Process | None = None
+    queue: Queue | None = None
+    storage: Storages | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """The tools of jobs, and what only the daemon itself needs beside them."""
+
+    tools: Tools
+    models: Cache | NoCache
+    documents: S3Documents
+
+
+async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, status: Status) -> Outfit:
+    """What it opens is closed by the stack. Raises `ConfigError` for a folder of models that cannot be used."""
+    engine, queue, storage = parts.engine, parts.queue, parts.storage
+    if engine is None or queue is None or storage is None:
+        raise ValueError("the daemon needs every part")
+    live, pace, gate, dependencies = Live(), Pace(), Gate(engine), Dependencies()
+    drain, budget = Drain(live, pace), Budget(settings.storage.unpublished_max)
+    models: Cache | NoCache = NoCache()
+    metrics = _metrics(status, live, budget, parts.clock, lambda: models)
+    models = await open_cache(
+        settings, Letting(gate), metrics, guard=parts.guard, clock=parts.clock, rng=random.Random()
+    )
+    stack.push_async_callback(models.aclose)
+    documents = _documents(settings, parts, stack)
+    bench = Bench(
+        queue=queue,
+        stores=storage,
+        sender=_sender(settings, parts, stack),
+        metrics=metrics,
+        clock=parts.clock,
+        identity=parts.node.identity,
+        rng=random.Random(),
+        drain=drain,
+    )
+    tools = Tools(
+        bench=bench,
+        gate=gate,
+        engine=engine,
+        inputs=_inputs(settings, parts, documents, stack),
+        models=models,
+        dependencies=dependencies,
+        patience=Patience(storage, dependencies),
+        live=live,
+        drain=drain,
+        pace=pace,
+        budget=budget,
+        rules=_rules(settings),
+    )
+    return Outfit(tools, models, documents)
+
+
+def _metrics(
+    status: Status, live: Live, budget: Budget, clock: CorrectedClock, models: Callable[[], Cache | NoCache]
+) -> Metrics:
+    return Metrics(
+        Observed(
+            phases=tuple(map(str, Phase)),
+            phase=lambda: str(status.phase),
+            jobs_held=lambda: len(live),
+            clock_offset_s=lambda: clock.offset / timedelta(seconds=1),
+            unpublished_bytes=lambda: budget.taken,
+            models_bytes=lambda: models().bytes,
+            models_cap_bytes=lambda: models().cap,
+        )
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    output = settings.output
+    return Rules(
+        limits=settings.limits,
+        encoding=Encoding(format=output.format, quality=output.quality, metadata=output.metadata),
+        flat=output.flat,
+        job_timeout=settings.engine.job_timeout,
+        upload_concurrency=settings.storage.upload_concurrency,
+        price_per_hour=settings.node.price_per_hour,
+    )
+
+
+def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
+    identity = parts.node.identity
+    sender = Sender(
+        Defaults.of(settings.webhook),
+        guard=parts.guard,
+        clock=parts.clock,
+        rng=random.Random(),
+        timeout=settings.webhook.timeout,
+        budget=settings.webhook.budget,
+        inline=settings.storage.chosen == "inline",
+        worker=WorkerResult(id=identity.id, machine=identity.machine, gpu=identity.gpu, version=identity.version),
+    )
+    stack.push_async_callback(sender.aclose)
+    return sender
+
+
+def _documents(settings: Settings, parts: Opened, stack: AsyncExitStack) -> S3Documents:
+    store = settings.storage
+    documents = S3Documents(endpoint_url=store.endpoint_url, region=store.region, clock=parts.clock)
+    stack.push_async_callback(documents.aclose)
+    return documents
+
+
+def _inputs(settings: Settings, parts: Opened, documents: S3Documents, stack: AsyncExitStack) -> Inputs:
+    inputs = Inputs(
+        parts.guard,
+        clock=parts.clock,
+        rng=random.Random(),
+        max_bytes=settings.http.max_body,
+        fetch_s3=documents.fetch,
+    )
+    stack.push_async_callback(inputs.aclose)
+    return inputs
