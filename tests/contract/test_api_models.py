@@ -22,10 +22,20 @@ from worker.api.app import View, create_app
 from worker.api.fetches import FAILED_MOST, PENDING_MOST, Fetches, TooManyFetches
 from worker.api.models import Shown
 from worker.clock import CorrectedClock, SystemClock
-from worker.errors import DiskFull, DownloadFailed, Draining, ModelCorrupt, ModelNotFound, ModelTooLarge, WorkerError
+from worker.errors import (
+    DiskFull,
+    DownloadFailed,
+    Draining,
+    ModelCorrupt,
+    ModelNotFound,
+    ModelTooLarge,
+    Owner,
+    WorkerError,
+)
 from worker.live import Live
 from worker.mentions import Place
 from worker.metrics import MODELS_DOWNLOADED_BYTES, MODELS_HITS, MODELS_MISSES, Metrics, Observed
+from worker.models.base import Wanted
 from worker.models.none import NoCache
 from worker.models.open import open_cache
 from worker.node import Identity
@@ -376,18 +386,22 @@ async def test_an_address_inside_is_not_visited(tmp_path: Path, hosts: str, said
     assert [one["field"] for one in answer.json()["errors"]] == ["url"]
 
 
+class NotingHub(FakeHub):
+    """Notes who wants something, and where that stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: list[tuple[Owner, str]] = []
+
+    async def completed(self, wanted: Wanted) -> Wanted:
+        self.owners.append((wanted.owner, wanted.field))
+        return await super().completed(wanted)
+
+
 async def test_orders_share_the_rules_of_jobs(tmp_path: Path) -> None:
     """The caller's URL is wanted as a job's is, never as the operator's own."""
-    hub = FakeHub()
-    asked: list[str] = []
-    completed = hub.completed
-
-    async def noted(one: Any) -> Any:
-        asked.append(f"{one.owner} {one.field}")
-        return await completed(one)
-
-    hub.completed = noted  # type: ignore[method-assign]
+    hub = NotingHub()
     async with kept(tmp_path / "models", hub=hub) as shelf, asking(shelf.cache) as client:
         await client.order(url=f"{HOLD}a.safetensors", name="a.safetensors")
         await client.order(name="a.safetensors")
-    assert asked == ["job url", "job name"]
+    assert hub.owners == [(Owner.JOB, "url"), (Owner.JOB, "name")]

@@ -18,7 +18,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from worker.api.fetches import Fetches, TooManyFetches
 from worker.api.problems import Problem, problem
-from worker.errors import Fault, FieldError, InvalidJob, JobRefused, ModelInUse, ModelNotFound, Owner, WorkerError
+from worker.errors import (
+    Fault,
+    FieldError,
+    InvalidJob,
+    JobRefused,
+    ModelForbidden,
+    ModelInUse,
+    ModelNotFound,
+    Owner,
+    UrlForbidden,
+    WorkerError,
+)
 from worker.job import Int, Name, Url, field_errors
 from worker.mentions import Place, place_of
 from worker.models.base import Entry, InFlight, Models, Wanted
@@ -231,7 +242,9 @@ def _fields(error: JobRefused) -> Iterable[FieldError]:
     if isinstance(error, InvalidJob):
         return [FieldError("kind" if one.field == "models" else one.field, one.message) for one in error.errors]
     field, colon, said = error.message.partition(": ")
-    return [FieldError(field, said)] if colon and field in ("url", "name") else []
+    if colon and field in ("url", "name"):
+        return [FieldError(field, said)]
+    return [FieldError("url", error.message)] if isinstance(error, UrlForbidden | ModelForbidden) else []
 
 
 async def _body(request: Request) -> bytes | None:
