@@ -91,6 +91,9 @@ class FakeHub:
         source = self.sources[HOST + at if "://" not in at else at] = Source(data, **more)  # type: ignore[arg-type]
         return source
 
+    async def typed(self, wanted: Wanted) -> Wanted:
+        return wanted
+
     async def completed(self, wanted: Wanted) -> Wanted:
         return wanted
 

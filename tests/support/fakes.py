@@ -1,4 +1,4 @@
-"""Fakes that stand at the worker's seams in virtual time: an engine, a store, a receiver, a link to a queue."""
+"""Fakes that stand at the worker's seams in virtual time: an engine, a store, a receiver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from PIL import Image
@@ -31,14 +30,11 @@ from worker.engines.base import (
     ServerLog,
     Work,
 )
-from worker.errors import EngineCrashed, IdConflict, LeaseLost, QueueUnavailable, WebhookFailed, WorkerError
+from worker.errors import EngineCrashed, IdConflict, WebhookFailed, WorkerError
 from worker.inputs import Inputs
 from worker.job import Job
 from worker.live import Hop
 from worker.mentions import Gathering, Mention, Place, place_of
-from worker.node import Orders
-from worker.queues.base import Delivery, Received
-from worker.queues.memory import MemoryQueue
 from worker.result import EngineResult, Result
 from worker.storage.base import R, Storable
 from worker.urls import Guard
@@ -355,58 +351,6 @@ class FakeInputs(Inputs):
     async def _get(self, url: str, field: str) -> bytes:
         await self.delays.at(Hop.MODELS, url.rsplit("/", 1)[-1])
         return self.bodies.get(url) or png(1)
-
-
-class Link:
-    """One worker's way to the queue: ``away`` nothing answers; of a job that is ``lost`` another holds the lease."""
-
-    capacity: int | None = None
-
-    def __init__(self, queue: MemoryQueue) -> None:
-        self.queue = queue
-        self.away = False
-        self._held: dict[str, Delivery] = {}
-        self._lost: set[Any] = set()
-
-    def lose(self, job_id: str) -> None:
-        """The delivery of this job that was received last is no longer ours."""
-        self._lost.add(self._held[job_id].receipt)
-
-    def _reach(self, delivery: Delivery | None = None) -> None:
-        if self.away:
-            raise QueueUnavailable
-        if delivery is not None and delivery.receipt in self._lost:
-            raise LeaseLost
-
-    async def receive(self) -> Received:
-        self._reach()
-        received = await self.queue.receive()
-        if received.delivery is not None:
-            self._held[received.delivery.id] = received.delivery
-        return received
-
-    async def extend(self, delivery: Delivery) -> Orders | None:
-        self._reach(delivery)
-        return await self.queue.extend(delivery)
-
-    async def ack(self, delivery: Delivery, result: Result) -> None:
-        self._reach(delivery)
-        await self.queue.ack(delivery, result)
-
-    async def nack(self, delivery: Delivery, delay: timedelta, code: str, *, charged: bool) -> None:
-        self._reach(delivery)
-        await self.queue.nack(delivery, delay, code, charged=charged)
-
-    async def reject(self, delivery: Delivery, result: Result) -> None:
-        self._reach(delivery)
-        await self.queue.reject(delivery, result)
-
-    async def check(self) -> str:
-        self._reach()
-        return await self.queue.check()
-
-    async def aclose(self) -> None:
-        """The queue stays."""
 
 
 def document(job_id: str, **fields: Any) -> bytes:

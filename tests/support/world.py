@@ -17,9 +17,9 @@ from tests.support.fakes import (
     FakeReceiver,
     FakeStorage,
     FakeStores,
-    Link,
     document,
 )
+from tests.support.link import Link
 from tests.support.models import FakeModels
 from tests.support.virtual import VirtualClock, elapse
 from worker import recovery, warmup
