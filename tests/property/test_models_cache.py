@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.support.cache import KB, FakeHub, Kept, content, kept, wanted
 from tests.support.virtual import elapse, run, takes
 from worker.errors import DownloadFailed, ModelTooLarge
-from worker.mentions import place_of
+from worker.mentions import Place, place_of
 from worker.models.base import Wanted
 
 CAP = 12
@@ -128,12 +128,13 @@ async def job(use: Use, models: Sequence[Model], cache: Kept, ends: list[str]) -
 async def played(root: Path, models: Sequence[Model], uses: Sequence[Use]) -> None:
     hub, most = Breaking(models), 0
     async with kept(root, cap=CAP * KB, hub=hub) as cache:
-        breaks = hub.on_write
+        breaks, lost = hub.on_write, set[Place]()
 
         def watched() -> None:
             nonlocal most
             breaks()
             most = max(most, cache.written())
+            lost.update(place for place in cache.server.held if not cache.path(place.name).exists())
 
         hub.on_write = watched
         ends: list[str] = []
@@ -143,6 +144,7 @@ async def played(root: Path, models: Sequence[Model], uses: Sequence[Use]) -> No
         assert len(ends) == len(uses)
         await settled(cache)
         assert most <= CAP * KB
+        assert lost == set()
         assert cache.written() <= CAP * KB
         assert cache.idle
         assert cache.cache.bytes == cache.written()
@@ -161,7 +163,7 @@ async def settled(cache: Kept) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(models, uses)
 def test_cap_and_service(models: list[Model], uses: list[Use]) -> None:
-    """No job waits for ever, none is served with a part of its set, and the cap holds at each byte written."""
+    """No job waits for ever or gets a part of its set, the cap holds at each write, and nothing loaded goes."""
     root = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
         run(played(root / "models", models, uses))

@@ -31,7 +31,8 @@ class Airport:
 
     async def fly(self, flight: Flight) -> Place:
         end = self.ends[flight.place] = asyncio.get_running_loop().create_future()
-        return await end
+        place: Place = await end
+        return place
 
     async def begun(self, place: Place = A) -> Flight:
         flight = self.flights.begin(place, WISH, 10)
