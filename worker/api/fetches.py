@@ -7,6 +7,8 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -24,6 +26,26 @@ FAILED_MOST = 100
 PENDING_MOST = 100
 
 
+class Shelf(Models, Protocol):
+    """The cache, with its measures in bytes."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def cap(self) -> int: ...
+
+    @property
+    def free(self) -> int: ...
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    async def typed(self, wanted: Wanted) -> Wanted: ...
+
+    async def loaded(self) -> frozenset[Place]: ...
+
+
 class TooManyFetches(WorkerError):
     """Too many models are being fetched; ask again later."""
 
@@ -34,7 +56,7 @@ class TooManyFetches(WorkerError):
 class Fetches:
     """Owns the tasks; close it with ``aclose``, which leaves what has come to be resumed."""
 
-    def __init__(self, models: Models, grace: timedelta = GRACE) -> None:
+    def __init__(self, models: Shelf, grace: timedelta = GRACE) -> None:
         self._models = models
         self._grace = grace
         self._tasks: dict[Wanted, asyncio.Task[Entry]] = {}
@@ -69,10 +91,13 @@ class Fetches:
         if len(self._tasks) >= PENDING_MOST:
             raise TooManyFetches(f"{PENDING_MOST} models are being fetched already", retry_after=timedelta(seconds=30))
         self._failed.pop(wanted.place, None)
-        task = asyncio.create_task(self._models.fetch(wanted, Priority.START), name=f"fetch-{wanted.place}")
+        task = asyncio.create_task(self._fetch(wanted), name=f"fetch-{wanted.place}")
         self._tasks[wanted] = task
         task.add_done_callback(lambda done: self._ended(wanted, done))
         return task
+
+    async def _fetch(self, wanted: Wanted) -> Entry:
+        return await self._models.fetch(await self._models.typed(wanted), Priority.START)
 
     def _ended(self, wanted: Wanted, task: asyncio.Task[Entry]) -> None:
         del self._tasks[wanted]

@@ -9,14 +9,13 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from worker.api.fetches import Fetches, TooManyFetches
+from worker.api.fetches import Fetches, Shelf, TooManyFetches
 from worker.api.problems import Problem, problem
 from worker.errors import (
     Fault,
@@ -32,8 +31,9 @@ from worker.errors import (
 )
 from worker.job import Int, Name, Url, field_errors
 from worker.mentions import Place, place_of
-from worker.models.base import Entry, InFlight, Models, Wanted
+from worker.models.base import Entry, InFlight, Wanted
 from worker.models.folders import wrong_name
+from worker.models.kinds import is_told_by_hub, kind_of_url
 from worker.models.manifest import checked_url
 
 BODY_MOST = 65_536
@@ -41,24 +41,6 @@ LOOK_S = 2.0
 """How long the image server has to tell what it has loaded."""
 
 RETRY_AFTER_S = 30
-
-
-class Shelf(Models, Protocol):
-    """The cache, with its measures in bytes."""
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def cap(self) -> int: ...
-
-    @property
-    def free(self) -> int: ...
-
-    @property
-    def folder(self) -> Path | None: ...
-
-    async def loaded(self) -> frozenset[Place]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +111,14 @@ def _named(name: str) -> str:
 
 
 class Order(BaseModel):
-    """A model to be fetched. Without a URL it comes from the operator's sources, by its name."""
+    """A model to be fetched. Without a URL it comes from the operator's sources, by its name.
+
+    The kind may be left out where the URL tells it, or Civitai does.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")] | None = None
     name: Annotated[Name, AfterValidator(_named)] | None = None
     url: Annotated[Url, AfterValidator(checked_url)] | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -141,11 +126,14 @@ class Order(BaseModel):
     wait: bool = Field(default=False, description="answer when the file is there, and not before")
 
     def wanted(self) -> Wanted:
-        """Raises `InvalidJob` without a name and a URL."""
+        """Raises `InvalidJob` where it does not say enough."""
         if self.name is None and self.url is None:
             raise InvalidJob("is needed where there is no url", field="name")
+        kind = self.kind or (kind_of_url(self.url) if self.url is not None else None)
+        if kind is None and not (self.url is not None and is_told_by_hub(self.url)):
+            raise InvalidJob("is needed: checkpoint, lora, vae ...", field="kind")
         field = "name" if self.url is None else "url"
-        return Wanted(self.kind, self.name or "", self.url, self.sha256, self.size, Owner.JOB, field)
+        return Wanted(kind or "", self.name or "", self.url, self.sha256, self.size, Owner.JOB, field)
 
 
 _ORDER_SCHEMA: dict[str, Any] = {

@@ -84,11 +84,9 @@ class Running:
         return found
 
     async def fetch(self, wanted: Wanted) -> Entry:
-        """As `Shelf.fetch`; raises `InvalidJob` without a kind."""
-        if not wanted.kind:
-            raise InvalidJob("a worker has the folder, and has to be told the kind: add --kind")
+        """As `Shelf.fetch`."""
         order = {
-            "kind": wanted.kind,
+            "kind": wanted.kind or None,
             "name": wanted.name or None,
             "url": wanted.url,
             "sha256": wanted.sha256,

@@ -21,7 +21,6 @@ from worker.metrics import Metrics
 from worker.models.base import Entry, InFlight, Priority, Wanted
 from worker.models.cache import Cache
 from worker.models.disk import Disk
-from worker.models.find import Sources
 from worker.models.folders import Folders, find_folders
 from worker.models.lock import FolderInUse
 from worker.models.none import NoCache
@@ -68,13 +67,12 @@ class Nobody:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """The folders themselves. ``sources`` tell the kind of what is named without."""
+    """The folders themselves."""
 
     cache: Cache
-    sources: Sources
 
     async def fetch(self, wanted: Wanted) -> Entry:
-        return await self.cache.fetch(await self.sources.typed(wanted), Priority.START)
+        return await self.cache.fetch(await self.cache.typed(wanted), Priority.START)
 
     async def transfers(self) -> tuple[InFlight, ...]:
         return tuple(one for one in self.cache.transfers() if one.priority is not Priority.BACKGROUND)
@@ -118,11 +116,9 @@ async def own(settings: Settings) -> AsyncIterator[Own]:
         raise FolderTaken(_how(settings)) from None
     if isinstance(cache, NoCache):
         raise ConfigError(NONE)
-    sources = Sources(settings.models, guard=guard, clock=clock, rng=random.Random())
     try:
-        yield Own(cache, sources)
+        yield Own(cache)
     finally:
-        await sources.aclose()
         await cache.aclose()
 
 
