@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,8 +215,13 @@ class Kept:
         return not (books.pinned or books.waiting or books.flights or not books.clear)
 
     def written(self) -> int:
-        """Bytes of model and partial files in the folders just now."""
-        return sum(f.stat().st_size for f in (self.root / "loras").rglob("*") if f.is_file())
+        """Bytes of model and partial files in the folders just now; each counts once while it gets another name."""
+        sizes: dict[int, int] = {}
+        for path in (self.root / "loras").rglob("*"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                sizes[found.st_ino] = found.st_size if path.is_file() else 0
+        return sum(sizes.values())
 
 
 @asynccontextmanager
