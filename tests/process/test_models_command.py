@@ -16,6 +16,8 @@ from tests.support.made import safetensors
 from tests.support.model_host import HostedFile, ModelHost, Twist
 from tests.support.waiting import wait_until
 from tests.support.workshop import living
+from worker import http
+from worker.metrics import MODELS_DOWNLOADED_BYTES
 from worker.settings.source import surroundings
 
 BODY = safetensors(bytes(range(256)) * 16_000)
@@ -38,7 +40,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         **surroundings(),
         "WORKER_ENGINE": "comfyui",
         "WORKER_ENGINE_URL": f"http://[::1]:{free_port()}",
-        "WORKER_HTTP_PORT": str(free_port()),
+        "WORKER_HTTP_PORT": "0",
         "WORKER_MODELS_DIR": str(folder / "models"),
         "WORKER_MODELS_HOSTS": "*",
         "WORKER_URLS_ALLOW_PRIVATE": "true",
@@ -64,7 +66,10 @@ async def models(environ: Mapping[str, str], *argv: str) -> Ended:
 
 
 async def test_a_daemon_that_has_the_folder_does_what_the_commands_ask(tmp_path: Path) -> None:
-    """With its key it fetches, lists and removes; without, the command says what to do and touches nothing."""
+    """With its key it fetches, lists and removes; without, the command says what to do and touches nothing.
+
+    Its status page and metrics tell of the same file.
+    """
     environ = environment(tmp_path, WORKER_API_KEY="a-key")
     async with (
         ModelHost() as host,
@@ -72,8 +77,14 @@ async def test_a_daemon_that_has_the_folder_does_what_the_commands_ask(tmp_path:
     ):
         host.host("/loras/ink.safetensors", BODY)
         await wait_until(lambda: life.events("listening") or life.over, PATIENCE_S)
+        environ["WORKER_HTTP_PORT"] = str(life.events("listening")[0]["port"])
         pulled = await models(environ, "pull", host.url("/loras/ink.safetensors"))
         assert (pulled.code, pulled.out.split("\t")[0]) == (0, "lora/ink.safetensors"), pulled.err + life.tail()
+        async with http.client(loopback=True, base_url=f"http://[::1]:{environ['WORKER_HTTP_PORT']}") as client:
+            status = await client.get("/v1/status", headers={"x-api-key": "a-key"})
+            metrics = await client.get("/metrics", headers={"x-api-key": "a-key"})
+        assert [status.json()["cache"][name] for name in ("entries", "used", "transfers")] == [1, len(BODY), []]
+        assert f"{MODELS_DOWNLOADED_BYTES} {float(len(BODY))}" in metrics.text
         listed = await models(environ, "list", "--json")
         assert [row["name"] for row in json.loads(listed.out)] == ["ink.safetensors"]
         keyless = {name: value for name, value in environ.items() if name != "WORKER_API_KEY"}

@@ -68,7 +68,8 @@ def _open(settings: Settings, parts: set[str]) -> AbstractAsyncContextManager[An
 
 async def image_reports(settings: Settings) -> AsyncIterator[Report]:
     """What a Docker build can know: libc, folders, user, port."""
-    for part, finding in image_findings(settings):
+    models = sources.in_image(settings)
+    for part, finding in (*image_findings(settings), *([("models", models)] if models is not None else [])):
         yield Report(part, finding, FAILED if finding.verdict == "FAILED" else OK)
 
 

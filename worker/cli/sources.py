@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from worker import http
 from worker.cli.local import Finding, writable
 from worker.clock import CorrectedClock, SystemClock
-from worker.errors import AuthFailed, DownloadFailed, ModelForbidden, ModelNotFound, Owner, WorkerError
+from worker.errors import AuthFailed, ConfigError, DownloadFailed, ModelForbidden, ModelNotFound, Owner, WorkerError
 from worker.models.base import Wanted
 from worker.models.find import Sources
-from worker.models.folders import find_folders
+from worker.models.folders import Folders, find_folders
 from worker.models.hub import CredentialsRefused
 from worker.models.measure import RESERVE, cap_of, free_bytes
 from worker.models.open import links_of
@@ -35,7 +35,7 @@ def _folder(settings: Settings) -> Finding:
     folders = find_folders(settings.engine.kind, settings.models.dir, settings.models.folders)
     if folders is None:
         return Finding.note("no folder of models here (WORKER_MODELS_DIR): jobs use what the server has")
-    can_write = writable(folders.root)
+    can_write = _writable(folders)
     if can_write.verdict == "FAILED":
         return can_write
     cap = cap_of(settings.models.max_size, settings.node.disk_size)
@@ -44,6 +44,21 @@ def _folder(settings: Settings) -> Finding:
     if free < RESERVE:
         return Finding.failed(f"{said}: less than the {RESERVE / _GB:.0f} GB that must stay free")
     return Finding.ok(said)
+
+
+def in_image(settings: Settings) -> Finding | None:
+    """Whether this user, who need not be the one who baked the models, can write them; None without a folder."""
+    try:
+        folders = find_folders(settings.engine.kind, settings.models.dir, settings.models.folders)
+    except ConfigError as error:
+        return Finding.failed(error.message)
+    return None if folders is None else _writable(folders)
+
+
+def _writable(folders: Folders) -> Finding:
+    """Where files go, and where it is noted what they are."""
+    found = [writable(folder) for folder in (folders.folder("checkpoint"), folders.ours)]
+    return next((one for one in found if one.verdict == "FAILED"), found[0])
 
 
 async def sources(settings: Settings) -> Finding:

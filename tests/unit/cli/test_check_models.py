@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.receiver import Answer, ScriptedServer
 from worker.cli import sources
+from worker.cli.check import image_reports
 from worker.errors import ConfigError
 from worker.models import measure
 from worker.models.folders import OURS
@@ -49,10 +50,28 @@ async def test_a_full_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (found.verdict, "less than the 2 GB" in found.text) == ("FAILED", True)
 
 
-async def test_a_folder_that_cannot_be_written_fails() -> None:
-    """With the reason."""
-    found = await sources.models(load_settings({"WORKER_MODELS_DIR": "/proc/self", "WORKER_ENGINE": "comfyui"}))
+@pytest.mark.parametrize("part", ["checkpoints", OURS])
+async def test_a_folder_that_cannot_be_written_fails(tmp_path: Path, part: str) -> None:
+    """That of the models or our own in it, as when another user baked them; an image's build can know it too."""
+    (tmp_path / part).symlink_to("/proc/self")
+    settings = load_settings({"WORKER_MODELS_DIR": str(tmp_path), "WORKER_ENGINE": "comfyui"})
+    found = await sources.models(settings)
     assert (found.verdict, "cannot be written" in found.text) == ("FAILED", True)
+    assert sources.in_image(settings) == found
+
+
+async def test_an_image_may_have_no_folder_of_models(tmp_path: Path) -> None:
+    """One that shows nobody's is a mistake."""
+    assert sources.in_image(load_settings({"WORKER_ENGINE": "comfyui"})) is None
+    found = sources.in_image(load_settings({"WORKER_MODELS_DIR": str(tmp_path)}))
+    assert found is not None
+    assert (found.verdict, "WORKER_ENGINE" in found.text) == ("FAILED", True)
+
+
+async def test_check_of_an_image_tells_of_its_models(tmp_path: Path) -> None:
+    """A line beside the others."""
+    reports = [report async for report in image_reports(settings(tmp_path, WORKER_HTTP_PORT="0"))]
+    assert {report.part: report.finding.verdict for report in reports}["models"] == "ok"
 
 
 async def test_without_sources_there_is_nothing_to_try(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def test_wrong_usage_is_typers_two(argv: tuple[str, ...], command: Command) -> N
     assert command(*argv).code == 2
 
 
-@pytest.mark.parametrize("argv", [("config",), ("submit", "--prompt", "x"), ("queue", "list"), ("check",)])
+@pytest.mark.parametrize(
+    "argv", [("config",), ("submit", "--prompt", "x"), ("queue", "list"), ("models", "list"), ("check",)]
+)
 def test_bad_settings_end_with_64_and_every_mistake(
     argv: tuple[str, ...], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
