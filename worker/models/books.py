@@ -60,6 +60,8 @@ class Books:
         """What could not be deleted."""
         self.released: dict[Place, int] = {}
         """What was pinned and is no more since the server was asked last: it may have loaded it. With a mark."""
+        self.gone: set[Place] = set()
+        """What was deleted in this life, so that the server may still list it."""
         self._marks = 0
         self._pins: Counter[Place] = Counter()
         self._line: dict[Hold, frozenset[Place]] = {}
@@ -119,7 +121,7 @@ class Books:
     def sight(self) -> Sight:
         wishes = {place: flight.wish for place, flight in self.flights.items()}
         going = self.leaving | self.dropping.keys() | {p for p, flight in self.flights.items() if flight.leaving}
-        return Sight(self.entries, self.known, wishes, going)
+        return Sight(self.entries, self.known, wishes, going, self.gone)
 
     def shelf(self, counted: int, measures: Measures, hold: Hold | None, priority: Priority) -> Shelf:
         """The state as the plan wants it, for one who asks for room; without a hold for a transfer that grows."""

@@ -151,15 +151,21 @@ def _keys(entry: Entry | None) -> set[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """All that there is: files, and transfers by the place that they fill. ``going`` is being cleared."""
+    """All that there is: files, and transfers by the place that they fill.
+
+    ``going`` is being cleared. ``gone`` was: what the server said before of a file there tells nothing any more.
+    """
 
     entries: Mapping[Place, Entry]
     known: Known
     flights: dict[Place, Wish]
     going: Container[Place]
+    gone: Container[Place] = frozenset()
 
     def find(self, wish: Wish) -> Found:
         """What the wish comes to. A file of its name with another identity is never it."""
+        if wish.wanted.known and wish.wanted.place in self.gone:
+            wish = dataclasses.replace(wish, wanted=dataclasses.replace(wish.wanted, known=False))
         found = self._on_disk(wish)
         if isinstance(found, Here | Unsure) and found.place in self.going:
             return Going()

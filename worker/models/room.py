@@ -178,6 +178,7 @@ class Room:
     async def _evict(self, place: Place) -> None:
         try:
             size = await self._disk.delete(place)
+            self._books.gone.add(place)
             self._tally.model_evicted()
             log.info("model_evicted", model=str(place), bytes=size)
         except WorkerError as error:
