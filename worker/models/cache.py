@@ -186,7 +186,7 @@ class Cache:
             try:
                 places = await Taking(self._parts, hold).places(wanted)
             except WorkerError as error:
-                names = [str(one.place) for one in wanted]
+                names = list(dict.fromkeys(str(one.place) for one in wanted))
                 log.warning("model_refused", models=names, code=error.code, error=error.message)
                 raise
             finally:

@@ -139,8 +139,9 @@ class Taking:
         found = self._found()
         if not self._counted:
             self._counted = True
-            hits = sum(isinstance(one, Here) for one in found)
-            self._tally.models_used(hits, len(found) - hits)
+            each = set(found)
+            hits = sum(isinstance(one, Here) for one in each)
+            self._tally.models_used(hits, len(each) - hits)
         return self._before(found) or self._planned(found, asked)
 
     def _found(self) -> list[Found]:
