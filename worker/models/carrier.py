@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from worker.errors import ModelCorrupt
+from worker.errors import DiskFull, ModelCorrupt
 from worker.mentions import Place
 from worker.models.base import Entry, Fetched, Fetcher, Finder, Loaded
 from worker.models.books import Books, Hold, Leftover
@@ -94,6 +94,9 @@ class Carrier:
             recorded = dataclasses.replace(wish.wanted, url=min(wish.own, default=None))
             partial = await self._disk.begin(flight.place, wish.key, recorded)
             return await self._brought(flight, partial)
+        except DiskFull:
+            self.room.short = flight.reserved
+            raise
         finally:
             self._leave(flight, partial)
 

@@ -10,13 +10,19 @@ from pathlib import Path
 RESERVE = 2_000_000_000
 """Bytes of the writable disk that stay free of everything we know of."""
 
+RECORDS = 8_000_000
+"""Bytes of a disk that are left to our own records: the index, its log, and those of transfers."""
+
 _BLOCK = 512
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that can still be written where this folder lies. Raises `OSError`."""
+    """Bytes of models that can still be written where this folder lies. Raises `OSError`.
+
+    A model that took the last of them would leave none to record it: it would be refused again and again.
+    """
     found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    return max(0, found.f_bavail * found.f_frsize - RECORDS)
 
 
 def cap_of(max_size: int, disk_size: int, others: int = 0) -> int:
