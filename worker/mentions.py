@@ -24,7 +24,7 @@ SAME_FOLDER: Mapping[str, str] = {
 """Kinds whose files lie among those of another kind: folders' names that stand for a kind, and refiners."""
 
 _SOURCE = re.compile(r"(?:https?|hf|civitai|s3)://|urn:air:", re.IGNORECASE)
-_EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx")
+_EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".patch")
 
 
 class Place(NamedTuple):

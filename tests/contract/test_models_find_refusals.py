@@ -95,7 +95,13 @@ async def test_a_url_without_a_name_is_asked_for_it(sites: Sites) -> None:
 
 @pytest.mark.parametrize(
     ("name", "url"),
-    [("m.ckpt", CDN), ("m.safetensors", "https://cdn.test/m.pt"), ("", "https://cdn.test/m.bin"), ("m.PTH", HF)],
+    [
+        ("m.ckpt", CDN),
+        ("m.safetensors", "https://cdn.test/m.pt"),
+        ("", "https://cdn.test/m.bin"),
+        ("m.PTH", HF),
+        ("m.fooocus.patch", "https://cdn.test/m.fooocus.patch"),
+    ],
 )
 async def test_jobs_may_not_name_pickles(sites: Sites, name: str, url: str) -> None:
     """They run code when loaded, by whichever name; the error says which variable allows them."""

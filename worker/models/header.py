@@ -14,16 +14,14 @@ from typing import Any, BinaryIO
 import pydantic_core
 
 from worker.errors import ModelCorrupt
+from worker.models.identity import is_pickle
 
 SAFETENSORS = (".safetensors", ".sft")
-PICKLES = (".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl")
-"""Extensions of formats that run code when they are loaded."""
-
 HEADER_MOST = 100_000_000
 """Bytes of the longest header that the format's own library reads."""
 
 HEAD = 512
-"""Bytes of a file's beginning that `looks_wrong` and `is_pickle` want to see."""
+"""Bytes of a file's beginning that `looks_wrong` wants to see."""
 
 _PARSED_MOST = 32_000_000
 """A longer header is searched and not parsed: its objects would take a gigabyte of memory."""
@@ -40,7 +38,8 @@ def check_model_file(path: Path, name: str) -> None:
 
     ``path`` may have any name. An empty file, a web page or an error document is no model whatever it is called; a
     safetensors file must have its tensors side by side up to its very end. Other formats must begin as they do, and
-    an unknown extension may hold any bytes. Raises `OSError` for what cannot be read. Reads the header only.
+    an unknown extension may hold any bytes but those of a pickle, which would run code when it is loaded. Raises
+    `OSError` for what cannot be read. Reads the header only.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -67,21 +66,13 @@ def looks_wrong(head: bytes, name: str) -> str:
         return "" if head[8:9] == b"{" and length <= HEADER_MOST else "is no safetensors file"
     if lower.endswith(".gguf"):
         return "" if head.startswith(_GGUF) else "is no GGUF file"
-    if lower.endswith(PICKLES):
+    if is_pickle(name):
         return "" if head.startswith(_PICKLED) else "is no file that PyTorch saved"
-    return ""
+    return "is a file that PyTorch saved, under another name" if head.startswith(_PICKLED) else ""
 
 
 def is_safetensors(name: str) -> bool:
     return name.lower().endswith(SAFETENSORS)
-
-
-def is_pickle(name: str, head: bytes = b"") -> bool:
-    """Whether loading the file may run code: by its name, or by the first bytes where they are given.
-
-    A GGUF or safetensors file that begins like a pickle is none of these formats and would not load as such.
-    """
-    return name.lower().endswith(PICKLES) or head.startswith(_PICKLED)
 
 
 def _tensors_wrong(file: BinaryIO, size: int) -> str:

@@ -13,8 +13,8 @@ from worker.models.base import Entry, Wanted
 
 HUGGING_FACE = "huggingface.co"
 CIVITAI = "civitai.com"
-PICKLES = (".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl")
-"""Formats that can run code when they are loaded."""
+PICKLES = (".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".patch")
+"""Formats that can run code when they are loaded; Fooocus reads ``.patch`` as what PyTorch saved."""
 
 NAME_BYTES = 200
 CHOICES = ("type", "format", "size", "fp", "quantType")

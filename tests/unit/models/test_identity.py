@@ -254,6 +254,7 @@ def test_formats() -> None:
     """Formats that run code when loaded are known by their ending, in any case."""
     assert is_pickle("a.CKPT")
     assert is_pickle("a.bin")
+    assert is_pickle("a.fooocus.patch")
     assert not is_pickle("a.safetensors")
     assert has_extension("a.b.SafeTensors")
     assert not has_extension("a.b")
