@@ -28,7 +28,7 @@ from worker.models.carrier import Carrier
 from worker.models.disk import Disk
 from worker.models.flight import Flight, GaveWay
 from worker.models.identity import canonical, has_extension, safe_name
-from worker.models.match import Coming, Found, Going, Here, Missing, Unsure, Wish, alike, wish_of
+from worker.models.match import Coming, Found, Going, Here, Missing, Sight, Unsure, Wish, alike, wish_of
 from worker.models.plan import Fetch, Need, Plan, Ready, Refuse, UnloadFirst, Wait
 from worker.models.room import Tally
 from worker.tasks import gather_bare
@@ -144,9 +144,13 @@ class Taking:
             self._tally.models_used(hits, len(each) - hits)
         return self._before(found) or self._planned(found, asked)
 
+    def _sight(self) -> Sight:
+        """What there is; that a server lists a cut-off file of ours tells nothing either."""
+        return dataclasses.replace(self._books.sight(), gone=self._books.gone | self._disk.unusable.keys())
+
     def _found(self) -> list[Found]:
         """What each wish comes to; two that are missing never get one place unless they are the same model."""
-        sight, found = self._books.sight(), []
+        sight, found = self._sight(), []
         for wish in self._wishes:
             one = sight.find(wish)
             if isinstance(one, Missing):
@@ -158,7 +162,7 @@ class Taking:
         """The places, when all that was fetched is there, pinned, and what was wanted."""
         if not self._hold.flights:
             return None
-        found = [self._books.sight().find(wish) for wish in self._wishes]
+        found = [self._sight().find(wish) for wish in self._wishes]
         here = [one.place for one in found if isinstance(one, Here) and (not one.ours or one.place in self._hold.pins)]
         return tuple(here) if len(here) == len(found) else None
 

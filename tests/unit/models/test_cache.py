@@ -227,6 +227,20 @@ async def test_what_the_server_has_elsewhere_is_taken_as_it_is(tmp_path: Path) -
 
 
 @virtual
+async def test_a_cut_off_file_is_not_served_though_the_server_lists_it(tmp_path: Path) -> None:
+    """It is fetched anew under its own name, or not found."""
+    (tmp_path / "m" / "loras").mkdir(parents=True)
+    for name in "ab":
+        (tmp_path / "m" / "loras" / f"{name}.safetensors").write_bytes(DOG[:-1])
+    async with kept(tmp_path / "m") as cache:
+        cache.hub.has("https://operator.example/lora/a.safetensors", DOG)
+        assert await provided(cache, wanted("a.safetensors", known=True)) == ["a.safetensors"]
+        assert cache.path("a.safetensors").read_bytes() == DOG
+        with pytest.raises(ModelNotFound):
+            await provided(cache, wanted("b.safetensors", known=True))
+
+
+@virtual
 async def test_a_url_without_a_name_gets_one(tmp_path: Path) -> None:
     """The source tells how the file is called, and how one ends whose name was given without an ending."""
     async with kept(tmp_path / "m") as cache:
