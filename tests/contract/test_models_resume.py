@@ -14,7 +14,7 @@ from tests.support.fetching import BODY, KIB, Rig, digest, made, rigged
 from tests.support.model_host import HostedFile, Twist
 from tests.support.waiting import wait_until
 from worker.errors import DownloadFailed
-from worker.models.partial import read_record, sidecar_of
+from worker.models.partial import forget, read_record, sidecar_of
 
 
 @pytest.fixture
@@ -183,6 +183,6 @@ async def test_a_partial_file_has_one_writer(rig: Rig) -> None:
 async def test_what_is_forgotten_is_gone(rig: Rig) -> None:
     """File and record, and the bytes that this freed."""
     await rig.cut_off(rig.host.host("/m", BODY), 60 * KIB)
-    assert rig.downloads.forget(rig.partial) > 0
+    assert forget(rig.partial) > 0
     assert list(rig.partial.parent.iterdir()) == []
-    assert rig.downloads.forget(rig.partial) == 0
+    assert forget(rig.partial) == 0

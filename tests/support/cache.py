@@ -140,9 +140,6 @@ class FakeHub:
                 raise source.error
         return Fetched(partial, len(data), sha256(data), location)
 
-    def forget(self, partial: Path) -> int:
-        raise AssertionError("the cache drops partial files by its disk")
-
     def pause(self, paused: bool) -> None:
         self.pauses.append(paused)
 

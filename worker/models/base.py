@@ -136,10 +136,6 @@ class Fetcher(Protocol):
         """
         ...
 
-    def forget(self, partial: Path) -> int:
-        """Delete what was left of a transfer; the bytes that this freed."""
-        ...
-
     def pause(self, paused: bool) -> None:
         """Have transfers of priority BACKGROUND stand still, or go on."""
         ...

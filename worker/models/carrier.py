@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from pathlib import Path
 
 import structlog
 
 from worker.errors import DiskFull, ModelCorrupt
 from worker.mentions import Place
-from worker.models.base import Entry, Fetched, Fetcher, Finder, Loaded
+from worker.models.base import Entry, Fetched, Fetcher, Finder, Loaded, Location
 from worker.models.books import Books, Hold, Leftover
 from worker.models.disk import Disk
 from worker.models.flight import Flight, Flights, GaveWay
@@ -121,7 +121,7 @@ class Carrier:
         began = loop.time()
         log.info("model_fetch_began", model=str(flight.place), bytes=wanted.size, priority=str(flight.priority))
         fetched = await self._fetcher.fetch(
-            lambda: self._finder.locations(wanted),
+            lambda: self._locations(flight),
             partial,
             wanted,
             room=lambda total: self._grow(flight, total),
@@ -140,6 +140,17 @@ class Carrier:
             source=fetched.location.source,
         )
         return place
+
+    async def _locations(self, flight: Flight) -> AsyncIterator[Location]:
+        """The places to try; the transfer tells at which one it is."""
+        locations = self._finder.locations(flight.wish.wanted)
+        try:
+            async for location in locations:
+                flight.source = location.source
+                yield location
+        finally:
+            if isinstance(locations, AsyncGenerator):
+                await locations.aclose()
 
     async def _grow(self, flight: Flight, total: int) -> None:
         """Have a reservation grow to so many bytes; a transfer that would have to wait for that gives way instead."""

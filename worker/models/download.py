@@ -22,7 +22,6 @@ from worker.errors import (
     UrlForbidden,
     WorkerError,
 )
-from worker.models import partial as partials
 from worker.models.bandwidth import Bandwidth
 from worker.models.base import Fetched, Locate, Location, OnBytes, Priority, Room, Tempo, Wanted
 from worker.models.header import check_model_file
@@ -54,7 +53,6 @@ _TELLING: tuple[type[WorkerError], ...] = (
 )
 """What a location's failure may be, the most telling first: what may yet succeed comes before what never will."""
 
-
 _DENIED = (AuthFailed, ModelForbidden, ModelNotFound)
 """By which a link says that its time is over."""
 
@@ -62,7 +60,7 @@ _DENIED = (AuthFailed, ModelForbidden, ModelNotFound)
 class Downloads:
     """The `Fetcher`; close it with ``aclose`` after its transfers have ended.
 
-    ``tokens`` of sources come with their locations; ``s3`` makes links of ``s3://`` ones.
+    Tokens of sources come with their locations; ``s3`` makes links of ``s3://`` ones.
     """
 
     def __init__(
@@ -105,9 +103,6 @@ class Downloads:
             return await _from_any(locate, visit, lambda: file.spans.total)
         finally:
             await in_thread(self._threads, file.leave)
-
-    def forget(self, partial: Path) -> int:
-        return partials.forget(partial)
 
     def pause(self, paused: bool) -> None:
         self._bandwidth.pause(paused)

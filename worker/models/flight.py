@@ -24,8 +24,8 @@ class GaveWay(WorkerError):
 class Flight:
     """A transfer under way and those who wait for it, by any object that stands for them.
 
-    ``reserved`` bytes are set aside for it, ``done`` are written. ``landing`` while its file gets its name, ``leaving``
-    when it is given up. Ends with the place that its file got.
+    ``reserved`` bytes are set aside for it, ``done`` are written; ``source`` is where it comes from just now, in words.
+    ``landing`` while its file gets its name, ``leaving`` when it is given up. Ends with the place that its file got.
     """
 
     def __init__(self, place: Place, wish: Wish, reserved: int, changed: Callable[[], None]) -> None:

@@ -145,7 +145,10 @@ async def test_an_abandoned_transfer_goes_on(tmp_path: Path) -> None:
 
 @virtual
 async def test_a_drain_ends_what_nobody_waits_for(tmp_path: Path) -> None:
-    """From a drain on hints are not taken, idle transfers end, and what they brought stays for the next run."""
+    """From a drain on hints are not taken, idle transfers end, and what they brought stays for the next run.
+
+    A transfer under way tells whence it comes.
+    """
     hub = FakeHub()
     async with kept(tmp_path / "m", hub=hub) as cache:
         hinted, awaited = has(cache, "a", 3), has(cache, "b", 3)
@@ -158,6 +161,7 @@ async def test_a_drain_ends_what_nobody_waits_for(tmp_path: Path) -> None:
                 ("b.safetensors", KB),
                 ("a.safetensors", KB),
             ]
+            assert [t.source for t in cache.cache.transfers()] == ["models.example", ""]
             assert cache.cache.hinting == 0
             await job.leaves()
             await elapse(1)
