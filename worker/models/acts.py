@@ -54,11 +54,13 @@ class Acts:
         self.index = index
         self._written = tuple(written)
         self._baked = Baked()
+        self._baked_written = False
 
     def open(self) -> Looked:
         """Bring index and folders together, and delete the partial files that no record explains."""
         found, records = self.index.open()
         self._baked = read_baked(self.folders.ours)
+        self._baked_written = self._baked.seen
         scan = self.folders.scan()
         first = not self._baked.seen and found is not Found.DAMAGED and not records.entries
         landings = {one.place: one.landing for one in records.transfers if one.landing is not None}
@@ -71,7 +73,10 @@ class Acts:
         return Looked(now.entries, now.changes, now.unusable, self._grown(taken), transfers)
 
     def refresh(self, known: Sequence[Entry]) -> Looked:
-        """Look again: ``known`` are the entries as they were."""
+        """Look again: ``known`` are the entries as they were. Our own records are restored where they were deleted."""
+        self.index.look()
+        if self._baked_written and not (self.folders.ours / BAKED).exists():
+            self._remember_baked()
         scan = self.folders.scan()
         now = self._reconciled(known, scan)
         self._record(known, now)
@@ -162,8 +167,13 @@ class Acts:
     def _see(self, entries: Sequence[Entry], taken: Mapping[str, int]) -> None:
         """The container's first run: what is there now came with the image."""
         self._baked = baked_of([e for e in entries if e.baked], seen=True, others=taken)
+        self._remember_baked()
+
+    def _remember_baked(self) -> None:
+        """Without this record the next run would take all that is there for part of the image."""
         try:
             write_baked(self.folders.ours, self._baked)
+            self._baked_written = True
         except OSError as error:
             _log.warning("models_baked_not_written", path=str(self.folders.ours / BAKED), error=str(error))
 

@@ -140,6 +140,12 @@ class Index:
         """Forget the transfers for these places."""
         self._write(lambda db: db.executemany(_ENDED, list(places)))
 
+    def look(self) -> None:
+        """Notice that somebody deleted the file: what is written to it would be lost."""
+        if self._db is not None and not self.path.exists():
+            self.close()
+            self.behind = True
+
     def rewrite(self, records: Records) -> None:
         """Record exactly this, in a new file where the old one cannot be used any more."""
         if self._db is None:
