@@ -25,6 +25,7 @@ SIZE = 90_000
 CAP = 240_000
 """For two files of that size with their headers."""
 
+ENDS = (".safetensors", "-lora.safetensors")
 HELD = Twist(cut=SIZE // 2, end="hold", whole=True)
 """Half of a file, and the rest when the test says so."""
 
@@ -139,6 +140,22 @@ async def test_a_model_at_work_is_waited_for(host: ModelHost, tmp_path: Path) ->
             for name in ("long", "big"):
                 assert ends(await node.worker.ended(name)) == [("succeeded", False)]
         assert names(node) == {"big"}
+
+
+async def test_the_models_of_a_job_come_at_the_same_time(host: ModelHost, tmp_path: Path) -> None:
+    """While the server generates for another job, none waits for the one before it in the job."""
+    files = [host.host(f"/a{end}", HostedFile(host.files[f"/a{end}"].body, twist=HELD)) for end in ENDS]
+    knobs = Knobs(step_seconds=0.01)
+    async with stocked("sdnext", tmp_path, host, knobs=knobs) as node:
+        await node.worker.submit("long", params=params("long", steps=150))
+        await wait_until(lambda: node.worker.sim.machine.state.sampling)
+        await node.worker.submit("both", **job(node, "a", "a"))
+        await wait_until(lambda: all(file.sent >= SIZE // 2 for file in files))
+        assert node.worker.sim.machine.state.sampling
+        for file in files:
+            file.released.set()
+        assert ends(await node.worker.ended("both")) == [("succeeded", False)]
+        assert node.used == {"checkpoint": ("a",), "lora": ("a-lora",)}
 
 
 async def test_two_jobs_share_a_transfer_and_a_third_overtakes_them(host: ModelHost, tmp_path: Path) -> None:

@@ -48,10 +48,11 @@ class Row:
 def rows(page: str) -> Iterator[Row]:
     """The rows of all tables, without their heads."""
     table = ""
-    for line in page.splitlines():
+    lines = page.splitlines()
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
         if line.startswith("## "):
             table = line.removeprefix("## ")
-        elif line.startswith("|") and not line.startswith(("| the server |", "| --- ")):
+        elif line.startswith("|") and not any(one.startswith("| --- ") for one in (line, after)):
             yield Row(table, tuple(cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")))
 
 
