@@ -76,7 +76,7 @@ async def damaged(root: Path, page: int, filling: bytes, cut: int | None) -> Non
     assert hub.fetches.total() == len(names)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 50), st.binary(min_size=1, max_size=8), st.none() | st.integers(0, 50_000))
 def test_a_damaged_index(page: int, filling: bytes, cut: int | None) -> None:
     """Whatever page of it is lost or wherever it ends, every file is served and counted, and none is fetched again."""

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Figures
-from tests.support.bench import ends, params
 from tests.support.cache import sha256
 from tests.support.model_host import HostedFile, ModelHost, Twist
 from tests.support.model_life import DIGESTS, FILES, KIB, cache_at, folders_at, path_of, want
 from tests.support.small_disk import INJECTED, PAGE, SmallDisk, Way, ran
-from tests.support.stocked import stocked
 from tests.support.waiting import wait_until
 from worker.errors import ConfigError, DiskFull, Disposition, Fault
 from worker.mentions import Place
@@ -180,6 +178,9 @@ async def begun_read_only(disk: SmallDisk) -> None:
 
 
 async def whole_worker(disk: SmallDisk) -> None:
+    from tests.support.bench import ends, params
+    from tests.support.stocked import stocked
+
     (disk.beside / "server").symlink_to(disk.root)
     async with ModelHost() as host, stocked("sdnext", disk.beside, host, knobs=SLOW) as here:
         near, far = (here.offer(f"/{name}", name, size=size * KIB) for name, size in (("near", 100), ("far", 400)))

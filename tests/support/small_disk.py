@@ -7,6 +7,7 @@ else seeing it. So a story that needs one runs in a process of its own: `ran` st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import importlib.util
@@ -49,11 +50,10 @@ class SmallDisk:
 
     def fill(self, leave: int = 0) -> None:
         """Have something that is not ours take all but so many bytes, whole pages of them."""
-        ballast = self.root / BALLAST
-        there = ballast.stat().st_size if ballast.exists() else 0
-        with ballast.open("ab") as file:
-            file.write(bytes(self.free() - leave))
-        assert self.free() == leave, f"{self.free()} bytes are free after {there} became {ballast.stat().st_size}"
+        with (self.root / BALLAST).open("ab", buffering=0) as ballast:
+            while (more := self.free() - leave) > 0:
+                with contextlib.suppress(OSError):
+                    ballast.write(bytes(more))
 
     def relieve(self) -> None:
         """Have all that go away."""
