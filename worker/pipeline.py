@@ -147,8 +147,7 @@ async def produce(journey: Journey, tools: Tools) -> Success:
         with journey.clock.hop(Hop.MODELS):
             work, files = await provided(job, mentions, storage, journey, tools, pins)
         share = await held.enter_async_context(tools.budget.take(work.expect.pixels * 4))
-        made = await generated(job, work, files, journey, tools)
-        await pins.aclose()
+        made = await generated(job, work, files, journey, tools, pins)
         share.at_least(made.size)
         storage.accepts(job, len(made.artifacts))
         with journey.clock.hop(Hop.UPLOAD):
@@ -225,8 +224,11 @@ def in_time(job: Job, tools: Tools) -> None:
         raise Expired(f"the deadline {job.deadline} has passed")
 
 
-async def generated(job: Job, work: Work, files: Files, journey: Journey, tools: Tools) -> Made:
-    """What was made, verified: a doubtful answer gets one fresh turn more, then a verdict on the server."""
+async def generated(job: Job, work: Work, files: Files, journey: Journey, tools: Tools, pins: AsyncExitStack) -> Made:
+    """What was made, verified: a doubtful answer gets one fresh turn more, then a verdict on the server.
+
+    The models are let go of before a verdict is waited for: the canary may need their room.
+    """
     try:
         made = await attempted(job, work, files, journey, tools)
     except DOUBTFUL as error:
@@ -235,8 +237,10 @@ async def generated(job: Job, work: Work, files: Files, journey: Journey, tools:
         try:
             made = await attempted(job, work, files, journey, tools, after=error)
         except DOUBTFUL as second:
+            await pins.aclose()
             raise await blamed(second, tools) from None
     failpoints.reached("verified")
+    await pins.aclose()
     if made.flat:
         await judge_flat(journey, tools)
     return made

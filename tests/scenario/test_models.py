@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from tests.support.fakes import FakeEngine, Trouble, flat_output
 from tests.support.virtual import elapse, virtual
 from tests.support.world import World
-from worker.errors import DiskFull, DownloadFailed, ModelNotFound
+from worker.engines.base import Output, Work
+from worker.errors import DiskFull, DownloadFailed, ModelNotFound, OutputMismatch
 from worker.live import Hop
 from worker.mentions import Place
 from worker.status import Phase
@@ -71,6 +75,26 @@ async def test_a_source_that_is_away_gives_the_job_back_uncharged() -> None:
     assert await world.code("a") is None
     assert world.engine.generated == ["a"]
     assert [len(wanted) for wanted in world.models.provisions] == [0, 1, 1], "the canary's, and two tries"
+
+
+@virtual
+@pytest.mark.parametrize("trouble", [OutputMismatch(), flat_output], ids=["mismatch", "flat"])
+async def test_a_job_that_waits_for_a_verdict_holds_no_models(trouble: Trouble) -> None:
+    """The canary may need their room, and would wait for the job for ever."""
+    world = World()
+    pinned: list[list[Place]] = []
+
+    def canary(engine: FakeEngine, work: Work) -> Output:
+        pinned.append(list(world.models.pinned))
+        return flat_output(engine, work)
+
+    async with world.running():
+        await world.status.reached(Phase.READY)
+        world.engine.trouble("a", trouble, trouble)
+        world.engine.canary_troubles.append(canary)
+        await world.submit("a", checkpoint=CAT.name)
+        await world.until(lambda: bool(pinned), 60)
+    assert pinned == [[]]
 
 
 @virtual
