@@ -120,9 +120,9 @@ def refusal(answer: Answer, file: HuggingFaceFile, owner: Owner, *, with_token: 
 
 def _barred(code: str, status: int, *, with_token: bool) -> str:
     if code == "RepoNotFound" and not with_token:
-        return "does not exist, or is private and needs a HF_TOKEN"
+        return "does not exist, or is private and needs an HF_TOKEN"
     if with_token:
         return "the account of the HF_TOKEN has no access; accept the model's conditions there with that account"
     if code == "GatedRepo":
-        return "this model needs a HF_TOKEN, of an account that accepted its conditions there"
-    return f"this model needs a HF_TOKEN (answered {status})"
+        return "this model needs an HF_TOKEN, of an account that accepted its conditions there"
+    return f"this model needs an HF_TOKEN (answered {status})"

@@ -90,9 +90,9 @@ GATED, PRIVATE = {"gated": True}, {"private": True}
 @pytest.mark.parametrize(
     ("facts", "token", "path", "revision", "error", "words"),
     [
-        (GATED, None, None, "main", ModelForbidden, "needs a HF_TOKEN, of an account that accepted its conditions"),
+        (GATED, None, None, "main", ModelForbidden, "needs an HF_TOKEN, of an account that accepted its conditions"),
         (GATED, "poor", None, "main", ModelForbidden, "accept the model's conditions there with that account"),
-        (PRIVATE, None, None, "main", ModelForbidden, "does not exist, or is private and needs a HF_TOKEN"),
+        (PRIVATE, None, None, "main", ModelForbidden, "does not exist, or is private and needs an HF_TOKEN"),
         (PRIVATE, "poor", None, "main", ModelNotFound, "or the HF_TOKEN may not see it"),
         ({}, None, "other.bin", "main", ModelNotFound, "has no file 'other.bin' at revision 'main'"),
         ({}, None, None, "v9", ModelNotFound, "has no revision 'v9'"),
@@ -120,7 +120,7 @@ async def test_refusals_are_told_apart(
 async def test_what_the_operator_named_is_the_operators_fault(hub: HuggingFaceHub, web: Web) -> None:
     """The same refusal of a model in the operator's manifest is no fault of any job."""
     hub.repos["org/repo"].gated = True
-    with pytest.raises(AuthFailed, match="needs a HF_TOKEN"):
+    with pytest.raises(AuthFailed, match="needs an HF_TOKEN"):
         await at(hub, web).locate(FILE, Owner.OPERATOR)
 
 
@@ -139,7 +139,7 @@ async def test_an_unknown_refusal_keeps_its_number(hub: HuggingFaceHub, web: Web
     hub.script.extend([Answer(400), Answer(401)])
     with pytest.raises(ModelNotFound, match="answered 400"):
         await at(hub, web).locate(FILE, Owner.JOB)
-    with pytest.raises(ModelForbidden, match=r"needs a HF_TOKEN \(answered 401\)"):
+    with pytest.raises(ModelForbidden, match=r"needs an HF_TOKEN \(answered 401\)"):
         await at(hub, web).locate(FILE, Owner.JOB)
     hub.script.append(Answer(404, {"x-error-code": "RepoNotFound"}))
     with pytest.raises(ModelNotFound, match=r"there is no such repository$"):
