@@ -12,7 +12,6 @@ import structlog
 
 from worker.errors import DiskFull, ModelInUse, ModelNotFound, WorkerError
 from worker.mentions import Place
-from worker.models.audit import Audit, Audited
 from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
 from worker.models.books import Hold
 from worker.models.plan import STEP, Need, Refuse
@@ -114,15 +113,6 @@ class Cache:
 
     def transfers(self) -> tuple[InFlight, ...]:
         return self._books.transfers()
-
-    async def verify(self) -> AsyncIterator[Audited]:
-        """Look at every file, hash included; a corrupt one that nobody uses is deleted. One result for each."""
-        audit = Audit(self._parts.carrier, self._disk)
-        for entry in self.entries():
-            async with self._hold(Priority.BACKGROUND) as hold:
-                found = await audit.of(entry.place, hold)
-            if found is not None:
-                yield await audit.settled(found)
 
     async def typed(self, wanted: Wanted) -> Wanted:
         """The same with its kind, for what only its hub knows the kind of. Raises as `Finder.locations`."""

@@ -12,13 +12,12 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from tests.support.cache import HOST, KB, FakeServer, FakeTally, Kept, content, kept, sha256, wanted
+from tests.support.cache import HOST, KB, FakeServer, FakeTally, Kept, content, kept, wanted
 from tests.support.made import safetensors
 from tests.support.virtual import elapse, virtual
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import DiskFull, DownloadFailed, ModelInUse, ModelNotFound, ModelTooLarge
 from worker.mentions import Place
-from worker.models.audit import State
 from worker.models.base import Wanted
 from worker.models.cache import Cache
 from worker.models.none import NoCache
@@ -271,52 +270,6 @@ async def test_a_file_that_is_just_going_is_not_used(tmp_path: Path) -> None:
             assert cache.path("a.safetensors").exists()
         await removing
         assert cache.hub.fetches[HOST + "a"] == 2
-
-
-@virtual
-async def test_verifying(tmp_path: Path) -> None:
-    """Each file is compared with its hash; a corrupt one is deleted unless somebody uses it, an unknown one learnt."""
-    data = safetensors(bytes(KB))
-    async with kept(tmp_path / "m") as cache:
-        for name in ("good", "bad", "used", "page", "lost"):
-            cache.hub.has(name, data)
-            cache.hub.sources[HOST + name].data = data[:-1] + name[:1].encode()
-            await cache.cache.fetch(wanted(f"{name}.safetensors", at=name))
-        cache.path("own.safetensors").write_bytes(safetensors(bytes(8)))
-        await cache.cache.tidy(NOW)
-        for name in ("bad", "used"):
-            cache.path(f"{name}.safetensors").write_bytes(data)
-        cache.path("page.safetensors").write_bytes(b"<html>" + bytes(len(data) - 6))
-        async with cache.cache.provided([wanted("used.safetensors")]):
-            found = {}
-            cache.path("lost.safetensors").unlink()
-            async for one in cache.cache.verify():
-                found[one.place.name.removesuffix(".safetensors")] = (one.state, one.removed)
-        assert found == {
-            "good": (State.GOOD, False),
-            "bad": (State.CORRUPT, True),
-            "page": (State.CORRUPT, True),
-            "used": (State.CORRUPT, False),
-            "lost": (State.UNREADABLE, False),
-            "own": (State.HASHED, False),
-        }
-        own = cache.disk.entries[place("own")]
-        assert own.sha256 == sha256(safetensors(bytes(8)))
-        assert {name.removesuffix(".safetensors") for name in cache.names} == {"good", "used", "lost", "own"}
-        assert cache.idle
-
-
-@virtual
-async def test_verifying_skips_what_goes_meanwhile(tmp_path: Path) -> None:
-    """A file that is deleted while others are looked at is no result."""
-    async with kept(tmp_path / "m") as cache:
-        await there(cache, "a", "b")
-        seen = []
-        async for one in cache.cache.verify():
-            seen.append(one.place)
-            if place("b") in cache.disk.entries:
-                await cache.cache.remove(place("b"))
-        assert seen == [place("a")]
 
 
 @virtual
