@@ -36,7 +36,7 @@ Log = list[MutableMapping[str, Any]]
 async def host() -> AsyncIterator[ModelHost]:
     async with ModelHost() as host:
         host.otherwise = Answer(404)
-        for name in "abc":
+        for name in "abcde":
             host.host(f"/{name}.safetensors", weights(name, SIZE))
             host.host(f"/{name}-lora.safetensors", weights(f"{name} lora", SIZE, "lora"))
         host.host("/big.safetensors", weights("big", CAP - 30_000))
@@ -99,11 +99,11 @@ async def test_the_least_recently_used_goes_and_what_is_loaded_is_unloaded_first
 async def test_recency_outlives_the_worker(host: ModelHost, tmp_path: Path) -> None:
     """What was used last in one life is not the first to go in the next."""
     async with stocked("sdnext", tmp_path, host, WORKER_MODELS_MAX_SIZE=str(CAP)) as node:
-        for number, name in enumerate("aba"):
+        for number, name in enumerate("cdc"):
             await node.made(f"{name}-{number}", **job(node, name))
     async with stocked("sdnext", tmp_path, host, WORKER_MODELS_MAX_SIZE=str(CAP)) as node:
-        await node.made("c", **job(node, "c"))
-        assert names(node) == {"a", "c"}
+        await node.made("e", **job(node, "e"))
+        assert names(node) == {"c", "e"}
 
 
 async def test_jobs_that_need_each_other_s_halves_all_end_well(host: ModelHost, tmp_path: Path) -> None:
@@ -136,6 +136,7 @@ async def test_a_model_at_work_is_waited_for(host: ModelHost, tmp_path: Path) ->
             await wait_until(lambda: told(log, "model_waits"))
             assert names(node) == {"a"}
             assert host.files["/big.safetensors"].sent < SIZE
+            assert told(log, "model_unload_asked") == []
             assert node.worker.sim.machine.state.sampling
             for name in ("long", "big"):
                 assert ends(await node.worker.ended(name)) == [("succeeded", False)]
