@@ -10,6 +10,8 @@ import structlog
 
 Figures = Callable[[str], None]
 
+LINES_OF_A_FAILURE = 12
+
 
 def _drop(*_: Any) -> Any:
     raise structlog.DropEvent
@@ -26,6 +28,25 @@ def quiet_logs() -> None:
 def figures(record_property: Callable[[str, object], None]) -> Figures:
     """Takes a line for the summary at the end, which shows it however many processes made the tests."""
     return lambda line: record_property("figures", line)
+
+
+class _AtOnce:
+    """Tells of each failure when it happens: a run that is cut off has no summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s)")
+            terminal.write_line("\n".join(report.longreprtext.splitlines()[-LINES_OF_A_FAILURE:]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_AtOnce(config))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -121,7 +121,7 @@ async def composed(
         metrics,
         identity,
         service.described,
-        lambda: _extras(tools, provisioning),
+        lambda: _extras(tools, provisioning, models),
         _shown(models, stack),
     )
     services = {
@@ -265,10 +265,11 @@ async def _purge(storage: Storages, clock: CorrectedClock) -> None:
         await asyncio.sleep(PURGE_EVERY_S)
 
 
-def _extras(tools: Tools, provisioning: Provisioning) -> dict[str, Any]:
+def _extras(tools: Tools, provisioning: Provisioning, models: Cache | NoCache) -> dict[str, Any]:
     return {
         "start": provisioning.described(),
         "gate": {"open": tools.gate.is_open, "reasons": list(tools.gate.reasons)},
+        "sources_paused": dict(models.paused),
         "paused": {str(name): code for name, code in tools.dependencies.paused.items()},
         "pace": {
             "prepare_s": tools.pace.prepare_s,

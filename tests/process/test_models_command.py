@@ -84,6 +84,7 @@ async def test_a_daemon_that_has_the_folder_does_what_the_commands_ask(tmp_path:
             status = await client.get("/v1/status", headers={"x-api-key": "a-key"})
             metrics = await client.get("/metrics", headers={"x-api-key": "a-key"})
         assert [status.json()["cache"][name] for name in ("entries", "used", "transfers")] == [1, len(BODY), []]
+        assert status.json()["sources_paused"] == {}
         [downloaded] = [line for line in metrics.text.splitlines() if line.startswith(MODELS_DOWNLOADED_BYTES)]
         assert float(downloaded.split()[-1]) == len(BODY)
         listed = await models(environ, "list", "--json")

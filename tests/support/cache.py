@@ -75,7 +75,8 @@ class Source:
 class FakeHub:
     """`Finder` and `Fetcher` over ``sources``, by URL, or by ``kind/name`` where the operator's source has it.
 
-    ``fetches`` counts transfers by URL, ``resumed`` the bytes that were there already, ``pauses`` what was told.
+    ``fetches`` counts transfers by URL, ``resumed`` the bytes that were there already, ``pauses`` what was told;
+    ``paused`` are the sources that it leaves alone.
     """
 
     def __init__(self) -> None:
@@ -84,6 +85,7 @@ class FakeHub:
         self.asked: Counter[str] = Counter()
         self.resumed: list[int] = []
         self.pauses: list[bool] = []
+        self.paused: dict[str, str] = {}
         self.priorities: dict[str, Callable[[], Priority]] = {}
         self.on_write: Callable[[], object] = int
 

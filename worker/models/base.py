@@ -83,6 +83,11 @@ class Finder(Protocol):
         """
         ...
 
+    @property
+    def paused(self) -> Mapping[str, str]:
+        """The operator's sources that are left alone for now, by the code of their error."""
+        ...
+
     async def typed(self, wanted: Wanted) -> Wanted:
         """The same with its kind, where it was named without one and its hub knows it. Raises as `locations`."""
         ...

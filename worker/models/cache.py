@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -113,6 +113,11 @@ class Cache:
 
     def transfers(self) -> tuple[InFlight, ...]:
         return self._books.transfers()
+
+    @property
+    def paused(self) -> Mapping[str, str]:
+        """The operator's sources that are left alone for now, by the code of their error."""
+        return self._parts.finder.paused
 
     async def typed(self, wanted: Wanted) -> Wanted:
         """The same with its kind, for what only its hub knows the kind of. Raises as `Finder.locations`."""

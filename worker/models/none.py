@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -25,6 +26,7 @@ class NoCache:
     cap = 0
     free = 0
     folder: Path | None = None
+    paused: Mapping[str, str] = MappingProxyType({})
 
     @asynccontextmanager
     async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
