@@ -140,7 +140,7 @@ GRAPHS: dict[str, Case] = {
     "model-by-url": (
         graph(("4", "ckpt_name", "https://example.com/some.safetensors")),
         "model_not_found",
-        "for node 4 (CheckpointLoaderSimple): this version of the worker downloads none",
+        "workflow.4.inputs.ckpt_name: the image server has no checkpoint 'some.safetensors', and there is no models",
     ),
     "text-for-a-number": (graph(("3", "cfg", "seven")), "generation_rejected", "node 3 (KSampler), cfg: "),
     "steps-as-text": (graph(("3", "steps", "10000")), "invalid_job", "workflow.3.inputs.steps: 10000"),

@@ -14,13 +14,13 @@ from worker import errors
 from worker.errors import Disposition, Fault, FieldError, InvalidJob, WorkerError
 
 TABLE = {
-    "reject job": "invalid_job model_not_found url_forbidden upload_forbidden result_too_large generation_rejected "
-    "expired id_conflict",
+    "reject job": "invalid_job model_not_found model_forbidden model_too_large model_in_use url_forbidden "
+    "upload_forbidden result_too_large generation_rejected expired id_conflict",
     "reject node": "delivery_limit",
     "nack node": "output_empty output_mismatch output_flat wrong_model engine_oom engine_lost engine_stalled "
     "gpu_fault disk_full draining",
     "nack operator": "unsupported_document config_error auth_failed",
-    "nack dependency": "download_failed upload_failed queue_unavailable webhook_failed",
+    "nack dependency": "download_failed model_corrupt upload_failed queue_unavailable webhook_failed",
     "nack_charged job": "job_timeout",
     "nack_charged bug": "internal",
     "ack job": "cancelled",
