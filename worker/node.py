@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from worker.wire import DiskReport, Download, Evict, HeldModel, Rates
 
 _NVIDIA = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 _NVIDIA_MOST_S = 5.0
@@ -23,20 +26,48 @@ class Identity:
     machine: str
     version: str
     gpu: str | None = None
+    instance: str = ""
+    """New at each start of the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What a queue asks of the node beside the jobs: models to fetch or drop, jobs to cancel."""
 
-    download: tuple[dict[str, Any], ...] = ()
-    evict: tuple[dict[str, Any], ...] = ()
+    download: tuple[Download, ...] = ()
+    evict: tuple[Evict, ...] = ()
     cancel: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the node can truthfully say of itself now.
+
+    ``models`` are those that are whole on disk, ``tier`` ``vram`` for what the server says it holds, else for what the
+    last verified generation since its start used; never what is meant to be. ``progress`` and hop by job id.
+    """
+
+    models: tuple[HeldModel, ...] = ()
+    disk: DiskReport | None = None
+    rates: Rates = field(default_factory=Rates)
+    vram_gb: float | None = None
+    jobs: Mapping[str, tuple[float | None, str]] = field(default_factory=dict)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Node(Protocol):
+    """What a queue's driver may know of the node that it works for."""
+
     @property
     def identity(self) -> Identity: ...
+
+    async def report(self) -> Report:
+        """Asks nobody who could keep it waiting, and raises nothing."""
+        ...
+
+    async def identity_token(self) -> str | None:
+        """The platform's proof of who this node is, fresh enough to be used now; None where it gives none."""
+        ...
 
 
 async def gpu_name(command: tuple[str, ...] = _NVIDIA) -> str | None:

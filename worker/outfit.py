@@ -22,7 +22,7 @@ from worker.metrics import Metrics, Observed
 from worker.models.cache import Cache
 from worker.models.none import NoCache
 from worker.models.open import open_cache
-from worker.node import Identity
+from worker.node import Identity, Report
 from worker.patience import Patience
 from worker.queues.base import Queue
 from worker.result import WorkerResult
@@ -41,6 +41,14 @@ class PlainNode:
     """A node on no particular platform."""
 
     identity: Identity
+
+    async def report(self) -> Report:
+        """As `Node.report`."""
+        return Report()
+
+    async def identity_token(self) -> str | None:
+        """As `Node.identity_token`."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tests.support.clock import START, FakeClock
 from tests.support.queues import result_of, taken
 from worker.errors import ConfigError, InternalError, QueueUnavailable, WorkerError
 from worker.node import Identity
+from worker.outfit import PlainNode
 from worker.queues import open_producer, open_queue
 from worker.queues.policy import Policy
 from worker.queues.sqlite import SqliteProducer, SqliteQueue, rows
@@ -295,15 +296,12 @@ def test_plans(path: Path, sql: str, values: tuple[Any, ...], indexes: set[str])
 
 async def test_opened_by_settings(path: Path) -> None:
     """The configured queue works for the node's worker, with the limits that are set."""
-
-    class ThisNode:
-        identity = Identity(id="node-7", machine="m", version="1")
-
+    node = PlainNode(Identity(id="node-7", machine="m", version="1"))
     settings = QueueSettings(sqlite_path=path, visibility=timedelta(seconds=33), max_attempts=1, max_deliveries=1)
     producer = open_producer(settings, FakeClock())
     assert content_of(path) is None
     await producer.submit("a", b"{}")
-    queue = open_queue(settings, ThisNode(), FakeClock())
+    queue = open_queue(settings, node, FakeClock())
     delivery = await taken(queue)
     assert (delivery.visibility, delivery.last_attempt, delivery.last_delivery) == (timedelta(seconds=33), True, True)
     await queue.nack(delivery, NOW, "internal", charged=True)

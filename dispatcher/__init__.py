@@ -1,0 +1,1 @@
+"""The scheduling service: gives each node the job whose model it already has."""

@@ -1,0 +1,1 @@
+"""Which nodes fetch and drop which models: a pure decision."""

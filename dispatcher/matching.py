@@ -1,0 +1,1 @@
+"""Which waiting job a node gets: a pure decision."""

@@ -1,0 +1,1 @@
+"""Which models a job document needs, as far as a document tells. No I/O."""

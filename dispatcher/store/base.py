@@ -1,0 +1,235 @@
+"""The seam to the jobs: what the dispatcher asks of its database. Each verb is one short transaction.
+
+Every verb raises `StoreUnavailable` while the database does not answer. Several processes may use one database: all
+that is promised here holds for them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from dispatcher.words import Key, Need, Source, Waiting
+from worker.queues.base import Attempt
+from worker.result import Result
+
+
+class StoreUnavailable(Exception):
+    """The database does not answer; nothing was changed, or the caller may ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job as it is submitted. ``document`` is what the user sent, its id included; ``fingerprint`` tells sameness."""
+
+    id: str
+    document: Mapping[str, Any] = field(repr=False)
+    fingerprint: str
+    needs: tuple[Need, ...] = ()
+    priority: int = 0
+    work_s: float = 6.0
+    user: str = ""
+    deadline: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A job that was leased. ``token`` grows with each leasing of any job; ``deliveries`` counts this one.
+
+    ``max_*`` are the limits by which the holder judges whether this was the last.
+    """
+
+    job: Waiting
+    document: Mapping[str, Any] = field(repr=False)
+    token: int
+    deliveries: int
+    attempts: tuple[Attempt, ...]
+    lease: timedelta
+    queued_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """All that is known of a job. ``status``: ``waiting``, ``delayed``, ``leased``, ``done`` or ``dead``."""
+
+    id: str
+    status: str
+    user: str
+    priority: int
+    needs: tuple[Need, ...]
+    queued_at: datetime
+    deliveries: int
+    attempts: tuple[Attempt, ...]
+    rank: float
+    node: str | None = None
+    token: int | None = None
+    lease_until: datetime | None = None
+    visible_at: datetime | None = None
+    cancelling: bool = False
+    ended: datetime | None = None
+    code: str | None = None
+    result: Result | None = None
+    progress: float | None = None
+    hop: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits of one model."""
+
+    key: Key
+    waiting: int
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A job that a node is to get: this one, else the first that waits of ``key``."""
+
+    node: str
+    key: Key
+    job_id: str | None
+    overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """What a node last told of itself: the body of its request, as `worker.wire` has it."""
+
+    id: str
+    seen: datetime
+    report: Mapping[str, Any]
+    orders: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A webhook that the dispatcher owes: for a job that ended in its own hands. ``tries`` so far."""
+
+    id: int
+    job_id: str
+    event: str
+    document: Mapping[str, Any] = field(repr=False)
+    result: Result = field(repr=False)
+    tries: int = 0
+
+
+class Store(Protocol):
+    """Jobs, leases, nodes, the catalogue and owed webhooks."""
+
+    async def open(self) -> None:
+        """Connect, and bring the schema up to date. Raises `ConfigError` for a database that cannot be used."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+    async def check(self) -> str: ...
+
+    # users
+
+    async def submit(self, jobs: Sequence[NewJob]) -> list[bool]:
+        """All or none. True for each that is new, False for the very same document that stands there already.
+
+        Raises `IdConflict`, naming the id, when another document is known under it.
+        """
+        ...
+
+    async def job(self, job_id: str) -> JobRow | None: ...
+
+    async def jobs(
+        self, *, status: str | None = None, user: str | None = None, limit: int = 100, after: str | None = None
+    ) -> list[JobRow]:
+        """Open ones in the order of their turn, then those that are over, the latest end first; without results."""
+        ...
+
+    async def cancel(self, job_id: str) -> bool:
+        """Withdraw a waiting job (it is done, ``cancelled``, and its webhook owed), or mark a leased one.
+
+        False when there is none, or it is over.
+        """
+        ...
+
+    async def requeue(self, job_id: str) -> bool:
+        """Have a dead job run again, its counts begun anew; False when it is not dead."""
+        ...
+
+    # dispatch
+
+    async def board(self, keys: Collection[Key], *, each: int) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+        """The first ``each`` waiting jobs of each key; the first of all in line, and how often it was passed over."""
+        ...
+
+    async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:
+        """Lease what can be had of these, in their order; None where another was quicker.
+
+        ``passed``: the first of all in line as `board` told; each grant of another job counts as passing it over.
+        """
+        ...
+
+    async def extend(self, held: Sequence[tuple[str, int, float | None, str | None]], lease: timedelta) -> Extended:
+        """Renew (job id, token, progress, hop)."""
+        ...
+
+    async def end(self, job_id: str, token: int, result: Result, *, dead: bool) -> JobRow | None:
+        """Over, by its holder. None, and nothing changed, when the token is stale. The same end twice is one."""
+        ...
+
+    async def release(
+        self, job_id: str, token: int, *, code: str, delay: timedelta, charged: bool, worker: str
+    ) -> JobRow | None:
+        """Given back by its holder; None when the token is stale. A job marked as cancelled is done then."""
+        ...
+
+    async def sweep(self, *, max_deliveries: int) -> Swept:
+        """Take back leases that ran out, let delayed jobs wait again, end what is past its deadline or its limits."""
+        ...
+
+    async def backlog(self) -> list[Backlog]:
+        """What waits, by key; exact when it was read."""
+        ...
+
+    async def changed(self, timeout: float) -> bool:
+        """Until jobs may have come to wait, in whatever process; False when the time is up."""
+        ...
+
+    # nodes, catalogue, owed webhooks
+
+    async def save_nodes(self, rows: Sequence[NodeRow]) -> None: ...
+
+    async def nodes(self) -> list[NodeRow]: ...
+
+    async def put_models(self, sources: Sequence[Source]) -> None:
+        """Add to the catalogue, replacing entries of the same kind and name."""
+        ...
+
+    async def models(self) -> list[Source]: ...
+
+    async def remove_model(self, kind: str, name: str) -> bool: ...
+
+    async def letters(self, limit: int, lease: timedelta) -> list[Letter]:
+        """Webhooks that are due, for this process alone until the lease ends."""
+        ...
+
+    async def posted(self, letter_id: int, *, again: timedelta | None) -> None:
+        """Done with it; ``again``: it is owed still, and due after that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """Of those that were to be renewed: no longer the holder's, and marked as cancelled."""
+
+    lost: frozenset[str] = frozenset()
+    cancelled: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did, in numbers."""
+
+    vanished: int = 0
+    woken: int = 0
+    expired: int = 0
+    limited: int = 0
