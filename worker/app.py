@@ -17,7 +17,6 @@ from worker.api.app import View, create_app
 from worker.api.fetches import Fetches
 from worker.api.models import Shown
 from worker.api.push import push
-from worker.api.server import serve
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
@@ -47,6 +46,7 @@ from worker.tasks import first_of
 from worker.tools import Tools
 from worker.urls import Guard
 from worker.watch import Watch
+from worker.web.server import serve
 
 PURGE_EVERY_S = 300.0
 

@@ -18,12 +18,12 @@ from tests.support.serving import Service, serving
 from tests.support.waiting import wait_until
 from worker import __version__
 from worker.api.app import View, create_app
-from worker.api.server import _bound
 from worker.live import Hop, Live
 from worker.metrics import Metrics
 from worker.node import Identity
 from worker.settings.groups import HttpSettings
 from worker.status import Phase, Status
+from worker.web.server import _bound
 
 KEY = "schlüssel-7"
 PROBES = ("/startup", "/live", "/ready", "/health")

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from worker.api.server import serve
 from worker.tasks import cancel_all
+from worker.web.server import serve
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import docs, probes, problems, status
+from worker.api import probes, status
 from worker.api.auth import KeyCheck
-from worker.api.body import BodyLimit
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
 from worker.live import Live
@@ -19,6 +18,8 @@ from worker.metrics import Metrics
 from worker.node import Identity
 from worker.settings.groups import HttpSettings
 from worker.status import Status
+from worker.web import docs, problems
+from worker.web.body import BodyLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,10 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
 
     @guarded.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(docs.PAGE, headers={"content-security-policy": docs.POLICY})
+        return HTMLResponse(docs.page("sd-worker"), headers={"content-security-policy": docs.POLICY})
 
     app.include_router(probes.routes(view.status))
     app.include_router(guarded)
     app.add_middleware(BodyLimit, max_body=settings.max_body)
-    problems.install(app, view.metrics)
+    problems.install(app, view.metrics.bug)
     return app

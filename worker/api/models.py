@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from worker.api.fetches import Fetches, Shelf, TooManyFetches
-from worker.api.problems import Problem, problem
 from worker.errors import (
     Fault,
     FieldError,
@@ -35,6 +34,7 @@ from worker.models.base import Entry, InFlight, Wanted
 from worker.models.folders import wrong_name
 from worker.models.kinds import is_told_by_hub, kind_of_url
 from worker.models.manifest import checked_url
+from worker.web.problems import Problem, problem
 
 BODY_MOST = 65_536
 LOOK_S = 2.0

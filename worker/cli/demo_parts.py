@@ -86,7 +86,7 @@ class Receiver:
         from starlette.applications import Starlette
         from starlette.routing import Route
 
-        from worker.api.server import serve
+        from worker.web.server import serve
 
         receiver = cls(secret)
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()

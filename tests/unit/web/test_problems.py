@@ -5,15 +5,14 @@ from __future__ import annotations
 import httpx
 from fastapi import FastAPI
 
-from worker.api import problems
 from worker.errors import FieldError
-from worker.metrics import Metrics
+from worker.web import problems
 
 
 async def test_a_request_that_does_not_fit_names_its_fields() -> None:
     """422 with the path of each wrong field, without its value."""
     app = FastAPI()
-    problems.install(app, Metrics())
+    problems.install(app, lambda: None)
 
     @app.get("/")
     async def index(limit: int, order: bool) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from worker.errors import FieldError
-from worker.metrics import Metrics
 
 MEDIA_TYPE = "application/problem+json"
 CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 500: "internal"}
@@ -59,8 +58,8 @@ def problem(
     return JSONResponse(body.model_dump(), status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
-    """Have every error of the application answered as a problem; one that nobody foresaw counts as a bug, and
+def install(app: FastAPI, on_bug: Callable[[], None]) -> None:
+    """Have every error of the application answered as a problem; one that nobody foresaw is told to ``on_bug``, and
     uvicorn logs its traceback."""
 
     @app.exception_handler(HTTPException)
@@ -74,8 +73,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> JSONResponse:
-        metrics.bug()
-        return problem(500, "the worker failed; its log says how")
+        on_bug()
+        return problem(500, "the service failed; its log says how")
 
 
 def described(document: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.serving import serving
-from worker.api.body import BodyLimit
+from worker.web.body import BodyLimit
 
 
 class Reader:

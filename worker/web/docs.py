@@ -5,14 +5,16 @@ Everything that it shows is set as text, never as markup.
 
 from __future__ import annotations
 
+import html
+
 POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 
-PAGE = """<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>sd-worker API</title>
+<title>{title} API</title>
 <style>
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -28,7 +30,7 @@ label { display: block; margin: .4rem 0; }
 </style>
 </head>
 <body>
-<h1>sd-worker API</h1>
+<h1>{title} API</h1>
 <p id="about"></p>
 <main id="endpoints">Loading openapi.json</main>
 <script>
@@ -127,3 +129,8 @@ show().catch((error) => { document.getElementById("endpoints").textContent = Str
 </body>
 </html>
 """
+
+
+def page(title: str) -> str:
+    """The page of the service that is called so."""
+    return _PAGE.replace("{title}", html.escape(title))

@@ -24,35 +24,38 @@ KEEP_ALIVE_S = 75
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT})
 
 
-async def serve(app: ASGIApp, host: str, port: int, *, on_listening: Callable[[int], None]) -> None:
+async def serve(
+    app: ASGIApp, host: str, port: int, *, on_listening: Callable[[int], None], prefix: str = "WORKER_HTTP_"
+) -> None:
     """Serve until cancelled; ``on_listening`` is told the port once connections are accepted.
 
     When cancelled it accepts no more, lets running answers end within `GRACE_S`, cuts the rest, and leaves
-    nothing behind. Raises `ConfigError` when it cannot listen there. Port 0 takes any that is free.
+    nothing behind. Raises `ConfigError` when it cannot listen there, naming the variables that begin with
+    ``prefix``. Port 0 takes any that is free.
     """
     server = _Server(app, on_listening)
-    with await _listening(host, port) as listener:
+    with await _listening(host, port, prefix) as listener:
         try:
             await server.serve(sockets=[listener])
         finally:
             await server.aclose()
 
 
-async def _listening(host: str, port: int) -> socket.socket:
+async def _listening(host: str, port: int, prefix: str) -> socket.socket:
     """A listening socket; ``::`` listens on both families, on IPv4 alone where the kernel has no IPv6."""
     if host == "::":
         try:
             return _bound(socket.AF_INET6, ("::", port), dual=True)
         except OSError as error:
             if error.errno not in _NO_IPV6:
-                raise _refused(host, port, error) from None
+                raise _refused(host, port, prefix, error) from None
         host = "0.0.0.0"  # noqa: S104 - what `::` stands for
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, *_, address = found[0]
         return _bound(family, address)
     except OSError as error:
-        raise _refused(host, port, error) from None
+        raise _refused(host, port, prefix, error) from None
 
 
 def _bound(family: int, address: tuple[Any, ...], *, dual: bool = False) -> socket.socket:
@@ -70,12 +73,12 @@ def _bound(family: int, address: tuple[Any, ...], *, dual: bool = False) -> sock
     return listener
 
 
-def _refused(host: str, port: int, error: OSError) -> ConfigError:
+def _refused(host: str, port: int, prefix: str, error: OSError) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
-        return ConfigError((FieldError("WORKER_HTTP_PORT", f"port {port} is in use"),))
+        return ConfigError((FieldError(f"{prefix}PORT", f"port {port} is in use"),))
     if error.errno in (errno.EACCES, errno.EPERM):
-        return ConfigError((FieldError("WORKER_HTTP_PORT", f"this user may not listen on port {port}"),))
-    return ConfigError((FieldError("WORKER_HTTP_HOST", f"cannot listen on {host}: {error.strerror or error}"),))
+        return ConfigError((FieldError(f"{prefix}PORT", f"this user may not listen on port {port}"),))
+    return ConfigError((FieldError(f"{prefix}HOST", f"cannot listen on {host}: {error.strerror or error}"),))
 
 
 class _Server(uvicorn.Server):
