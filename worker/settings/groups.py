@@ -338,15 +338,20 @@ class Variable:
     def secret(self) -> bool:
         return "SecretStr" in str(self.info.annotation)
 
-    def of(self, settings: Settings) -> Any:
+    def of(self, settings: BaseSettings) -> Any:
         return getattr(getattr(settings, self.group), self.field)
 
 
 @cache
 def variables() -> tuple[Variable, ...]:
     """Every variable of this version, in the order of the groups."""
+    return variables_of(Settings)
+
+
+def variables_of(tree: type[BaseSettings]) -> tuple[Variable, ...]:
+    """Every variable of a tree of groups, in their order."""
     found = []
-    for group, outer in Settings.model_fields.items():
+    for group, outer in tree.model_fields.items():
         if isinstance(outer.annotation, type) and issubclass(outer.annotation, Group):
             for field, info in outer.annotation.model_fields.items():
                 extra = cast("dict[str, Any]", info.json_schema_extra)

@@ -1,27 +1,14 @@
-"""The environment becomes settings: one source, one error that holds every mistake.
-
-Each mistake names its variable and never repeats a value. Empty counts as unset. A secret ``X`` may be read
-from the file that ``X_FILE`` names. What Kubernetes adds for services that happen to be called ``worker-...``
-is ignored.
-"""
+"""The environment becomes settings: one source, one error that holds every mistake."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from worker.errors import ConfigError, FieldError
-from worker.job import field_errors
 from worker.settings import inherited, rules
-from worker.settings.address import is_service_link
-from worker.settings.groups import Settings, Variable, variables
+from worker.settings.environment import Dialect, EnvironmentSource, names_of, validated
+from worker.settings.groups import Settings, variables
 from worker.settings.later import LATER, LATER_VALUES
 
 PREFIX = "WORKER_"
@@ -29,8 +16,7 @@ SECRET_PREFIXES = ("AWS_",)
 SECRETS = frozenset({"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKEN_FILE"})
 """Known to every tool of the field by these names, so that they have no prefix."""
 
-_NEAR = 2
-_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_[0-9]+_[A-Z]+(_[A-Z]+)?$")
+WORKER = Dialect(PREFIX, SECRETS, LATER, LATER_VALUES)
 
 
 def from_environment() -> Settings:
@@ -57,11 +43,11 @@ def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that these variables describe; `ConfigError` with every mistake at once."""
-    source, others = EnvironmentSource(Settings, environ), inherited.inherited(environ)
+    source, others = EnvironmentSource(Settings, environ, WORKER), inherited.inherited(environ)
     tree = source()
     for group, values in inherited.defaults(others).items():
         tree[group] = values | tree.get(group, {})
-    settings, found = _validated(tree)
+    settings, found = validated(Settings, tree)
     settings = settings.model_copy(update={"inherited": others})
     unknown = tuple(FieldError(name, "is unknown and has no effect") for name in source.unknown)
     mistakes = [*source.mistakes, *found, *inherited.mistakes(others), *(unknown if settings.node.strict else ())]
@@ -71,110 +57,6 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings.model_copy(update={"warnings": (*unknown, *rules.hints(settings))})
 
 
-def _validated(tree: dict[str, dict[str, Any]]) -> tuple[Settings, tuple[FieldError, ...]]:
-    """The tree as settings, its wrong values left at their defaults, and what is wrong with them."""
-    try:
-        return Settings.model_validate(tree), ()
-    except ValidationError as error:
-        names = {(v.group, v.field): v.name for v in variables()}
-        found = []
-        for mistake in field_errors(error):
-            group, field, *_ = mistake.field.split(".")
-            tree[group].pop(field, None)
-            found.append(FieldError(names[group, field], mistake.message.replace("Input should be", "must be")))
-        return Settings.model_validate(tree), tuple(found)
-
-
-class EnvironmentSource(PydanticBaseSettingsSource):
-    """Reads the tree of groups from one mapping, and keeps what it cannot place there.
-
-    pydantic-settings' own nesting raises at the first mistake, and cannot have ``WORKER_ENGINE`` beside
-    ``WORKER_ENGINE_URL``.
-    """
-
-    def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
-        super().__init__(settings_cls)
-        self._environ = {
-            name: value
-            for name, value in environ.items()
-            if (name.startswith(PREFIX) or name in SECRETS) and value.strip() and not _is_foreign(name, value)
-        }
-        self.mistakes: list[FieldError] = []
-        self.unknown: list[str] = []
-
-    def __call__(self) -> dict[str, Any]:
-        tree: dict[str, dict[str, Any]] = {}
-        for variable in variables():
-            value, _, _ = self.get_field_value(variable.info, variable.name)
-            if value is not None:
-                tree.setdefault(variable.group, {})[variable.field] = value
-        self._judge_the_rest()
-        return tree
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        variable = next(v for v in variables() if v.name == field_name)
-        value = self._environ.get(variable.name)
-        if variable.secret:
-            value = self._from_file(variable) if f"{variable.name}_FILE" in self._environ else value
-        elif value is not None:
-            value = value.strip()
-        if value is not None and value in LATER_VALUES.get(variable.name, ()):
-            self.mistakes.append(FieldError(variable.name, f"{value!r} is not in this version"))
-            value = None
-        return value, field_name, False
-
-    def _from_file(self, variable: Variable) -> str | None:
-        name = f"{variable.name}_FILE"
-        if variable.name in self._environ:
-            self.mistakes.append(FieldError(name, f"is set beside {variable.name}; one of them must go"))
-            return None
-        try:
-            value = Path(self._environ[name].strip()).read_text("utf-8").rstrip("\r\n")
-        except OSError as error:
-            self.mistakes.append(FieldError(name, f"names a file that cannot be read ({error.strerror})"))
-            return None
-        except UnicodeDecodeError:
-            self.mistakes.append(FieldError(name, "names a file that is no UTF-8 text"))
-            return None
-        if not value.strip():
-            self.mistakes.append(FieldError(name, "names an empty file"))
-            return None
-        return value
-
-    def _judge_the_rest(self) -> None:
-        known = set(known_names())
-        for name in sorted(set(self._environ) - known):
-            if name in LATER:
-                self.mistakes.append(FieldError(name, "is not in this version"))
-            elif near := nearest(name, known | LATER):
-                self.mistakes.append(FieldError(name, f"is unknown; {near} may be meant"))
-            else:
-                self.unknown.append(name)
-
-
 def known_names() -> Iterator[str]:
     """Every variable that this version reads, the ``_FILE`` twins of secrets included."""
-    for variable in variables():
-        yield variable.name
-        if variable.secret:
-            yield f"{variable.name}_FILE"
-
-
-def nearest(name: str, known: set[str]) -> str | None:
-    """The known name within two edits, the closest first, or None."""
-    edits, best = min((_edits(name, other), other) for other in known)
-    return best if edits <= _NEAR else None
-
-
-def _edits(a: str, b: str) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]
-
-
-def _is_foreign(name: str, value: str) -> bool:
-    return bool(_SERVICE_LINK.search(name)) or is_service_link(name, value)
+    return names_of(variables())

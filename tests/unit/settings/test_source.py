@@ -9,9 +9,10 @@ import pytest
 
 from worker.errors import ConfigError
 from worker.settings import Settings, from_environment, load_settings
+from worker.settings.environment import nearest
 from worker.settings.groups import EngineSettings, Variable, WebhookSettings, secrets_of, variables
 from worker.settings.later import LATER, LATER_VALUES
-from worker.settings.source import known_names, nearest, server_environment
+from worker.settings.source import known_names, server_environment
 from worker.settings.units import Rate
 
 SIGNING = "whsec_" + "QUJD" * 8
