@@ -229,10 +229,14 @@ class HeartbeatAnswer(Wire):
 
 
 class Ended(Wire):
-    """The body of ``POST /jobs/{id}/result``; ``result`` is a result document."""
+    """The body of ``POST /jobs/{id}/result``; ``result`` is a result document.
+
+    ``dead``: whether it becomes a dead letter; where that is not told, what failed does and nothing else.
+    """
 
     token: Any = None
     result: dict[str, Any]
+    dead: bool | None = None
 
 
 class Release(Wire):
