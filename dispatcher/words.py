@@ -1,8 +1,9 @@
 """The words of the dispatcher: models, nodes, waiting jobs and demand as its decisions see them. No I/O.
 
 A model's **key** is one text by which jobs and nodes name it alike: ``kind@sha256`` where the digest is known (from the
-job or the catalogue), else ``kind/name``. A node's file offers both. ``NO_MODEL`` is the key of jobs that name none:
-any node has it loaded. Kinds are those of the job document, with folders' names and refiners mapped as
+job or the catalogue), else ``kind/name``, the path below the kind's folder without the file's extension. A node's file
+offers all that it may be called by: `dispatcher.needs.Catalogue.keys_of`. ``NO_MODEL`` is the key of jobs that name
+none: any node has it loaded. Kinds are those of the job document, with folders' names and refiners mapped as
 `worker.mentions.place_of` does.
 
 Times are seconds; durations and costs too. Sizes are bytes.
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from worker.mentions import place_of
+from worker.mentions import place_of, stem_of
 
 Key = str
 NO_MODEL: Key = ""
@@ -23,7 +24,7 @@ NO_MODEL: Key = ""
 
 def key_of(kind: str, name: str, sha256: str | None = None) -> Key:
     place = place_of(kind, name)
-    return f"{place.kind}@{sha256}" if sha256 else f"{place.kind}/{place.name}"
+    return f"{place.kind}@{sha256}" if sha256 else f"{place.kind}/{stem_of(place.name.replace('\\', '/'))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ class NodeView:
     ``used`` orders held keys by when this node last used them here, the longest ago first; keys that are missing were
     never used. ``free`` is what more models may take without evicting, ``cap`` the whole; None: unknown.
     ``resident_s``: for how long its present checkpoint has been loaded. ``coming``: keys that it was ordered to fetch.
-    ``running``: jobs that it holds now.
+    ``running``: jobs that it holds now. ``same``: of a held file with several keys, each further one and the first;
+    ``sizes`` has the first. ``idle_s``: for how long it has had room for a job and got none; it bounds for how long a
+    decision leaves a node idle for work that is expected.
     """
 
     id: str
@@ -98,6 +101,8 @@ class NodeView:
     coming: frozenset[Key] = frozenset()
     running: int = 0
     vram_gb: float | None = None
+    same: Mapping[Key, Key] = field(default_factory=dict)
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,8 @@ class Demand:
 
     ``waiting`` jobs with ``work_s`` seconds of generation in all; ``arrivals`` a second, smoothed over minutes.
     ``warm`` nodes have it in memory (or were just given a job that loads it), ``copies`` nodes on disk, the warm ones
-    included. ``size`` None where nobody knows it.
+    included. ``coming``: nodes that were ordered to fetch it. ``age_s``: for how long its first job has waited, as far
+    as is known. ``size`` None where nobody knows it.
     """
 
     key: Key
@@ -116,6 +122,8 @@ class Demand:
     warm: int = 0
     copies: int = 0
     size: int | None = None
+    coming: int = 0
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +175,14 @@ class Option:
 class Choice:
     """What a node gets: ``option`` None for nothing. ``options`` are all that were weighed, the best first.
 
-    ``skipped`` counts waiting jobs by why this node did not get them.
+    ``skipped`` counts waiting jobs by why this node did not get them. ``again_s``: where it got nothing though jobs
+    wait, after how many more idle seconds the same question may be answered otherwise.
     """
 
     option: Option | None
     options: tuple[Option, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    again_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +190,14 @@ class Rules:
     """What the operator decides of matching and coverage; also what is assumed where nothing is known.
 
     ``residency`` in loads: how many times its load time a model stays in memory before it is swapped by choice.
+    ``size``: bytes of a checkpoint whose size nobody knows; ``cap``: of the cache of a node that does not tell.
     """
 
     max_skips: int = 100
     coverage: int = 2
     residency: float = 3.0
     size: int = 4_000_000_000
+    cap: int = 50_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
