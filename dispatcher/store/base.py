@@ -38,7 +38,8 @@ class NewJob:
 class Grant:
     """A job that was leased. ``token`` grows with each leasing of any job; ``deliveries`` counts this one.
 
-    ``max_*`` are the limits by which the holder judges whether this was the last.
+    ``redelivered``: whether it was ever leased before, in a run before it was requeued too, so that a success of it may
+    stand already.
     """
 
     job: Waiting
@@ -48,6 +49,7 @@ class Grant:
     attempts: tuple[Attempt, ...]
     lease: timedelta
     queued_at: datetime
+    redelivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,10 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """What a node last told of itself: the body of its request, as `worker.wire` has it."""
+    """What a node last told of itself: the body of its request, as `worker.wire` has it.
+
+    ``orders`` is what it is to fetch and drop, as `Store.save_orders` was given it; `Store.save_nodes` leaves it alone.
+    """
 
     id: str
     seen: datetime
@@ -173,7 +178,10 @@ class Store(Protocol):
         ...
 
     async def end(self, job_id: str, token: int, result: Result, *, dead: bool) -> JobRow | None:
-        """Over, by its holder. None, and nothing changed, when the token is stale. The same end twice is one."""
+        """Over, by its holder. None, and nothing changed, when the token is stale. The same end twice is one.
+
+        Calls that come while the database is busy with others are gathered into one transaction.
+        """
         ...
 
     async def release(
@@ -190,15 +198,34 @@ class Store(Protocol):
         """What waits, by key; exact when it was read."""
         ...
 
-    async def changed(self, timeout: float) -> bool:
-        """Until jobs may have come to wait, in whatever process; False when the time is up."""
+    def ticket(self) -> int:
+        """Taken before looking at the board, so that `changed` misses nothing that comes in between."""
+        ...
+
+    async def changed(self, timeout: float, ticket: int | None = None) -> bool:
+        """Until jobs may have come to wait since the ticket, in whatever process; False when the time is up (seconds).
+
+        Without a ticket: from now on.
+        """
         ...
 
     # nodes, catalogue, owed webhooks
 
-    async def save_nodes(self, rows: Sequence[NodeRow]) -> None: ...
+    async def save_nodes(self, rows: Sequence[NodeRow]) -> None:
+        """Keep what these nodes told, unless something later is known; their orders stay as they are."""
+        ...
 
-    async def nodes(self) -> list[NodeRow]: ...
+    async def save_orders(self, orders: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the orders of these nodes; nodes that are not known are passed over."""
+        ...
+
+    async def nodes(self) -> list[NodeRow]:
+        """All that were heard of within the last day."""
+        ...
+
+    async def lead(self, role: str, holder: str, lease: timedelta) -> bool:
+        """Whether this process has the role, or takes it now for the time of the lease: one at a time has it."""
+        ...
 
     async def put_models(self, sources: Sequence[Source]) -> None:
         """Add to the catalogue, replacing entries of the same kind and name."""
