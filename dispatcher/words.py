@@ -23,8 +23,8 @@ NO_MODEL: Key = ""
 
 
 def key_of(kind: str, name: str, sha256: str | None = None) -> Key:
-    place = place_of(kind, name)
-    return f"{place.kind}@{sha256}" if sha256 else f"{place.kind}/{stem_of(place.name.replace('\\', '/'))}"
+    place = place_of(kind, name.replace("\\", "/"))
+    return f"{place.kind}@{sha256}" if sha256 else f"{place.kind}/{stem_of(place.name)}"
 
 
 @dataclass(frozen=True, slots=True)

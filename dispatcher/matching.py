@@ -1,1 +1,0 @@
-"""Which waiting job a node gets: a pure decision."""
