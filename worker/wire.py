@@ -30,7 +30,9 @@ CATEGORIES: Mapping[str, str] = {
 
 KINDS: Mapping[str, str] = {category: kind for kind, category in CATEGORIES.items() if kind != "refiner"}
 
-LEASED = frozenset({"token", "lease", "deliveries", "attempts", "max_attempts", "max_deliveries", "queued_at"})
+LEASED = frozenset(
+    {"token", "lease", "deliveries", "attempts", "max_attempts", "max_deliveries", "queued_at", "redelivered"}
+)
 """Fields of a generation that are about its lease, and no part of the job document."""
 
 Tier = Literal["vram", "disk"]
@@ -165,7 +167,8 @@ class Generation(BaseModel):
     """A job: any field of the job document, and how it was leased.
 
     Without ``id`` the server keeps no account of it. ``lease`` in seconds; ``deliveries`` counts this one;
-    ``attempts`` are the earlier ends, as in the result document, each with ``charged``.
+    ``attempts`` are the earlier ends, as in the result document, each with ``charged``. ``redelivered``: whether it was
+    ever leased before, also where it was requeued since and the counts began anew.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
@@ -178,6 +181,7 @@ class Generation(BaseModel):
     max_attempts: Annotated[int, Field(ge=1)] | None = None
     max_deliveries: Annotated[int, Field(ge=1)] | None = None
     queued_at: str | None = None
+    redelivered: bool | None = None
 
 
 class Answer(Wire):
