@@ -177,6 +177,7 @@ class Generation(BaseModel):
     token: Any = None
     lease: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     deliveries: Annotated[int, Field(ge=0)] | None = None
+    redelivered: bool | None = None
     attempts: tuple[dict[str, Any], ...] | None = None
     max_attempts: Annotated[int, Field(ge=1)] | None = None
     max_deliveries: Annotated[int, Field(ge=1)] | None = None
@@ -210,13 +211,18 @@ class Answer(Wire):
 
 
 class Heartbeat(Wire):
-    """The body of ``POST /heartbeat``: everything that is held, and what else is known, as in `Availability`."""
+    """The body of ``POST /heartbeat``: everything that is held, and what else is known, as in `Availability`.
+
+    ``away``: the node takes no job now. Whatever `Availability` of it the server holds back is answered at once, with
+    nothing, so that a worker that stops need not wait for its own long poll to end.
+    """
 
     node: NodeInfo
     running: tuple[Running, ...] = ()
     models: tuple[HeldModel, ...] | None = None
     disk: DiskReport | None = None
     stats: dict[str, Any] | None = None
+    away: bool | None = None
 
 
 class HeartbeatAnswer(Wire):
