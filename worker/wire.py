@@ -177,7 +177,6 @@ class Generation(BaseModel):
     token: Any = None
     lease: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     deliveries: Annotated[int, Field(ge=0)] | None = None
-    redelivered: bool | None = None
     attempts: tuple[dict[str, Any], ...] | None = None
     max_attempts: Annotated[int, Field(ge=1)] | None = None
     max_deliveries: Annotated[int, Field(ge=1)] | None = None
