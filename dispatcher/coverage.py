@@ -1,1 +1,0 @@
-"""Which nodes fetch and drop which models: a pure decision."""

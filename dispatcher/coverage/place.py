@@ -1,0 +1,187 @@
+"""Where the copies that are missing go, and what gives way to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from dispatcher.coverage.targets import Targets, rate, targets_of, value, work_of
+from dispatcher.words import Demand, Key, Need, NodeOrders, NodeView, Rules, Source
+
+
+def plan(
+    nodes: Sequence[NodeView], demand: Mapping[Key, Demand], catalogue: Mapping[Key, Source], rules: Rules
+) -> dict[str, NodeOrders]:
+    """What each node should fetch and drop now; a node without orders is left out.
+
+    A node fetches one model at a time, and of one model at most one more than there are copies are fetched at once, so
+    that its source is not stormed. First copies go before further ones, then the worthiest for its size; each to the
+    node that has it soonest, a busy one counting as slower, where something must be dropped for it only if it fits
+    nowhere else. Only what is in no memory and has more copies than are to be kept is dropped.
+
+    The same plan for the same fleet, in whatever order it is told.
+    """
+    fleet = _Fleet.of(nodes, demand, catalogue, rules)
+    seats = [fleet.seat(n) for n in sorted(nodes, key=lambda n: n.id) if n.coming <= n.held]
+    orders: dict[str, NodeOrders] = {}
+    for key in fleet.missing():
+        found = fleet.soonest(seats, key)
+        if found is not None:
+            seat, dropped = found
+            seats.remove(seat)
+            fleet.drop(seat, dropped)
+            orders[seat.node.id] = NodeOrders((fleet.need(key),), tuple(map(fleet.need, dropped)))
+    return orders
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Seat:
+    """A node that may be given an order. ``spare``: files that may go for it with their sizes, the least needed first.
+
+    ``room``: bytes that a file may take here at most. ``busy``: what part of its time jobs for its models take, where
+    each copy does an even share.
+    """
+
+    node: NodeView
+    free: int
+    spare: tuple[tuple[Key, int], ...]
+    room: int
+    busy: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Fleet:
+    """All that a plan looks at; ``copies`` counts on while it is made."""
+
+    demand: Mapping[Key, Demand]
+    catalogue: Mapping[Key, Source]
+    rules: Rules
+    targets: Targets
+    copies: Counter[Key]
+    coming: Counter[Key]
+
+    @classmethod
+    def of(
+        cls,
+        nodes: Sequence[NodeView],
+        demand: Mapping[Key, Demand],
+        catalogue: Mapping[Key, Source],
+        rules: Rules,
+    ) -> _Fleet:
+        return cls(
+            demand,
+            catalogue,
+            rules,
+            targets_of(demand.values(), len(nodes), sum(_capacity(node, rules) for node in nodes), rules),
+            Counter(key for node in nodes for key in node.held),
+            Counter(key for node in nodes for key in node.coming - node.held),
+        )
+
+    def missing(self) -> list[Key]:
+        """The models that copies are to be fetched of, a model once for each, in the order of urgency."""
+        found = [
+            (copy > 1, -value(demand, copy) / self.size(key), key, copy)
+            for key, demand in self.demand.items()
+            if key in self.catalogue
+            for copy in self._lacking(key)
+        ]
+        return [key for _, _, key, _ in sorted(found)]
+
+    def _lacking(self, key: Key) -> range:
+        there, on_its_way = self.copies[key], self.coming[key]
+        first = there + on_its_way + 1
+        return range(first, min(self.targets.want.get(key, 0), 2 * there + 1) + 1)
+
+    def seat(self, node: NodeView) -> _Seat:
+        own = sorted(node.held - node.same.keys())
+        spare = sorted(
+            (self._worth(node, key), key, node.sizes.get(key) or self.size(key))
+            for key in own
+            if self._is_spare(node, key)
+        )
+        free = _free(node, self.rules)
+        room = free + sum(size for _, _, size in spare)
+        cap = _capacity(node, self.rules)
+        return _Seat(node, free, tuple((key, size) for _, key, size in spare), min(room, cap), self._busy(node, own))
+
+    def _is_spare(self, node: NodeView, key: Key) -> bool:
+        """Whether nobody needs this copy: under no name of its file it is in memory, or one of those to be kept."""
+        return all(
+            name not in node.loaded and self.copies[name] > self.targets.keep.get(name, 0) for name in _names(node, key)
+        )
+
+    def _worth(self, node: NodeView, key: Key) -> float:
+        asked = [self.demand[name] for name in _names(node, key) if name in self.demand]
+        return max((value(d, max(1, self.copies[d.key])) for d in asked if rate(d) > 0), default=0.0)
+
+    def _busy(self, node: NodeView, own: Iterable[Key]) -> float:
+        names = (name for key in own for name in _names(node, key))
+        asked = (self.demand[name] for name in names if name in self.demand)
+        return sum(rate(d) * work_of(d) / self.copies[d.key] for d in asked)
+
+    def soonest(self, seats: Sequence[_Seat], key: Key) -> tuple[_Seat, tuple[Key, ...]] | None:
+        """The node that has it soonest, and what it has to drop."""
+        size = self.size(key)
+        left = [seat for seat in seats if seat.room >= size and key not in seat.node.held]
+        while left:
+            seat = min(left, key=lambda s: _delay(s, size))
+            dropped = self._dropped(seat, size)
+            if dropped is not None:
+                return seat, dropped
+            left.remove(seat)
+        return None
+
+    def _dropped(self, seat: _Seat, size: int) -> tuple[Key, ...] | None:
+        """What must go there for a file of this size; None where that is not to spare any more."""
+        lacking, gone = size - seat.free, list[Key]()
+        for key, freed in seat.spare:
+            if lacking <= 0:
+                break
+            if self._is_spare(seat.node, key):
+                lacking -= freed
+                gone.append(key)
+        return tuple(gone) if lacking <= 0 else None
+
+    def drop(self, seat: _Seat, keys: Iterable[Key]) -> None:
+        self.copies.subtract(name for key in keys for name in _names(seat.node, key))
+
+    def size(self, key: Key) -> int:
+        source, demand = self.catalogue.get(key), self.demand.get(key)
+        told = source.size if source is not None else None
+        return told or (demand.size if demand is not None else None) or self.rules.size
+
+    def need(self, key: Key) -> Need:
+        source = self.catalogue.get(key)
+        if source is None:
+            kind, _, name = key.partition("@" if "@" in key.partition("/")[0] else "/")
+            return Need(key, kind, name)
+        return Need(key, source.kind, source.name, source.size, source.url, source.sha256)
+
+
+def _names(node: NodeView, key: Key) -> Iterator[Key]:
+    """All keys of a held file, by the first of them."""
+    yield key
+    for alias, first in node.same.items():
+        if first == key:
+            yield alias
+
+
+def _delay(seat: _Seat, size: int) -> tuple[bool, float, int, str]:
+    seconds = size / seat.node.measured.network * (1.0 + seat.busy)
+    return (size > seat.free, seconds, -seat.free, seat.node.id)
+
+
+def _held(node: NodeView, rules: Rules) -> int:
+    return sum(node.sizes.get(key) or rules.size for key in node.held - node.same.keys())
+
+
+def _capacity(node: NodeView, rules: Rules) -> int:
+    """Bytes of the node's cache; where it does not tell, what it has and may take."""
+    if node.cap is not None:
+        return node.cap
+    return rules.cap if node.free is None else node.free + _held(node, rules)
+
+
+def _free(node: NodeView, rules: Rules) -> int:
+    return node.free if node.free is not None else max(0, _capacity(node, rules) - _held(node, rules))

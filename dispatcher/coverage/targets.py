@@ -1,0 +1,96 @@
+"""How many copies of each model the fleet should have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+from dispatcher.words import NO_MODEL, Demand, Key, Rules
+
+PERIOD_S = 300.0
+"""Within which the work that waits now should be done."""
+
+WORK_S = 6.0
+"""Seconds of a job where none waits by which to tell."""
+
+_FURTHER = 0.25
+_KEEP = 1.5
+_CUT = 0.5
+_FULL = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """``want``: copies below which one is fetched. ``keep``: copies above which one may go; never less than wanted.
+
+    Between the two nothing happens, so that demand which goes up and down moves no files.
+    """
+
+    want: Mapping[Key, int]
+    keep: Mapping[Key, int]
+
+
+def rate(demand: Demand) -> float:
+    """Jobs a second: those that come, and those that wait spread over `PERIOD_S`."""
+    return demand.arrivals + demand.waiting / PERIOD_S
+
+
+def work_of(demand: Demand) -> float:
+    """Seconds of a job, by those that wait."""
+    return demand.work_s / demand.waiting if demand.waiting else WORK_S
+
+
+def _needed(demand: Demand) -> int:
+    """Nodes that do this work with as much to spare as chance asks for; at least one."""
+    busy = demand.arrivals * work_of(demand) + demand.work_s / PERIOD_S
+    return max(1, ceil(busy + sqrt(busy)))
+
+
+def copies_for(demand: Demand, nodes: int, rules: Rules) -> int:
+    """Copies of a model where disks are large enough: for its work, and one in ten more since nodes vanish."""
+    if rate(demand) <= 0 or demand.key == NO_MODEL:
+        return 0
+    needed = _needed(demand)
+    return min(nodes, max(rules.coverage, needed + max(1, needed // 10)))
+
+
+def value(demand: Demand, copy: int) -> float:
+    """What the copy of this number is worth, the first being 1: jobs a second that it serves.
+
+    Those that the work needs share it evenly; each further one is worth a quarter of the one before.
+    """
+    needed = _needed(demand)
+    return rate(demand) / needed * _FURTHER ** max(0, copy - needed)
+
+
+def targets_of(demand: Iterable[Demand], nodes: int, capacity: float, rules: Rules) -> Targets:
+    """What of all the copies that are wanted fits into ``capacity`` bytes, the worthiest for their size first.
+
+    Depends on what is asked for and on the fleet's size, and not on where files lie now: orders that were carried out
+    change nothing here.
+    """
+    asked = [d for d in demand if copies_for(d, nodes, rules)]
+    offers = sorted(
+        (-value(d, copy) / (d.size or rules.size), copy, d.key, d.size or rules.size)
+        for d in asked
+        for copy in range(1, copies_for(d, nodes, rules) + 1)
+    )
+    want: dict[Key, int] = {}
+    cut, left = 0.0, capacity * _FULL
+    for density, copy, key, size in offers:
+        if size > left:
+            cut = -density
+            break
+        left -= size
+        want[key] = copy
+    keep = {d.key: max(want.get(d.key, 0), _kept(d, nodes, cut, rules)) for d in asked}
+    return Targets(want, keep)
+
+
+def _kept(demand: Demand, nodes: int, cut: float, rules: Rules) -> int:
+    """Copies that would be wanted if demand were higher by half and disks took what is worth half as much."""
+    more = replace(demand, arrivals=demand.arrivals * _KEEP, work_s=demand.work_s * _KEEP)
+    size = demand.size or rules.size
+    most = copies_for(more, nodes, rules)
+    return next((n for n in range(most, 0, -1) if value(more, n) / size >= cut * _CUT), 0)
