@@ -138,7 +138,7 @@ async def composed(
     return Supervisor(
         status,
         drain,
-        Intake(tools, status, window=settings.queue.window, rng=random.Random()),
+        Intake(tools, status, window=settings.queue.window, parked=settings.queue.parked, rng=random.Random()),
         services,
         lambda: _served(view, settings, on_listening),
         drain_timeout=settings.node.drain_timeout,

@@ -32,7 +32,7 @@ WorkerError
 │   └── WebhookFailed
 ├── JobTimedOut · JobCancelled · DiskFull · UnsupportedDocument · InternalError
 ├── ConfigError · AuthFailed      the operator's
-└── Draining · LeaseLost          no fault at all
+└── Draining · ModelComing · LeaseLost      no fault at all
 """
 
 from __future__ import annotations
@@ -325,6 +325,13 @@ class Draining(WorkerError):
     disposition = Disposition.NACK
 
 
+class ModelComing(WorkerError):
+    """The job's models take too long to come: it is handed over again when they may be here."""
+
+    fault = Fault.NODE
+    disposition = Disposition.NACK
+
+
 class LeaseLost(WorkerError):
     """The queue says that the delivery is no longer ours: nothing may be settled."""
 
@@ -335,5 +342,5 @@ class LeaseLost(WorkerError):
 ENGINE_FAULT_CODES = frozenset({"engine_lost", "engine_stalled", "gpu_fault"})
 """Codes that are charged to a job from the second different node on."""
 
-UNCOUNTED_CODES = frozenset({"draining", "unsupported_document", "webhook_undelivered"})
+UNCOUNTED_CODES = frozenset({"draining", "model_coming", "unsupported_document", "webhook_undelivered"})
 """Ends that do not count as hand-overs against the delivery limit, where the queue can tell."""

@@ -28,13 +28,17 @@ BACK_OFF_FIRST_S, BACK_OFF_MOST_S = 1.0, 30.0
 
 
 class Intake:
-    """Receives while the worker is READY and owns the tasks of the jobs; ``window`` bounds what waits or generates."""
+    """Receives while the worker is READY and owns the tasks of the jobs.
 
-    def __init__(self, tools: Tools, status: Status, *, window: int, rng: random.Random) -> None:
+    ``window`` bounds what generates or is ready to, beside ``parked`` jobs that wait for their models; the queue's
+    capacity bounds all that is out.
+    """
+
+    def __init__(self, tools: Tools, status: Status, *, window: int, parked: int, rng: random.Random) -> None:
         self._tools = tools
         self._status = status
-        capacity = tools.bench.queue.capacity
-        self._window = window if capacity is None else min(window, capacity)
+        self._window = window
+        self._parked = parked
         self._rng = rng
         self._jobs: set[asyncio.Task[None]] = set()
         self._failures = 0
@@ -76,18 +80,18 @@ class Intake:
             return math.inf
         held = list(self._tools.live)
         past = sum(job.hop.is_past_engine for job in held)
-        if past >= PAST_ENGINE_MOST:
+        capacity = self._tools.bench.queue.capacity
+        if past >= PAST_ENGINE_MOST or (capacity is not None and len(held) >= capacity):
             return math.inf
         running = next((job for job in held if job.hop is Hop.GENERATE), None)
-        left = None if running is None else remaining(running, now=now, pace=self._tools.pace)
-        needing = len(held) - past
-        return lookahead.when(
-            held=needing,
-            running_left_s=left,
-            waiting=needing - (running is not None),
-            window=self._window,
-            pace=self._tools.pace,
+        parked = self._tools.live.parked
+        needing = lookahead.Held(
+            ready=len(held) - past - parked - (running is not None),
+            parked=parked,
+            running=running is not None,
+            running_left_s=None if running is None else remaining(running, now=now, pace=self._tools.pace),
         )
+        return lookahead.when(needing, window=self._window, places=self._parked, pace=self._tools.pace)
 
     async def _anything_changes(self) -> None:
         await first_of(self._tools.live.changed(), self._status.changed(), self._tools.drain.beginning())

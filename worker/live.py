@@ -12,6 +12,9 @@ from typing import Any
 from worker.errors import JobCancelled
 from worker.node import Orders
 
+INSTANT_S = 0.1
+"""A wait for models that lasts no longer parks nobody."""
+
 
 class Hop(StrEnum):
     """Where in its life a held job is; the order is the order of the journey."""
@@ -35,6 +38,7 @@ class LiveJob:
     """One job held; times are the event loop's, ``progress`` a fraction of the running generation.
 
     ``progress_from`` is the time and fraction of its first report, ``progress_at`` the time of the last that grew.
+    ``parked`` while it waits for its models, for which it waited ``models_s`` seconds so far in all.
     """
 
     id: str
@@ -47,6 +51,8 @@ class LiveJob:
     progress_from: tuple[float, float] | None = None
     progress_at: float = 0.0
     committed: bool = False
+    parked: bool = False
+    models_s: float = 0.0
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, hop: Hop) -> None:
@@ -63,6 +69,24 @@ class LiveJob:
             self.progress_from = (self.progress_at, fraction)
         self.progress = fraction
         self._stir()
+
+    @contextmanager
+    def parking(self) -> Iterator[None]:
+        """Parked from an instant on for as long as the block, which waits for models, lasts."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        timer = loop.call_later(INSTANT_S, self._park, True)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.models_s += loop.time() - began
+            self._park(False)
+
+    def _park(self, parked: bool) -> None:
+        if parked != self.parked:
+            self.parked = parked
+            self._stir()
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -91,6 +115,11 @@ class Live:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def parked(self) -> int:
+        """How many wait for their models."""
+        return sum(job.parked for job in self._jobs)
 
     @contextmanager
     def holding(self, delivery_id: str) -> Iterator[LiveJob]:

@@ -34,18 +34,37 @@ def _average(old: float | None, new: float | None) -> float | None:
     return new if old is None else old + 0.3 * (new - old)
 
 
-def when(*, held: int, running_left_s: float | None, waiting: int, window: int, pace: Pace) -> float:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The deliveries held that still need the engine: ``ready`` to generate or getting so, ``running`` if one is.
+
+    ``parked`` are those that wait for their models, however many of them stand beside the window.
+    ``running_left_s`` is what the running generation takes yet, None when that is unknown.
+    """
+
+    ready: int = 0
+    parked: int = 0
+    running: bool = False
+    running_left_s: float | None = None
+
+    @property
+    def engaged(self) -> int:
+        """Those that keep the engine busy, now or soon."""
+        return self.ready + self.running
+
+
+def when(held: Held, *, window: int, places: int, pace: Pace) -> float:
     """Seconds from now until the next delivery should be received; infinity: not before something changes.
 
-    ``held`` counts deliveries that still need the engine, ``waiting`` those of them that are not running, and
-    ``running_left_s`` is what the running generation takes yet, None when that is unknown or none runs.
+    At most ``window`` deliveries are generating or ready to. As many as ``places`` of the parked ones stand beside it;
+    one that is parked with all places taken keeps its slot in the window, and never counts as work for the engine.
     """
-    if held == 0:
-        return 0.0
-    if held >= window:
+    if held.engaged + max(0, held.parked - places) >= window:
         return math.inf
+    if held.engaged == 0:
+        return 0.0
     if pace.generate_s is None or pace.prepare_s is None:
-        return 0.0 if held < 2 else math.inf
-    busy_s = (running_left_s or 0.0) + waiting * pace.generate_s
+        return 0.0 if held.engaged < 2 else math.inf
+    busy_s = (held.running_left_s or 0.0) + held.ready * pace.generate_s
     wait_s = busy_s - 1.5 * pace.prepare_s - SLACK_S
     return wait_s if wait_s >= GRAIN_S else 0.0

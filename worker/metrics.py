@@ -29,6 +29,7 @@ PAUSED = PREFIX + "paused"
 BUGS = PREFIX + "bugs_total"
 PHASE = PREFIX + "phase"
 JOBS_HELD = PREFIX + "jobs_held"
+JOBS_PARKED = PREFIX + "jobs_parked"
 CLOCK_OFFSET_SECONDS = PREFIX + "clock_offset_seconds"
 UNPUBLISHED_BYTES = PREFIX + "unpublished_bytes"
 MODELS_HITS = PREFIX + "models_hits_total"
@@ -50,6 +51,7 @@ class Observed:
     phases: Sequence[str] = ()
     phase: Callable[[], str] = str
     jobs_held: Callable[[], int] = int
+    jobs_parked: Callable[[], int] = int
     clock_offset_s: Callable[[], float] = float
     unpublished_bytes: Callable[[], int] = int
     models_bytes: Callable[[], int] = int
@@ -188,6 +190,7 @@ class _Observing:
             phase.add_metric([name], float(name == now))
         yield phase
         yield GaugeMetricFamily(JOBS_HELD, "Jobs that this worker holds.", value=seen.jobs_held())
+        yield GaugeMetricFamily(JOBS_PARKED, "Jobs held that wait for their models.", value=seen.jobs_parked())
         yield GaugeMetricFamily(
             CLOCK_OFFSET_SECONDS, "By how much servers' clocks are ahead of ours.", value=seen.clock_offset_s()
         )

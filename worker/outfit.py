@@ -122,6 +122,7 @@ def _metrics(
             phases=tuple(map(str, Phase)),
             phase=lambda: str(status.phase),
             jobs_held=lambda: len(live),
+            jobs_parked=lambda: live.parked,
             clock_offset_s=lambda: clock.offset / timedelta(seconds=1),
             unpublished_bytes=lambda: budget.taken,
             models_bytes=lambda: models().bytes,
@@ -138,6 +139,7 @@ def _rules(settings: Settings) -> Rules:
         flat=output.flat,
         job_timeout=settings.engine.job_timeout,
         upload_concurrency=settings.storage.upload_concurrency,
+        models_max_wait=settings.models.max_wait,
         price_per_hour=settings.node.price_per_hour,
     )
 

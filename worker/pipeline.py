@@ -197,8 +197,10 @@ async def provided(
     job: Job, mentions: Sequence[Mention], storage: Storage, journey: Journey, tools: Tools, pins: AsyncExitStack
 ) -> tuple[Work, Files]:
     """All that the generation needs: the job's models as one set, pinned, then the native request and the inputs."""
+    at_most = None if journey.delivery.last_delivery or not tools.bench.queue.can_delay else tools.rules.models_max_wait
     try:
-        models = await pins.enter_async_context(tools.models.provided(wants_of(job, mentions)))
+        with journey.live.parking():
+            models = await pins.enter_async_context(tools.models.provided(wants_of(job, mentions), at_most))
     except DiskFull as error:
         tools.dependencies.failed(Dependency.DISK, error)
         raise
@@ -269,7 +271,7 @@ async def turn(
     """One generation, alone on the engine, bounded from its first step on by the job's timeout."""
     sampling = asyncio.Event()
     loop = asyncio.get_running_loop()
-    prepared_s = journey.clock.total
+    prepared_s = journey.clock.total - journey.live.models_s
 
     async with AsyncExitStack() as stack:
         with journey.clock.hop(Hop.WAITING):

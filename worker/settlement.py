@@ -18,6 +18,7 @@ from worker.clock import Clock
 from worker.drain import Drain
 from worker.errors import (
     ENGINE_FAULT_CODES,
+    UNCOUNTED_CODES,
     DeliveryLimit,
     DependencyFailed,
     Disposition,
@@ -183,7 +184,7 @@ def final(error: WorkerError, delivery: Delivery, worker: str, *, may_stand: boo
         error.blamed(Fault.JOB, Disposition.NACK_CHARGED)
     if error.disposition is Disposition.NACK_CHARGED and delivery.last_attempt:
         error.disposition = Disposition.REJECT
-    released = isinstance(error, Draining | UnsupportedDocument)
+    released = error.code in UNCOUNTED_CODES
     released |= may_stand and isinstance(error, DependencyFailed) and error.owner is Owner.OPERATOR
     if error.disposition in (Disposition.NACK, Disposition.NACK_CHARGED) and delivery.last_delivery and not released:
         return DeliveryLimit(f"handed over {delivery.deliveries} times, lastly: {error.message}", fault=error.fault)

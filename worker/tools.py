@@ -29,6 +29,7 @@ class Rules:
     flat: str
     job_timeout: timedelta
     upload_concurrency: int
+    models_max_wait: timedelta
     price_per_hour: float | None = None
 
 

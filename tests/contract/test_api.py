@@ -148,7 +148,7 @@ async def test_status_shows_everything(service: Service, client: httpx.AsyncClie
         "queue": {"kind": "sqlite"},
     }
     assert 0 <= shown.pop("hop_s") <= shown.pop("held_s")
-    assert shown == {"id": "delivery-1", "hop": "generate", "progress": 0.25, "eta_s": 3.0}
+    assert shown == {"id": "delivery-1", "hop": "generate", "parked": False, "progress": 0.25, "eta_s": 3.0}
 
 
 async def test_metrics_are_of_prometheus(service: Service, client: httpx.AsyncClient, view: View) -> None:

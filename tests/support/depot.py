@@ -74,7 +74,7 @@ class Depot:
         return entry
 
     @asynccontextmanager
-    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+    async def provided(self, wanted: Sequence[Wanted], at_most: timedelta | None = None) -> AsyncIterator[Provided]:
         """As they are wanted: for the canary, which names none."""
         yield Provided(tuple(one.place for one in wanted))
 
@@ -147,7 +147,7 @@ class Node(World):
         self.supervisor = Supervisor(
             self.status,
             self.drain,
-            Intake(self.tools, self.status, window=self.window, rng=random.Random(4)),
+            Intake(self.tools, self.status, window=self.window, parked=self.parked, rng=random.Random(4)),
             {"provisioning": self.provisioning.run, "engine": service.run, **more},
             _serve,
             drain_timeout=timedelta(seconds=drain_s),

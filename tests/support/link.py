@@ -16,6 +16,7 @@ class Link:
     """One worker's way to the queue: ``away`` nothing answers; of a job that is ``lost`` another holds the lease."""
 
     capacity: int | None = None
+    can_delay: bool = True
 
     def __init__(self, queue: MemoryQueue) -> None:
         self.queue = queue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from worker.errors import ModelNotFound, WorkerError
 from worker.mentions import Place
@@ -14,7 +15,8 @@ from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
 class FakeModels:
     """``missing`` and ``errors`` by place; ``renamed`` gives a file another name; ``held`` waits for `release`.
 
-    ``pinned`` are those of jobs at work, ``provisions`` what was wanted at each call.
+    ``pinned`` are those of jobs at work, ``provisions`` what was wanted at each call, ``at_most`` for how long it may
+    be waited for.
     """
 
     def __init__(self) -> None:
@@ -25,12 +27,14 @@ class FakeModels:
         self.held: dict[Place, asyncio.Event] = {}
         self.pinned: list[Place] = []
         self.provisions: list[tuple[Wanted, ...]] = []
+        self.at_most: list[timedelta | None] = []
         self.hints: list[Wanted] = []
         self.full: WorkerError | None = None
 
     @asynccontextmanager
-    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+    async def provided(self, wanted: Sequence[Wanted], at_most: timedelta | None = None) -> AsyncIterator[Provided]:
         self.provisions.append(tuple(wanted))
+        self.at_most.append(at_most)
         for one in wanted:
             if one.place in self.held:
                 await self.held[one.place].wait()

@@ -33,6 +33,7 @@ from worker.job import Limits, document_of, parse
 from worker.live import Hop, Live
 from worker.lookahead import Pace
 from worker.metrics import Metrics
+from worker.models.base import Models
 from worker.node import Identity
 from worker.patience import Patience
 from worker.queues.base import JobState
@@ -59,17 +60,20 @@ class World:
         process: FakeProcess | None = None,
         storage: FakeStorage | None = None,
         queue: MemoryQueue | None = None,
+        models: Models | None = None,
         policy: Policy | None = None,
         window: int = 3,
+        parked: int = 2,
         flat: str = "canary",
         worker: str = "w1",
         drain_s: float = 25.0,
         unpublished: int = 512_000_000,
+        max_wait: timedelta = timedelta(minutes=5),
         never: bool = False,
         services: dict[str, Callable[[], Awaitable[None]]] | None = None,
     ) -> None:
         wall = VirtualClock()
-        self.window, self.worker = window, worker
+        self.window, self.parked, self.worker = window, parked, worker
         self.clock = CorrectedClock(wall)
         self.engine, self.storage = engine or FakeEngine(), storage or FakeStorage()
         self.queue = queue or MemoryQueue(wall, worker=worker, policy=policy or Policy(visibility=VISIBILITY))
@@ -97,14 +101,16 @@ class World:
             gate=self.gate,
             engine=self.engine,
             inputs=self.inputs,
-            models=self.models,
+            models=models or self.models,
             dependencies=self.dependencies,
             patience=Patience(stores, self.dependencies),
             live=self.live,
             drain=self.drain,
             pace=self.pace,
             budget=Budget(unpublished),
-            rules=Rules(self.limits, Encoding(), flat, timedelta(minutes=10), upload_concurrency=4),
+            rules=Rules(
+                self.limits, Encoding(), flat, timedelta(minutes=10), upload_concurrency=4, models_max_wait=max_wait
+            ),
         )
         self._services(services or {}, drain_s, never=never)
 
@@ -136,7 +142,7 @@ class World:
         self.supervisor = Supervisor(
             self.status,
             self.drain,
-            Intake(self.tools, self.status, window=self.window, rng=random.Random(4)),
+            Intake(self.tools, self.status, window=self.window, parked=self.parked, rng=random.Random(4)),
             {"engine": engine_service.run, "watch": watch.run, **more},
             _serve_for_ever,
             drain_timeout=timedelta(seconds=drain_s),

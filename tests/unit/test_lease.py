@@ -23,6 +23,7 @@ class Renewals:
     """A queue of which only `extend` is asked; ``answers`` are given in turn, then the last for ever."""
 
     capacity: int | None = None
+    can_delay: bool = True
 
     def __init__(self, *answers: WorkerError | Orders | None, seconds: float = 0.0) -> None:
         self.answers = list(answers)

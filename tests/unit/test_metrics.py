@@ -106,6 +106,7 @@ def test_the_rest_of_the_worker_is_asked_at_each_scrape() -> None:
             phases=tuple(Phase),
             phase=lambda: phase,
             jobs_held=lambda: len(held),
+            jobs_parked=lambda: 1,
             clock_offset_s=lambda: -3.5,
             unpublished_bytes=lambda: 70,
             models_bytes=lambda: 80,
@@ -117,6 +118,7 @@ def test_the_rest_of_the_worker_is_asked_at_each_scrape() -> None:
     held.append(2)
     assert {p: found.value(metrics.PHASE, phase=p) for p in Phase} == {p: float(p is Phase.READY) for p in Phase}
     assert found.value(metrics.JOBS_HELD) == 2
+    assert found.value(metrics.JOBS_PARKED) == 1
     assert found.value(metrics.CLOCK_OFFSET_SECONDS) == -3.5
     assert found.value(metrics.UNPUBLISHED_BYTES) == 70
     assert found.value(metrics.MODELS_CACHE_BYTES) == 80

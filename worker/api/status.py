@@ -23,12 +23,13 @@ class NodeStatus(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """A job held: times in seconds, ``progress`` a fraction of the running generation."""
+    """A job held: times in seconds, ``progress`` a fraction of the running generation, ``parked`` for its models."""
 
     id: str
     hop: str
     held_s: float
     hop_s: float
+    parked: bool
     progress: float | None
     eta_s: float | None
 
@@ -95,6 +96,7 @@ def _job(job: LiveJob, now: float) -> JobStatus:
         hop=job.hop,
         held_s=round(now - job.since, 3),
         hop_s=round(now - job.hop_since, 3),
+        parked=job.parked,
         progress=job.progress,
         eta_s=job.eta_s,
     )

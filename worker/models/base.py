@@ -204,12 +204,15 @@ class Models(Protocol):
     @property
     def version(self) -> int: ...
 
-    def provided(self, wanted: Sequence[Wanted]) -> AbstractAsyncContextManager[Provided]:
+    def provided(
+        self, wanted: Sequence[Wanted], at_most: timedelta | None = None
+    ) -> AbstractAsyncContextManager[Provided]:
         """All of them on disk, or none: pinned for as long as the context lasts, fetched where they are missing.
 
         Raises `ModelNotFound`, `ModelForbidden`, `ModelTooLarge`, `UrlForbidden`, `InvalidJob`, `DiskFull`,
         `ModelCorrupt`, `DownloadFailed`, `AuthFailed`. Cancelling one who waits cancels no transfer that another
-        waits for.
+        waits for. `ModelComing` when they take longer than ``at_most`` yet, by what was measured of the transfers; it
+        says in how long to ask again. What was begun goes on, and stays until somebody does, or long did not.
         """
         ...
 

@@ -91,6 +91,14 @@ class Books:
             hold.pins.add(place)
             self._pins[place] += 1
 
+    def join(self, hold: Hold, other: Hold) -> None:
+        """Have it pin, and wait for, what another one does."""
+        for place in other.pins:
+            self.pin(hold, place)
+        for flight in other.flights:
+            flight.join(hold, hold.priority)
+        hold.flights |= other.flights
+
     def release(self, hold: Hold) -> None:
         """Take back its pins and its part in transfers, which go on."""
         for place in hold.pins:

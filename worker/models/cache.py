@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
-from worker.errors import DiskFull, ModelInUse, ModelNotFound, WorkerError
+from worker.errors import DiskFull, ModelComing, ModelInUse, ModelNotFound, WorkerError
 from worker.mentions import Place
 from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
 from worker.models.books import Hold
 from worker.models.plan import STEP, Need, Refuse
+from worker.models.speed import MEASURED_S
 from worker.models.taking import Parts, Taking
-from worker.tasks import cancel_all
+from worker.tasks import cancel_all, run_guarded
 
 log = structlog.get_logger()
 
 BACKGROUND_AT_ONCE = 2
+GRACE = timedelta(minutes=2)
+"""By so much somebody may come later than was said for what is kept for him."""
+
+LOOK_S = 1.0
+DELAY_MOST = timedelta(minutes=15)
 TIDY_EVERY = timedelta(seconds=30)
 SPACE_FRESH = timedelta(seconds=2)
+_Identity = tuple[str, str, str | None, str | None]
 _PROBE = Place("checkpoint", ".space")
 
 
@@ -38,6 +45,7 @@ class Cache:
         self._close = close
         self._tickets = 0
         self._hints: dict[Wanted, asyncio.Task[None]] = {}
+        self._expected: dict[asyncio.Task[None], frozenset[_Identity]] = {}
         self._background = asyncio.Semaphore(BACKGROUND_AT_ONCE)
         self._closing = False
 
@@ -77,9 +85,10 @@ class Cache:
         return len(self._hints)
 
     @asynccontextmanager
-    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+    async def provided(self, wanted: Sequence[Wanted], at_most: timedelta | None = None) -> AsyncIterator[Provided]:
         """As `Models.provided`."""
-        async with self._held(wanted, Priority.JOB) as provided:
+        async with self._held(wanted, Priority.JOB, at_most) as provided:
+            self._met(wanted)
             yield provided
 
     def hint(self, wanted: Wanted, priority: Priority = Priority.BACKGROUND) -> None:
@@ -150,36 +159,42 @@ class Cache:
     def drain(self) -> None:
         """Nothing is fetched any more that no job waits for; what was begun can be resumed."""
         self._closing = True
-        for task in self._hints.values():
+        for task in (*self._hints.values(), *self._expected):
             task.cancel()
         self._carrier.flights.halt()
 
     async def aclose(self) -> None:
         """End all transfers, keeping what they brought."""
         self.drain()
-        await cancel_all(set(self._hints.values()))
+        await cancel_all({*self._hints.values(), *self._expected})
         await self._carrier.aclose()
         await self._close()
 
-    @asynccontextmanager
-    async def _hold(self, priority: Priority) -> AsyncIterator[Hold]:
-        """Whoever holds pins them; whoever waits holds nothing but a place in line."""
+    def _hold(self, priority: Priority) -> Hold:
+        """Whoever holds pins them; whoever waits holds nothing but a place in line. To be let go of."""
         self._tickets += 1
-        hold = Hold((int(priority is Priority.BACKGROUND), self._tickets), priority)
-        try:
-            yield hold
-        finally:
-            self._books.served(hold)
-            self._books.release(hold)
-            self._carrier.changes.stir()
+        return Hold((int(priority is Priority.BACKGROUND), self._tickets), priority)
+
+    def _let_go(self, hold: Hold) -> None:
+        self._books.served(hold)
+        self._books.release(hold)
+        self._carrier.changes.stir()
 
     @asynccontextmanager
-    async def _held(self, wanted: Sequence[Wanted], priority: Priority) -> AsyncIterator[Provided]:
+    async def _held(
+        self, wanted: Sequence[Wanted], priority: Priority, at_most: timedelta | None = None
+    ) -> AsyncIterator[Provided]:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with self._hold(priority) as hold:
+        hold = self._hold(priority)
+        try:
             try:
-                places = await Taking(self._parts, hold).places(wanted)
+                taking = Taking(self._parts, hold, at_most)
+                guards = () if at_most is None else (_overdue(taking, at_most),)
+                places = await run_guarded(taking.places(wanted), *guards, name="models-taken")
+            except ModelComing as error:
+                self._expect(wanted, hold, error.retry_after or timedelta(0))
+                raise
             except WorkerError as error:
                 names = list(dict.fromkeys(str(one.place) for one in wanted))
                 log.warning("model_refused", models=names, code=error.code, error=error.message)
@@ -188,6 +203,40 @@ class Cache:
                 waited_s = loop.time() - began
                 self._parts.tally.models_waited(waited_s)
             yield Provided(places, self.version, waited_s)
+        finally:
+            self._let_go(hold)
+
+    def _expect(self, wanted: Sequence[Wanted], hold: Hold, delay: timedelta) -> None:
+        """Have what was begun for this hold go on, and stay, until somebody is provided with it, or did not come."""
+        names = list(dict.fromkeys(str(one.place) for one in wanted))
+        log.info("model_put_off", models=names, delay_s=round(delay.total_seconds()), begun=bool(hold.flights))
+        if self._closing or not hold.flights:
+            return
+        kept = self._hold(Priority.START)
+        self._books.join(kept, hold)
+        task = asyncio.create_task(self._kept(wanted, kept, delay + GRACE), name=f"models-expected-{names[0]}")
+        self._expected[task] = _identities(wanted)
+        task.add_done_callback(lambda task: self._expected_ended(task, kept))
+
+    async def _kept(self, wanted: Sequence[Wanted], hold: Hold, within: timedelta) -> None:
+        """What fails is met again by the job that comes for it."""
+        over = asyncio.get_running_loop().time() + within.total_seconds()
+        with suppress(TimeoutError, WorkerError):
+            async with asyncio.timeout_at(over):
+                await Taking(self._parts, hold).places(wanted)
+                await asyncio.sleep(over - asyncio.get_running_loop().time())
+
+    def _expected_ended(self, task: asyncio.Task[None], hold: Hold) -> None:
+        del self._expected[task]
+        self._let_go(hold)
+
+    def _met(self, wanted: Sequence[Wanted]) -> None:
+        """Somebody was provided with these: who is expected to come for them first need not be expected any more."""
+        identities = _identities(wanted)
+        for task, expected in self._expected.items():
+            if expected == identities:
+                task.cancel()
+                return
 
     async def _hinted(self, wanted: Wanted, priority: Priority) -> None:
         """What fails was logged, and nobody waits."""
@@ -202,3 +251,19 @@ class Cache:
             raise ModelNotFound(f"there is no {place}")
         if place in self._books.pinned:
             raise ModelInUse(f"{place} is used by a job")
+
+
+def _identities(wanted: Sequence[Wanted]) -> frozenset[_Identity]:
+    """By which a set that is wanted again is known."""
+    return frozenset((one.kind, one.name, one.url, one.sha256) for one in wanted)
+
+
+async def _overdue(taking: Taking, at_most: timedelta) -> None:
+    """A guard: raises `ModelComing` once the set is seen to take longer yet than it may be waited for."""
+    await asyncio.sleep(MEASURED_S)
+    left_s: float | None = None
+    while left_s is None or left_s <= at_most.total_seconds():
+        await asyncio.sleep(LOOK_S)
+        left_s = taking.time_left()
+    delay = timedelta(seconds=min(left_s, DELAY_MOST.total_seconds()))
+    raise ModelComing(f"the models take about {delay.total_seconds():.0f} s to come yet", retry_after=delay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from pathlib import Path
@@ -21,15 +22,22 @@ from worker.models.identity import canonical
 from worker.models.match import Wish
 from worker.models.plan import Fetch, Need, Refuse
 from worker.models.room import Changes, Room, Tally
+from worker.models.speed import Speed
 
 log = structlog.get_logger()
 
 LEARNED_MOST = 4096
+PAUSE_S = 2.0
+"""When nothing came for longer, nothing was to come."""
+
 _BLOCK = 512
 
 
 class Carrier:
-    """Owns the transfers. Whatever ends one, its room is given back in the same instant, but for what lies there."""
+    """Owns the transfers. Whatever ends one, its room is given back in the same instant, but for what lies there.
+
+    ``speed`` is that of all transfers together.
+    """
 
     def __init__(
         self, disk: Disk, finder: Finder, fetcher: Fetcher, server: Loaded, tally: Tally, *,
@@ -43,6 +51,7 @@ class Carrier:
         self._finder = finder
         self._fetcher = fetcher
         self._tally = tally
+        self.speed = Speed(PAUSE_S)
         self._learned: OrderedDict[str, int] = OrderedDict()
         self._landing = asyncio.Lock()
         self._hashing = asyncio.Lock()
@@ -51,6 +60,16 @@ class Carrier:
         """What the file takes as far as anybody knows; at least what an earlier transfer of it came to."""
         known = [size for size in (wish.wanted.size, self._learned.get(wish.key)) if size is not None]
         return max(known, default=None)
+
+    def left_of(self, place: Place, wish: Wish) -> int | None:
+        """Bytes that a transfer to this place would have to bring, without those that an earlier one left."""
+        size, left = self.size_of(wish), self.books.leftovers.get(place)
+        return size if size is None or left is None or left.key != wish.key else max(0, size - left.size)
+
+    def share(self, more: int = 0) -> float | None:
+        """Bytes a second of one transfer, were so ``more`` begun; None until anything was measured."""
+        rate = self.speed.rate(asyncio.get_running_loop().time())
+        return None if rate is None else rate / max(1, self.flights.awaited + more)
 
     def begin(self, place: Place, wish: Wish, reserved: int) -> Flight:
         """Have the file come to a place that is free, within a reservation that the plan allowed."""
@@ -125,7 +144,7 @@ class Carrier:
             partial,
             wanted,
             room=lambda total: self._grow(flight, total),
-            on_bytes=flight.report,
+            on_bytes=functools.partial(self._came, flight),
             priority=lambda: flight.priority,
         )
         took = loop.time() - began
@@ -140,6 +159,11 @@ class Carrier:
             source=fetched.location.source,
         )
         return place
+
+    def _came(self, flight: Flight, done: int, total: int | None) -> None:
+        resumed = flight.done == 0
+        self.speed.saw(asyncio.get_running_loop().time(), 0 if resumed else max(0, done - flight.done))
+        flight.report(done, total)
 
     async def _locations(self, flight: Flight) -> AsyncIterator[Location]:
         """The places to try; the transfer tells at which one it is."""

@@ -12,6 +12,7 @@ from worker.errors import Draining, WorkerError
 from worker.mentions import Place
 from worker.models.base import InFlight, Priority
 from worker.models.match import Wish
+from worker.models.speed import Speed, time_for
 from worker.tasks import cancel_all
 
 _URGENCY = (Priority.JOB, Priority.START, Priority.BACKGROUND)
@@ -24,7 +25,8 @@ class GaveWay(WorkerError):
 class Flight:
     """A transfer under way and those who wait for it, by any object that stands for them.
 
-    ``reserved`` bytes are set aside for it, ``done`` are written; ``source`` is where it comes from just now, in words.
+    ``reserved`` bytes are set aside for it, ``done`` are written, of ``total`` where that is known; ``source`` is where
+    it comes from just now, in words.
     ``landing`` while its file gets its name, ``leaving`` when it is given up. Ends with the place that its file got.
     """
 
@@ -33,6 +35,8 @@ class Flight:
         self.wish = wish
         self.reserved = reserved
         self.done = 0
+        self.total: int | None = wish.wanted.size
+        self.speed = Speed()
         self.source = ""
         self.landing = False
         self.leaving = False
@@ -68,7 +72,16 @@ class Flight:
 
     def report(self, done: int, total: int | None) -> None:
         """So many bytes are there; for a `Fetcher`."""
+        self.speed.saw(asyncio.get_running_loop().time(), max(0, done - self.done))
         self.done = done
+        self.total = self.total if total is None else total
+
+    def time_left(self, otherwise: float | None) -> float | None:
+        """Seconds that it takes yet, at its own speed or, until that was measured, at this one; None: nobody knows."""
+        if self.total is None:
+            return None
+        rate = self.speed.rate(asyncio.get_running_loop().time())
+        return time_for(max(0, self.total - self.done), otherwise if rate is None else rate)
 
     def end(self, place: Place) -> None:
         if not self._outcome.done():
@@ -106,6 +119,11 @@ class Flights:
     @property
     def by_place(self) -> Mapping[Place, Flight]:
         return self._by_place
+
+    @property
+    def awaited(self) -> int:
+        """How many somebody waits for: they share what the node can bring, and the others stand still."""
+        return sum(flight.priority is not Priority.BACKGROUND for flight in self._by_place.values())
 
     def begin(self, place: Place, wish: Wish, reserved: int) -> Flight:
         """A new one, to a place that no other fills."""
@@ -154,7 +172,7 @@ class Flights:
         for flight, task in self._tasks.items() if self._halted else ():
             if flight.priority is Priority.BACKGROUND:
                 task.cancel()
-        paused = any(flight.priority is not Priority.BACKGROUND for flight in self._by_place.values())
+        paused = self.awaited > 0
         if paused != self._paused:
             self._paused = paused
             self._pause(paused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,7 +30,7 @@ class NoCache:
     paused: Mapping[str, str] = MappingProxyType({})
 
     @asynccontextmanager
-    async def provided(self, wanted: Sequence[Wanted]) -> AsyncIterator[Provided]:
+    async def provided(self, wanted: Sequence[Wanted], at_most: timedelta | None = None) -> AsyncIterator[Provided]:
         """All of them where they are. Raises `ModelNotFound` for what the server does not list and a URL is given for.
 
         What has only a name is left to admission: servers do not tell of all that they find.

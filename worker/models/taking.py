@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import AsyncGenerator, Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from worker.models.identity import canonical, has_extension, safe_name
 from worker.models.match import Coming, Found, Going, Here, Missing, Sight, Unsure, Wish, alike, wish_of
 from worker.models.plan import Fetch, Need, Plan, Ready, Refuse, UnloadFirst, Wait
 from worker.models.room import Tally
+from worker.models.speed import time_for
 from worker.tasks import gather_bare
 
 log = structlog.get_logger()
@@ -79,9 +81,12 @@ Step = Served | Arriving | Ask | Then
 
 
 class Taking:
-    """One set being taken for a hold. Between two steps nothing is held but a place in line."""
+    """One set being taken for a hold. Between two steps nothing is held but a place in line.
 
-    def __init__(self, parts: Parts, hold: Hold) -> None:
+    While others are on their way, nothing is begun that would take longer than ``at_most``.
+    """
+
+    def __init__(self, parts: Parts, hold: Hold, at_most: timedelta | None = None) -> None:
         self._disk = parts.disk
         self._finder = parts.finder
         self._carrier = parts.carrier
@@ -89,6 +94,8 @@ class Taking:
         self._room = parts.carrier.room
         self._tally = parts.tally
         self._hold = hold
+        self._at_most_s = math.inf if at_most is None else at_most.total_seconds()
+        self._put_off_s: float | None = None
         self._wishes: list[Wish] = []
         self._counted = False
 
@@ -112,6 +119,14 @@ class Taking:
                 case Then(act):
                     await act
 
+    def time_left(self) -> float | None:
+        """Seconds until all of it is here, by what was measured; None where nobody can tell."""
+        if self._put_off_s is not None:
+            return self._put_off_s
+        share = self._carrier.share()
+        known = [left_s for flight in self._hold.flights if (left_s := flight.time_left(share)) is not None]
+        return max(known, default=None)
+
     async def _wish(self, wanted: Wanted) -> Wish:
         kind = self._disk.folders.layout.kind(wanted.kind)
         return wish_of(dataclasses.replace(await self._finder.completed(wanted), kind=kind))
@@ -130,6 +145,7 @@ class Taking:
 
     def _step(self, asked: bool) -> Step:
         """What comes next, booked in the same instant in which it is decided."""
+        self._put_off_s = None
         done = self._confirmed()
         if done is not None:
             return self._served(done)
@@ -208,7 +224,8 @@ class Taking:
             case Ready():
                 return self._served(tuple(one.place for one in found if isinstance(one, Here)))
             case Fetch():
-                return self._begun(found, answer)
+                self._put_off_s = self._too_long(found)
+                return self._begun(found, answer) if self._put_off_s is None else Then(self._carrier.changes.next())
             case Wait(places):
                 self._stand(places)
                 return Then(self._carrier.changes.next())
@@ -218,6 +235,16 @@ class Taking:
             case Refuse(error):
                 self._refused(error, needs)
                 raise error
+
+    def _too_long(self, found: Sequence[Found]) -> float | None:
+        """Seconds that what is missing would take beside what others wait for, when that is more than it may."""
+        missing = [(one.place, wish) for one, wish in zip(found, self._wishes, strict=True) if isinstance(one, Missing)]
+        left = [self._carrier.left_of(place, wish) for place, wish in missing]
+        known = [size for size in left if size is not None]
+        if not known or len(known) < len(left) or not self._carrier.flights.awaited:
+            return None
+        took_s = time_for(max(known), self._carrier.share(len(left)))
+        return None if took_s is None or took_s <= self._at_most_s else took_s
 
     def _must_ask(self, answer: Plan) -> bool:
         """Whether the answer depends on what the server holds."""

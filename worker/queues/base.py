@@ -55,11 +55,13 @@ class Queue(Protocol):
     """A source of deliveries.
 
     A driver leases nothing while no `receive` is pending, and a cancelled `receive` leaves nothing leased:
-    a claim that arrives late is given back uncharged. Every verb raises `QueueUnavailable` when the queue
+    a claim that arrives late is given back uncharged. ``capacity`` bounds the deliveries that may be out at once, and
+    ``can_delay`` says whether the delay of a `nack` has an effect. Every verb raises `QueueUnavailable` when the queue
     does not answer, and `LeaseLost` (all but `receive`) when it says that the delivery is no longer ours.
     """
 
     capacity: int | None
+    can_delay: bool
 
     async def receive(self) -> Received:
         """One bounded wait for a delivery."""

@@ -90,6 +90,7 @@ class MemoryQueue:
     """
 
     capacity: int | None = None
+    can_delay: bool = True
 
     def __init__(self, clock: Clock, *, worker: str = "memory", policy: Policy | None = None, wait: timedelta = WAIT):
         self._clock = clock

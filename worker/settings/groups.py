@@ -153,6 +153,13 @@ class QueueSettings(Group):
         "WORKER_QUEUE", "sqlite", "where jobs come from; the embedded queue is the only one of this version"
     )
     window: int = var("WORKER_QUEUE_WINDOW", 3, "at most so many deliveries generating or ready to", ge=1, le=32)
+    parked: int = var(
+        "WORKER_QUEUE_PARKED",
+        2,
+        "deliveries waiting for a model, beside the window; later jobs overtake them",
+        ge=0,
+        le=32,
+    )
     visibility: Duration = var(
         "WORKER_QUEUE_VISIBILITY",
         timedelta(seconds=120),

@@ -59,6 +59,13 @@ class ModelsSettings(Group):
         shown="3h",
         gt=ZERO,
     )
+    max_wait: Duration = var(
+        "WORKER_MODELS_MAX_WAIT",
+        timedelta(minutes=5),
+        "a delivery whose transfer takes longer, by measured speed, is given back with that time as delay (15 m at most) while the transfer goes on",
+        shown="5m",
+        gt=ZERO,
+    )
     bandwidth: Size | None = var(
         "WORKER_MODELS_BANDWIDTH", None, "bytes a second of all transfers together", shown="unlimited", gt=0
     )

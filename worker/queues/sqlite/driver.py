@@ -105,6 +105,7 @@ class SqliteQueue(SqliteProducer):
     """
 
     capacity: int | None = None
+    can_delay: bool = True
 
     def __init__(
         self,
