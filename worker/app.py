@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,6 @@ from worker.api.push import push
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
-from worker.drain import Drain
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
 from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
@@ -31,7 +31,7 @@ from worker.metrics import Metrics
 from worker.models.cache import Cache
 from worker.models.declared import declared, is_declared
 from worker.models.none import NoCache
-from worker.node import Identity, gpu_name
+from worker.node import Identity, find_gpu
 from worker.outfit import Opened, PlainNode, outfit
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
@@ -53,8 +53,15 @@ PURGE_EVERY_S = 300.0
 
 async def identify(settings: Settings) -> Identity:
     """Who this node is."""
-    host = socket.gethostname()
-    return Identity(id=settings.node.node_id or host, machine=host, version=__version__, gpu=await gpu_name())
+    host, gpu = socket.gethostname(), await find_gpu()
+    return Identity(
+        id=settings.node.node_id or host,
+        machine=host,
+        version=__version__,
+        gpu=gpu.name,
+        instance=secrets.token_hex(8),
+        vram_gb=gpu.vram_gb,
+    )
 
 
 PARTS = frozenset({"engine", "queue", "storage"})
@@ -105,7 +112,9 @@ async def composed(
     on_listening: Callable[[int], None],
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
-    log.identify(worker=parts.node.identity.id, machine=parts.node.identity.machine)
+    log.identify(
+        worker=parts.node.identity.id, machine=parts.node.identity.machine, instance=parts.node.identity.instance
+    )
     process, queue, storage = parts.process, parts.queue, parts.storage
     if process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
@@ -123,11 +132,12 @@ async def composed(
         service.described,
         lambda: _extras(tools, provisioning, models),
         _shown(models, stack),
+        tools.reporter.report,
     )
     services = {
         "engine": service.run,
         "provisioning": provisioning.run,
-        "models": lambda: _kept(models, drain),
+        "models": lambda: _kept(models, tools),
         "watch": watch.run,
         "pressure": _pressure(settings, tools, process, service).run,
         "reaper": Reaper(process).run,
@@ -146,9 +156,10 @@ async def composed(
     )
 
 
-async def _kept(models: Cache | NoCache, drain: Drain) -> None:
+async def _kept(models: Cache | NoCache, tools: Tools) -> None:
     """A service: the cache is tidied until the drain begins; then nothing is fetched that no job waits for."""
-    await first_of(models.keep(), drain.beginning())
+    await first_of(models.keep(), tools.drain.beginning())
+    tools.orders.stop()
     models.drain()
 
 
@@ -218,13 +229,20 @@ async def _engine_service(
     document = await _warmup_document(engine.warmup)
     return recovery.EngineService(
         tools.gate,
-        warmup.Canary(warmup.canary_job(document, tools.rules.limits), tools.inputs, tools.models, generation),
+        warmup.Canary(
+            warmup.canary_job(document, tools.rules.limits),
+            tools.inputs,
+            tools.models,
+            generation,
+            on_verified=lambda work, output: tools.reporter.verified(work, output, typical=False),
+        ),
         process,
         status,
         tools.bench.metrics,
         patience=recovery.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
         warm_at_start=engine.warmup != "none",
         on_ready=watch.apply,
+        on_look=tools.reporter.looked,
         before_start=provisioning.before_engine,
         before_ready=provisioning.before_ready,
     )

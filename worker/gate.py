@@ -72,17 +72,19 @@ class Turn:
 class Letting:
     """What the model cache asks of the server: what it holds, and to let go of files, which takes a turn.
 
-    A closed gate grants that turn too: the canary may be what waits for the room.
+    A closed gate grants that turn too: the canary may be what waits for the room. ``unloading`` is told of each time.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, unloading: Callable[[], None] = lambda: None) -> None:
         self._gate = gate
+        self._unloading = unloading
 
     async def loaded(self) -> frozenset[Place]:
         return await self._gate.engine.loaded()
 
     async def unload(self, places: Collection[Place]) -> None:
         async with self._gate.maintenance() as engine:
+            self._unloading()
             with self._gate.noticing():
                 await engine.unload(places)
 

@@ -51,7 +51,7 @@ class Intake:
                 self._start(received.delivery)
                 await self._tools.live.changed()
             if received.orders is not None:
-                self._tools.live.obey(received.orders)
+                self._tools.orders.obey(received.orders)
         while self._jobs:
             await asyncio.wait(self._jobs)
 

@@ -10,7 +10,6 @@ from enum import StrEnum
 from typing import Any
 
 from worker.errors import JobCancelled
-from worker.node import Orders
 
 INSTANT_S = 0.1
 """A wait for models that lasts no longer parks nobody."""
@@ -142,11 +141,6 @@ class Live:
             await self.changed()
         self._owners[job_id] = job
         job.id = job_id
-
-    def obey(self, orders: Orders) -> None:
-        """Carry out what a queue orders of held jobs."""
-        for job_id in orders.cancel:
-            self.cancel(job_id)
 
     def cancel(self, job_id: str) -> bool:
         """Cancel every delivery held of this job; False when there is none."""

@@ -93,9 +93,9 @@ def get(name: str | None = None) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(**initial))
 
 
-def identify(*, worker: str, machine: str) -> None:
+def identify(*, worker: str, machine: str, **more: str) -> None:
     """Put who we are on every line of the process, those of other threads included."""
-    _identity.update(worker=worker, machine=machine)
+    _identity.update(worker=worker, machine=machine, **more)
 
 
 def bind_job(job_id: str, **ids: Any) -> AbstractContextManager[None]:

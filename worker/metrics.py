@@ -6,7 +6,7 @@ thread and never fail; prometheus-client is loaded with the first object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,14 @@ MODELS_DOWNLOADED_BYTES = PREFIX + "models_downloaded_bytes_total"
 MODELS_WAIT_SECONDS = PREFIX + "models_wait_seconds_total"
 MODELS_CACHE_BYTES = PREFIX + "models_cache_bytes"
 MODELS_CACHE_CAP_BYTES = PREFIX + "models_cache_cap_bytes"
+ORDERS = PREFIX + "orders_total"
+RATES = {
+    "disk": (PREFIX + "disk_bytes_per_second", "How fast model files are read."),
+    "network": (PREFIX + "network_bytes_per_second", "How fast model files are downloaded."),
+    "load": (PREFIX + "load_seconds", "What the server takes to load another checkpoint."),
+    "step": (PREFIX + "step_seconds", "What a sampling step of one picture takes."),
+}
+"""Names and meanings of what a node measured of itself; a series is missing until it was measured."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HOP_BUCKETS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
@@ -56,6 +64,7 @@ class Observed:
     unpublished_bytes: Callable[[], int] = int
     models_bytes: Callable[[], int] = int
     models_cap_bytes: Callable[[], int] = int
+    rates: Callable[[], Mapping[str, float]] = dict
 
 
 class Metrics:
@@ -94,6 +103,7 @@ class Metrics:
         self._models_evictions = counter(MODELS_EVICTIONS, "Model files deleted to make room.")
         self._models_downloaded = counter(MODELS_DOWNLOADED_BYTES, "Bytes of model files that came whole.")
         self._models_wait = counter(MODELS_WAIT_SECONDS, "Time in which somebody waited for models.")
+        self._orders = counter(ORDERS, "Orders of the queue that came to an end, by outcome.", "order", "outcome")
         registry.register(_Observing(observed or Observed()))
         ProcessCollector(registry=registry)
 
@@ -149,6 +159,23 @@ class Metrics:
     def models_waited(self, seconds: float) -> None:
         self._models_wait.inc(max(0.0, seconds))
 
+    def ordered(self, order: str, outcome: str) -> None:
+        """An order came to an end: ``done``, or the code of the error that was in its way."""
+        self._orders.labels(order, outcome).inc()
+
+    def jobs(self) -> dict[str, int]:
+        """Jobs that ended here since the start, by how."""
+        ended: dict[str, int] = {}
+        for sample in next(iter(self._settled.collect())).samples:
+            status = sample.labels["status"]
+            ended[status] = ended.get(status, 0) + int(sample.value)
+        return ended
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the engine generated."""
+        return self.value(GENERATION_BUSY_SECONDS)
+
     def bug(self) -> None:
         self._bugs.inc()
 
@@ -203,3 +230,5 @@ class _Observing:
         yield GaugeMetricFamily(
             MODELS_CACHE_CAP_BYTES, "What models may take at most just now.", value=seen.models_cap_bytes()
         )
+        for rate, value in seen.rates().items():
+            yield GaugeMetricFamily(*RATES[rate], value=value)

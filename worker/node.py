@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from worker.wire import DiskReport, Download, Evict, HeldModel, Rates
 
-_NVIDIA = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+_NVIDIA = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _NVIDIA_MOST_S = 5.0
 
 
@@ -28,6 +28,8 @@ class Identity:
     gpu: str | None = None
     instance: str = ""
     """New at each start of the process."""
+    vram_gb: float | None = None
+    """Memory of the GPU in GiB, as cards are sold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,18 @@ class Node(Protocol):
         ...
 
 
-async def gpu_name(command: tuple[str, ...] = _NVIDIA) -> str | None:
-    """The first GPU's name as nvidia-smi has it; None where there is none, or where it does not answer in time."""
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A graphics card: its name as the driver has it, and its memory in GiB; None where that is unknown."""
+
+    name: str | None = None
+    vram_gb: float | None = None
+
+
+async def find_gpu(command: tuple[str, ...] = _NVIDIA) -> Gpu:
+    """The first GPU as nvidia-smi tells of it; nothing is known where there is none, or where it does not answer."""
     if shutil.which(command[0]) is None:
-        return None
+        return Gpu()
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
@@ -81,10 +91,16 @@ async def gpu_name(command: tuple[str, ...] = _NVIDIA) -> str | None:
         async with asyncio.timeout(_NVIDIA_MOST_S):
             output, _ = await process.communicate()
     except TimeoutError:
-        return None
+        return Gpu()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    names = output.decode("utf-8", "replace").split("\n")
-    return names[0].strip() or None if process.returncode == 0 else None
+    return gpu_of(output.decode("utf-8", "replace")) if process.returncode == 0 else Gpu()
+
+
+def gpu_of(told: str) -> Gpu:
+    """The first line of nvidia-smi's ``name, memory.total`` in MiB; a name may hold commas, the memory be ``[N/A]``."""
+    name, _, memory = told.split("\n", maxsplit=1)[0].rpartition(",")
+    mib = memory.strip()
+    return Gpu(name.strip() or None, round(int(mib) / 1024, 1) if mib.isascii() and mib.isdigit() else None)

@@ -23,8 +23,11 @@ from worker.models.cache import Cache
 from worker.models.none import NoCache
 from worker.models.open import open_cache
 from worker.node import Identity, Report
+from worker.orders import Duties
 from worker.patience import Patience
 from worker.queues.base import Queue
+from worker.rates import Speeds
+from worker.report import Reporter
 from worker.result import WorkerResult
 from worker.settings import Settings
 from worker.settlement import Bench
@@ -36,19 +39,24 @@ from worker.urls import Guard
 from worker.webhooks import Defaults, Sender
 
 
-@dataclass(frozen=True, slots=True)
 class PlainNode:
-    """A node on no particular platform."""
+    """A node on no particular platform; it has nothing to report before it is told by whom."""
 
-    identity: Identity
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.reported: Callable[[], Report] = Report
 
     async def report(self) -> Report:
         """As `Node.report`."""
-        return Report()
+        return self.reported()
 
     async def identity_token(self) -> str | None:
         """As `Node.identity_token`."""
         return None
+
+
+ENGINE_REASONS = frozenset({"starting", "engine"})
+"""Why the gate is closed while nobody knows what state the server is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +89,29 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     live, pace, gate, dependencies = Live(), Pace(), Gate(engine), Dependencies()
     drain, budget = Drain(live, pace), Budget(settings.storage.unpublished_max)
     models: Cache | NoCache = NoCache()
-    metrics = _metrics(status, live, budget, parts.clock, lambda: models)
+    measured = Speeds()
+    metrics = _metrics(status, live, budget, parts.clock, lambda: models, measured)
+    reporter = Reporter(
+        live,
+        metrics,
+        shelf=lambda: models if isinstance(models, Cache) else None,
+        fit=lambda: ENGINE_REASONS.isdisjoint(gate.reasons),
+        vram_gb=parts.node.identity.vram_gb,
+        speeds=measured,
+    )
+    parts.node.reported = reporter.report
     models = await open_cache(
-        settings, Letting(gate), metrics, guard=parts.guard, clock=parts.clock, rng=random.Random()
+        settings,
+        Letting(gate, reporter.forget),
+        metrics,
+        guard=parts.guard,
+        clock=parts.clock,
+        rng=random.Random(),
+        measured=measured,
     )
     stack.push_async_callback(models.aclose)
+    orders = Duties(models, live, drain, metrics, models.typed)
+    stack.push_async_callback(orders.aclose)
     documents = _documents(settings, parts, stack)
     bench = Bench(
         queue=queue,
@@ -106,6 +132,8 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
         dependencies=dependencies,
         patience=Patience(storage, dependencies),
         live=live,
+        orders=orders,
+        reporter=reporter,
         drain=drain,
         pace=pace,
         budget=budget,
@@ -115,7 +143,12 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
 
 
 def _metrics(
-    status: Status, live: Live, budget: Budget, clock: CorrectedClock, models: Callable[[], Cache | NoCache]
+    status: Status,
+    live: Live,
+    budget: Budget,
+    clock: CorrectedClock,
+    models: Callable[[], Cache | NoCache],
+    measured: Speeds,
 ) -> Metrics:
     return Metrics(
         Observed(
@@ -127,6 +160,7 @@ def _metrics(
             unpublished_bytes=lambda: budget.taken,
             models_bytes=lambda: models().bytes,
             models_cap_bytes=lambda: models().cap,
+            rates=lambda: measured.rates().model_dump(exclude_none=True),
         )
     )
 

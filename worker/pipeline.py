@@ -45,6 +45,7 @@ from worker.log import bind_job
 from worker.made import Made, Stored, verified
 from worker.mentions import Mention
 from worker.queues.base import Delivery
+from worker.report import used
 from worker.result import FileResult, ImageResult, Result
 from worker.settlement import (
     Journey,
@@ -77,7 +78,7 @@ async def run_job(delivery: Delivery, tools: Tools) -> None:
     """Work on a delivery and settle it; ends silently, settling nothing, when its lease is lost."""
     with tools.live.holding(delivery.id) as live, bind_job(delivery.id):
         bench = tools.bench
-        lease = Lease(bench.queue, delivery, live, rng=bench.rng, on_orders=tools.live.obey)
+        lease = Lease(bench.queue, delivery, live, rng=bench.rng, on_orders=tools.orders.obey)
         clock = StageClock(live, bench.metrics)
         journey = Journey(delivery, live, lease, clock, received_at=bench.clock.now())
         failpoints.reached("received")
@@ -209,7 +210,8 @@ async def provided(
     storage.accepts(job, work.expect.count or 1)
     journey.warnings.extend(work.warnings)
     inputs = await tools.inputs.images(work.inputs)
-    return replace(work, key=attempt_key(job, journey)), Files(inputs=inputs, version=models.version)
+    work = replace(work, key=attempt_key(job, journey), uses=used(work.request, mentions, models.places))
+    return work, Files(inputs=inputs, version=models.version)
 
 
 def attempt_key(job: Job, journey: Journey) -> str:
@@ -245,6 +247,7 @@ async def generated(job: Job, work: Work, files: Files, journey: Journey, tools:
     await pins.aclose()
     if made.flat:
         await judge_flat(journey, tools)
+    tools.reporter.verified(work, made.output)
     return made
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import structlog
 
-from worker.engines.base import Process, Reach
+from worker.engines.base import EngineState, Process, Reach
 from worker.errors import (
     AuthFailed,
     ConfigError,
@@ -91,6 +91,7 @@ class EngineService:
         patience: Patience,
         warm_at_start: bool,
         on_ready: Callable[[], None],
+        on_look: Callable[[EngineState], None] = lambda state: None,
         before_start: Callable[[], Coroutine[Any, Any, None]] = _at_once,
         before_ready: Callable[[], Coroutine[Any, Any, None]] = _at_once,
     ) -> None:
@@ -102,6 +103,7 @@ class EngineService:
         self._patience = patience
         self._warm = warm_at_start
         self._on_ready = on_ready
+        self._on_look = on_look
         self._before_start = before_start
         self._before_ready = before_ready
         self._failures: deque[float] = deque()
@@ -295,6 +297,7 @@ class EngineService:
         """What the server lacks, None when it can be used."""
         try:
             state = await self._gate.engine.look()
+            self._on_look(state)
         except AuthFailed as error:
             self._refuse_at_start(error)
             return error.code

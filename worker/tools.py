@@ -15,7 +15,9 @@ from worker.job import Limits
 from worker.live import Live
 from worker.lookahead import Pace
 from worker.models.base import Models
+from worker.orders import Duties
 from worker.patience import Patience
+from worker.report import Reporter
 from worker.settlement import Bench
 from worker.tasks import Budget
 
@@ -45,6 +47,8 @@ class Tools:
     dependencies: Dependencies
     patience: Patience
     live: Live
+    orders: Duties
+    reporter: Reporter
     drain: Drain
     pace: Pace
     budget: Budget

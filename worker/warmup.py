@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
-from worker.engines.base import Engine, Files, ProgressReport
+from worker.engines.base import Engine, Files, Output, ProgressReport, Work
 from worker.errors import ConfigError, EngineStalled, JobRefused, OutputFlat, Owner, WorkerError
 from worker.gate import Gate
 from worker.images import Encoding
@@ -16,6 +16,7 @@ from worker.inputs import Inputs
 from worker.job import Job, Limits, document_of, parse
 from worker.made import verified
 from worker.models.base import Models
+from worker.report import used
 from worker.wants import settled, wants_of
 
 DEFAULT = {"params": {"prompt": "a red apple on a wooden table", "width": 256, "height": 256, "steps": 4, "seed": 1}}
@@ -31,9 +32,20 @@ def canary_job(document: bytes, limits: Limits) -> Job:
 
 
 class Canary:
-    """The one job whose picture is known to be makeable: it warms the server up, and judges it later."""
+    """The one job whose picture is known to be makeable: it warms the server up, and judges it later.
 
-    def __init__(self, job: Job, inputs: Inputs, models: Models, timeout: timedelta) -> None:
+    ``on_verified`` is told of each picture that came out well.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        inputs: Inputs,
+        models: Models,
+        timeout: timedelta,
+        on_verified: Callable[[Work, Output], None] = lambda work, output: None,
+    ) -> None:
+        self._on_verified = on_verified
         self._job = job
         self._inputs = inputs
         self._models = models
@@ -51,11 +63,12 @@ class Canary:
                 models = await pins.enter_async_context(self._models.provided(wanted))
                 job = settled(self._job, mentions, models.places)
             async with gate.maintenance() as engine:
-                await self._made(engine, job, models.version)
+                with _accused():
+                    work = replace(await engine.admit(job), anew=True)
+                work = replace(work, uses=used(work.request, mentions, models.places))
+                await self._made(engine, work, models.version)
 
-    async def _made(self, engine: Engine, job: Job, version: int) -> None:
-        with _accused():
-            work = replace(await engine.admit(job), anew=True)
+    async def _made(self, engine: Engine, work: Work, version: int) -> None:
         files = Files(inputs=await self._inputs.images(work.inputs), version=version)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -64,6 +77,7 @@ class Canary:
             raise EngineStalled(f"the warm-up took longer than {self._timeout_s:g} s") from None
         if (await verified(output, work.expect, Encoding())).flat:
             raise OutputFlat("the warm-up image has one colour all over")
+        self._on_verified(work, output)
 
 
 @contextmanager

@@ -20,19 +20,29 @@ from worker import __version__
 from worker.api.app import View, create_app
 from worker.live import Hop, Live
 from worker.metrics import Metrics
-from worker.node import Identity
+from worker.node import Identity, Report
 from worker.settings.groups import HttpSettings
 from worker.status import Phase, Status
 from worker.web.server import _bound
+from worker.wire import DiskReport, HeldModel, Rates
 
 KEY = "schlüssel-7"
 PROBES = ("/startup", "/live", "/ready", "/health")
 GUARDED = ("/v1/status", "/metrics", "/openapi.json", "/docs")
 
 
+REPORT = Report(
+    models=(HeldModel(kind="lora", name="ink.safetensors", size=7, tier="vram"),),
+    disk=DiskReport(used=1, cap=9, free=8),
+    rates=Rates(load=8.5),
+    vram_gb=24.0,
+    stats={"done": 1},
+)
+
+
 @pytest.fixture
 def view() -> View:
-    identity = Identity("node-1", "machine-1", __version__, "RTX 4090")
+    identity = Identity("node-1", "machine-1", __version__, "RTX 4090", "i1")
     return View(
         Status(),
         Live(),
@@ -40,6 +50,7 @@ def view() -> View:
         identity,
         engine=lambda: {"name": "sdnext", "reach": "engine_ready"},
         extras=lambda: {"queue": {"kind": "sqlite"}},
+        report=lambda: REPORT,
     )
 
 
@@ -126,7 +137,7 @@ async def test_probes_need_no_thread(service: Service, client: httpx.AsyncClient
 
 
 async def test_status_shows_everything(service: Service, client: httpx.AsyncClient, view: View) -> None:
-    """Phase, node, engine, each job with its hop and progress, pauses, counters, and what the worker adds."""
+    """Phase, node as reported, engine, each job with its hop and progress, pauses, counters, what the worker adds."""
     become_ready(view.status)
     view.metrics.paused("upload_failed", True)
     view.metrics.settled("succeeded", None)
@@ -142,7 +153,18 @@ async def test_status_shows_everything(service: Service, client: httpx.AsyncClie
         "started": True,
         "live": True,
         "ready": True,
-        "node": {"id": "node-1", "machine": "machine-1", "version": __version__, "gpu": "RTX 4090"},
+        "node": {
+            "id": "node-1",
+            "machine": "machine-1",
+            "version": __version__,
+            "gpu": "RTX 4090",
+            "instance": "i1",
+            "vram_gb": 24.0,
+            "rates": {"load": 8.5},
+            "disk": {"used": 1, "cap": 9, "free": 8},
+            "stats": {"done": 1},
+            "models": [{"kind": "lora", "name": "ink.safetensors", "sha256": None, "size": 7, "tier": "vram"}],
+        },
         "engine": {"name": "sdnext", "reach": "engine_ready"},
         "pauses": ["upload_failed"],
         "queue": {"kind": "sqlite"},

@@ -35,10 +35,12 @@ from worker.lookahead import Pace
 from worker.metrics import Metrics
 from worker.models.base import Models
 from worker.node import Identity
+from worker.orders import Duties
 from worker.patience import Patience
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
+from worker.report import Reporter
 from worker.settings.units import Rate
 from worker.settlement import Bench
 from worker.status import Status
@@ -82,9 +84,7 @@ class World:
         self.receiver, self.inputs = FakeReceiver(self.clock), FakeInputs(self.clock)
         self.status, self.live, self.metrics, self.pace = Status(), Live(), Metrics(), Pace()
         self.drain = Drain(self.live, self.pace)
-        self.gate = Gate(self.engine)
-        self.dependencies = Dependencies()
-        self.limits = Limits()
+        self.gate, self.dependencies, self.limits = Gate(self.engine), Dependencies(), Limits()
         self.exits: list[str] = []
         stores, self.models = FakeStores(self.storage), FakeModels()
         self.tools = Tools(
@@ -105,6 +105,8 @@ class World:
             dependencies=self.dependencies,
             patience=Patience(stores, self.dependencies),
             live=self.live,
+            orders=Duties(models or self.models, self.live, self.drain, self.metrics),
+            reporter=Reporter(self.live, self.metrics),
             drain=self.drain,
             pace=self.pace,
             budget=Budget(unpublished),

@@ -26,6 +26,7 @@ COUNTED = {
     "sd_worker_models_downloaded_bytes_total": {},
     "sd_worker_models_wait_seconds_total": {},
     "sd_worker_paused": {"code": "upload_failed"},
+    "sd_worker_orders_total": {"order": "evict", "outcome": "model_in_use"},
 }
 
 
@@ -46,6 +47,7 @@ def eventful() -> Metrics:
     found.model_evicted()
     found.model_downloaded(1)
     found.models_waited(1)
+    found.ordered("evict", "model_in_use")
     return found
 
 
@@ -145,7 +147,26 @@ def test_counters_for_people() -> None:
         "models_evictions": 1,
         "models_downloaded_bytes": 1,
         "models_wait_seconds": 1,
+        "orders": 1,
     }
+
+
+def test_jobs_are_counted_by_how_they_ended() -> None:
+    """Whatever their error codes; the busy time is that of the counter."""
+    found = eventful()
+    found.settled("failed", "model_not_found")
+    found.settled("succeeded", None)
+    assert found.jobs() == {"failed": 2, "succeeded": 1}
+    assert found.busy_s == 1
+
+
+def test_what_was_not_measured_has_no_series() -> None:
+    """A rate of 0 would be a measurement."""
+    measured: dict[str, float] = {}
+    found = Metrics(Observed(rates=lambda: measured))
+    assert not [line for line in found.text().splitlines() if b"_per_second" in line or b"step_seconds" in line]
+    measured |= {"disk": 5e8, "network": 6e7, "load": 8.5, "step": 0.2}
+    assert {name: found.value(metrics.RATES[name][0]) for name in measured} == measured
 
 
 def test_the_text_is_of_prometheus() -> None:

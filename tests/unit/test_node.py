@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from worker.node import gpu_name
+import pytest
+
+from worker.node import Gpu, find_gpu, gpu_of
 
 
 def saying(code: str) -> tuple[str, ...]:
@@ -12,15 +14,30 @@ def saying(code: str) -> tuple[str, ...]:
 
 
 async def test_the_first_gpu_is_named() -> None:
-    """nvidia-smi prints one name a line."""
-    assert await gpu_name(saying("print('NVIDIA GeForce RTX 3060'); print('other')")) == "NVIDIA GeForce RTX 3060"
+    """nvidia-smi prints one card a line: its name, and its memory in MiB."""
+    found = await find_gpu(saying("print('NVIDIA GeForce RTX 4090, 24564'); print('other, 1')"))
+    assert found == Gpu("NVIDIA GeForce RTX 4090", 24.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu"),
+    [
+        ("NVIDIA GeForce RTX 3060, 12288\n", Gpu("NVIDIA GeForce RTX 3060", 12.0)),
+        ("NVIDIA GH200, 480GB, 97871", Gpu("NVIDIA GH200, 480GB", 95.6)),
+        ("NVIDIA GB10, [N/A]", Gpu("NVIDIA GB10", None)),
+        ("", Gpu()),
+    ],
+)
+def test_a_card_is_read_from_one_line(told: str, gpu: Gpu) -> None:
+    """A name may hold commas, and some drivers know no memory."""
+    assert gpu_of(told) == gpu
 
 
 async def test_no_gpu_is_no_failure() -> None:
     """No command, a failing one and one without an answer all mean that no GPU is known."""
-    assert await gpu_name(("no-such-command-here",)) is None
-    assert await gpu_name(saying("import sys; print('x'); sys.exit(9)")) is None
-    assert await gpu_name(saying("pass")) is None
+    assert await find_gpu(("no-such-command-here",)) == Gpu()
+    assert await find_gpu(saying("import sys; print('x, 1'); sys.exit(9)")) == Gpu()
+    assert await find_gpu(saying("pass")) == Gpu()
 
 
 async def test_a_hanging_driver_holds_nothing_up() -> None:
@@ -29,6 +46,6 @@ async def test_a_hanging_driver_holds_nothing_up() -> None:
 
     limit, node._NVIDIA_MOST_S = node._NVIDIA_MOST_S, 0.05
     try:
-        assert await gpu_name(saying("import time; time.sleep(60)")) is None
+        assert await find_gpu(saying("import time; time.sleep(60)")) == Gpu()
     finally:
         node._NVIDIA_MOST_S = limit

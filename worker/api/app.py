@@ -15,7 +15,7 @@ from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
 from worker.live import Live
 from worker.metrics import Metrics
-from worker.node import Identity
+from worker.node import Identity, Report
 from worker.settings.groups import HttpSettings
 from worker.status import Status
 from worker.web import docs, problems
@@ -26,8 +26,9 @@ from worker.web.body import BodyLimit
 class View:
     """What HTTP may see of the worker.
 
-    ``engine`` says what is known of the image server, ``extras`` what else belongs on the status page; both
-    answer at once and hold no secrets. Who has the API key may have ``models`` fetched and removed.
+    ``engine`` says what is known of the image server, ``report`` what a scheduler is told of the node, ``extras`` what
+    else belongs on the status page; all answer at once and hold no secrets. Who has the API key may have ``models``
+    fetched and removed.
     """
 
     status: Status
@@ -37,6 +38,7 @@ class View:
     engine: Callable[[], dict[str, Any]] = dict
     extras: Callable[[], dict[str, Any]] = dict
     models: Shown | None = None
+    report: Callable[[], Report] = Report
 
     def additions(self) -> dict[str, Any]:
         """What the status page tells beside the worker's own state."""
@@ -55,7 +57,7 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     )
     guarded = APIRouter(dependencies=[Depends(KeyCheck(settings.api_key))], responses=problems.UNAUTHORIZED)
     guarded.include_router(
-        status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.additions)
+        status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.additions, view.report)
     )
     if view.models is not None and settings.api_key is not None:
         guarded.include_router(models_routes(view.models))

@@ -11,15 +11,28 @@ from pydantic import BaseModel, ConfigDict
 
 from worker.live import Live, LiveJob
 from worker.metrics import CONTENT_TYPE, Metrics
-from worker.node import Identity
+from worker.node import Identity, Report
 from worker.status import Status
+from worker.wire import DiskReport, HeldModel
 
 
 class NodeStatus(BaseModel):
+    """The node as a scheduler is told of it: seen and measured things only.
+
+    ``rates`` as in the scheduling API, what was not measured left out; ``models`` those on disk and, ``tier`` ``vram``,
+    in the server's memory; ``disk`` in bytes, null without a folder of models; ``stats`` since the start.
+    """
+
     id: str
     machine: str
     version: str
     gpu: str | None
+    vram_gb: float | None
+    instance: str
+    rates: dict[str, float]
+    models: list[HeldModel]
+    disk: DiskReport | None
+    stats: dict[str, Any]
 
 
 class JobStatus(BaseModel):
@@ -58,6 +71,7 @@ def routes(
     identity: Identity,
     engine: Callable[[], dict[str, Any]],
     extras: Callable[[], dict[str, Any]],
+    report: Callable[[], Report] = Report,
 ) -> APIRouter:
     router = APIRouter(tags=["state"])
 
@@ -71,7 +85,7 @@ def routes(
             started=status.startup().ok,
             live=status.live().ok,
             ready=status.ready().ok,
-            node=NodeStatus(id=identity.id, machine=identity.machine, version=identity.version, gpu=identity.gpu),
+            node=_node(identity, report()),
             engine=engine(),
             jobs=[_job(job, now) for job in live],
             pauses=sorted(metrics.pauses),
@@ -88,6 +102,21 @@ def routes(
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     return router
+
+
+def _node(identity: Identity, report: Report) -> NodeStatus:
+    return NodeStatus(
+        id=identity.id,
+        machine=identity.machine,
+        version=identity.version,
+        gpu=identity.gpu,
+        vram_gb=report.vram_gb,
+        instance=identity.instance,
+        rates=report.rates.model_dump(exclude_none=True),
+        models=list(report.models),
+        disk=report.disk,
+        stats=dict(report.stats),
+    )
 
 
 def _job(job: LiveJob, now: float) -> JobStatus:

@@ -24,7 +24,10 @@ class Reach(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What a look at the server found; ``busy`` when it generates or loads something."""
+    """What a look at the server found; ``busy`` when it generates or loads something.
+
+    ``holds`` are the checkpoints that the server itself says are in its memory; None where it tells of none.
+    """
 
     reach: Reach
     name: str | None = None
@@ -32,6 +35,7 @@ class EngineState:
     model: str | None = None
     busy: bool = False
     detail: str = ""
+    holds: frozenset[Place] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class Expectation:
 class Work:
     """A job as the engine will run it: the native request, and what must be there first.
 
-    ``key`` names this very attempt among all of this job and of others, on every node: set by who runs it.
+    ``key`` names this very attempt among all of this job and of others, on every node, and ``uses`` are the files on
+    disk that the request names: both set by who runs it.
     ``anew``: none of its picture may be one that the server kept from before, since it is to prove that the server
     can make it; models may stay loaded.
     """
@@ -79,6 +84,7 @@ class Work:
     steps: int | None = None
     warnings: tuple[str, ...] = ()
     key: str = ""
+    uses: frozenset[Place] = frozenset()
     anew: bool = False
 
 

@@ -23,6 +23,7 @@ from worker.models.match import Wish
 from worker.models.plan import Fetch, Need, Refuse
 from worker.models.room import Changes, Room, Tally
 from worker.models.speed import Speed
+from worker.rates import Moving, Speeds
 
 log = structlog.get_logger()
 
@@ -36,13 +37,14 @@ _BLOCK = 512
 class Carrier:
     """Owns the transfers. Whatever ends one, its room is given back in the same instant, but for what lies there.
 
-    ``speed`` is that of all transfers together.
+    ``speed`` is that of all transfers together; ``measured`` learns of each that ended, and of what was read.
     """
 
     def __init__(
         self, disk: Disk, finder: Finder, fetcher: Fetcher, server: Loaded, tally: Tally, *,
-        cap: Callable[[], int], ceiling: int,
+        cap: Callable[[], int], ceiling: int, measured: Speeds | None = None,
     ) -> None:  # fmt: skip
+        self.measured = measured or Speeds()
         self.changes = Changes()
         self.flights = Flights(self._fly, self.changes.stir, fetcher.pause)
         self.books = Books(disk.entries, self.flights.by_place)
@@ -89,8 +91,11 @@ class Carrier:
             entry = self._disk.entries.get(place)
             if entry is not None and entry.sha256 is not None:
                 return entry.sha256
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             digest = await sha256_of(self._disk.folders.path(place))
             if digest is not None:
+                self.measured.read(entry.size if entry is not None else 0, loop.time() - began)
                 await self.learn(place, sha256=digest)
             return digest
 
@@ -135,7 +140,7 @@ class Carrier:
         self.changes.stir()
 
     async def _brought(self, flight: Flight, partial: Path) -> Place:
-        wanted = flight.wish.wanted
+        wanted, moving = flight.wish.wanted, Moving()
         loop = asyncio.get_running_loop()
         began = loop.time()
         log.info("model_fetch_began", model=str(flight.place), bytes=wanted.size, priority=str(flight.priority))
@@ -144,11 +149,12 @@ class Carrier:
             partial,
             wanted,
             room=lambda total: self._grow(flight, total),
-            on_bytes=functools.partial(self._came, flight),
+            on_bytes=functools.partial(self._came, flight, moving),
             priority=lambda: flight.priority,
         )
         took = loop.time() - began
         self._tally.model_downloaded(fetched.size)
+        self.measured.downloaded(moving)
         place = await self._landed(flight, fetched)
         log.info(
             "model_fetched",
@@ -160,9 +166,10 @@ class Carrier:
         )
         return place
 
-    def _came(self, flight: Flight, done: int, total: int | None) -> None:
-        resumed = flight.done == 0
-        self.speed.saw(asyncio.get_running_loop().time(), 0 if resumed else max(0, done - flight.done))
+    def _came(self, flight: Flight, moving: Moving, done: int, total: int | None) -> None:
+        now, resumed = asyncio.get_running_loop().time(), flight.done == 0
+        self.speed.saw(now, 0 if resumed else max(0, done - flight.done))
+        moving.saw(done, now)
         flight.report(done, total)
 
     async def _locations(self, flight: Flight) -> AsyncIterator[Location]:

@@ -21,6 +21,7 @@ from worker.models.none import NoCache
 from worker.models.room import Tally
 from worker.models.s3source import S3Links
 from worker.models.taking import Parts
+from worker.rates import Speeds
 from worker.settings.groups import Settings
 from worker.urls import Guard
 
@@ -28,12 +29,19 @@ log = structlog.get_logger()
 
 
 async def open_cache(
-    settings: Settings, server: Loaded, tally: Tally, *, guard: Guard, clock: CorrectedClock, rng: random.Random
+    settings: Settings,
+    server: Loaded,
+    tally: Tally,
+    *,
+    guard: Guard,
+    clock: CorrectedClock,
+    rng: random.Random,
+    measured: Speeds | None = None,
 ) -> Cache | NoCache:
     """The cache of the server's folder of models, or none where there is no such folder; close it with ``aclose``.
 
-    ``server`` tells what the image server holds and has it let go. Raises `ConfigError` for a folder that does not
-    show whose it is, or that another worker has.
+    ``server`` tells what the image server holds and has it let go; ``measured`` learns how fast files come. Raises
+    `ConfigError` for a folder that does not show whose it is, or that another worker has.
     """
     models = settings.models
     folders = await asyncio.to_thread(find_folders, settings.engine.kind, models.dir, models.folders)
@@ -46,7 +54,7 @@ async def open_cache(
         opening.push_async_callback(finder.aclose)
         fetcher = Downloads(models, guard, clock=clock, rng=rng, s3=links)
         opening.push_async_callback(fetcher.aclose)
-        return await cache_of(settings, folders, finder, fetcher, server, tally, opening)
+        return await cache_of(settings, folders, finder, fetcher, server, tally, opening, measured)
 
 
 async def cache_of(
@@ -57,6 +65,7 @@ async def cache_of(
     server: Loaded,
     tally: Tally,
     closing: AsyncExitStack,
+    measured: Speeds | None = None,
 ) -> Cache:
     """The cache over these parts; closing it closes what the stack holds by then. Raises `ConfigError`."""
     max_size, disk_size = settings.models.max_size, settings.node.disk_size
@@ -71,6 +80,7 @@ async def cache_of(
         tally,
         cap=lambda: disk.cap(max_size, disk_size),
         ceiling=cap_of(max_size, disk_size),
+        measured=measured,
     )
     await carrier.resume()
     return Cache(Parts(disk, finder, carrier, tally), closing.pop_all().aclose)

@@ -16,7 +16,7 @@ from worker.engines.client import Client
 from worker.engines.sdapi import sizes
 from worker.engines.sdapi.failure import checked
 from worker.engines.sdapi.header import read_header
-from worker.engines.sdapi.holding import Holding, changed_in
+from worker.engines.sdapi.holding import Holding, changed_in, is_loaded
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
 from worker.engines.sdapi.mentions import check_present, mentions
@@ -104,13 +104,14 @@ class SdapiEngine:
             model=model,
             busy=busy,
             detail=server.dialect.title,
+            holds=self._holding.told,
         )
 
     async def _loaded_now(self, server: Server) -> tuple[str | None, bool]:
         """The model in the server, and whether it can generate; where models load lazily, one to load is enough."""
         if not server.dialect.loads_lazily:
             current = await server.checkpoint()
-            loaded = _is_loaded(current)
+            loaded = self._holding.heard(self._inventory, current)
             return (str(current.get("title") or current.get("checkpoint")) if loaded else None), loaded
         if not await server.has_models():
             return None, False
@@ -289,7 +290,7 @@ class SdapiEngine:
         """
         timeout = self._settings.load_timeout
         dialect = server.dialect
-        empty = not dialect.loads_lazily and not _is_loaded(current)
+        empty = not dialect.loads_lazily and not is_loaded(current)
         if not (fresh or empty or self._freed):
             return False
         if fresh:
@@ -390,8 +391,3 @@ class SdapiEngine:
 
     async def aclose(self) -> None:
         await self._client.aclose()
-
-
-def _is_loaded(current: Any) -> bool:
-    """Whether the body of ``/checkpoint`` tells of a model; its class is null until one is there."""
-    return isinstance(current, dict) and current.get("class") is not None

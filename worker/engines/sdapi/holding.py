@@ -30,12 +30,22 @@ class Holding:
 
     def __init__(self) -> None:
         self.home: str | None = None
+        self.told: frozenset[Place] | None = None
+        """The checkpoint that the server itself says is in its memory; None where it does not tell."""
         self._seen: frozenset[Place] = frozenset()
         self._let_go: frozenset[Place] = frozenset()
 
     def forget(self) -> None:
         """Another process: it holds what it is configured with."""
         self._seen = self._let_go = frozenset()
+        self.told = None
+
+    def heard(self, inventory: Inventory | None, current: Any) -> bool:
+        """Take note of the body of ``/checkpoint``; whether it tells of a model."""
+        loaded = loaded_checkpoint(inventory, current, {}) if inventory is not None else None
+        if inventory is not None and inventory.dialect.reports_status:
+            self.told = frozenset() if loaded is None else frozenset({place(inventory, "checkpoint", loaded)})
+        return is_loaded(current)
 
     def used(self) -> None:
         """A generation begins: it may load anything again."""
@@ -95,6 +105,11 @@ class Holding:
             await server.unload()
             log.info("engine_model_unloaded")
         return bool(kept)
+
+
+def is_loaded(current: Any) -> bool:
+    """Whether the body of ``/checkpoint`` tells of a model; its class is null until one is there."""
+    return isinstance(current, dict) and current.get("class") is not None
 
 
 async def _readings(server: Server) -> tuple[Any, dict[str, Any]]:
