@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.scheduling import FullServer, a_node
 from worker.clock import Clock
-from worker.queues.base import Producer, Queue
+from worker.node import Orders
+from worker.queues.availability import AvailabilityProducer, AvailabilityQueue
+from worker.queues.base import Delivery, JobState, Producer, Queue, Received
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
 from worker.queues.sqlite import SqliteQueue
+from worker.result import Result
 
 VISIBILITY = timedelta(seconds=120)
 SOON = timedelta(seconds=10)
@@ -33,11 +39,15 @@ class Both(Queue, Producer, Protocol):
 
 @dataclass
 class Harness:
-    """Drivers on one and the same queue, and the time that they see."""
+    """Drivers on one and the same queue, and the time that they see.
+
+    ``carries_bytes``: whatever was submitted is handed over byte for byte; else documents are, with their ids.
+    """
 
     make: Callable[[str, Clock, timedelta], Both]
     clock: FakeClock = field(default_factory=FakeClock)
     opened: list[Both] = field(default_factory=list)
+    carries_bytes: bool = True
 
     def driver(self, worker: str = "w1", *, wait: timedelta = BRIEF) -> Both:
         self.opened.append(self.make(worker, self.clock, wait))
@@ -50,8 +60,62 @@ class Harness:
         for driver in self.opened:
             await driver.aclose()
 
+    def document(self, body: bytes) -> Any:
+        """What of a body all deliveries of it share."""
+        if self.carries_bytes:
+            return body
+        return {name: value for name, value in json.loads(body).items() if name != "id"}
 
-def memory(_: Path) -> Harness:
+
+class WithServer:
+    """Both sides of a scheduling server. Looking at jobs waits until late answers were given back."""
+
+    capacity: int | None = None
+    can_delay: bool = True
+
+    def __init__(self, queue: AvailabilityQueue, producer: AvailabilityProducer) -> None:
+        self.queue, self.producer = queue, producer
+
+    async def receive(self) -> Received:
+        return await self.queue.receive()
+
+    async def extend(self, delivery: Delivery) -> Orders | None:
+        return await self.queue.extend(delivery)
+
+    async def ack(self, delivery: Delivery, result: Result) -> None:
+        await self.queue.ack(delivery, result)
+
+    async def nack(self, delivery: Delivery, delay: timedelta, code: str, *, charged: bool) -> None:
+        await self.queue.nack(delivery, delay, code, charged=charged)
+
+    async def reject(self, delivery: Delivery, result: Result) -> None:
+        await self.queue.reject(delivery, result)
+
+    async def check(self) -> str:
+        return await self.queue.check()
+
+    async def submit(self, job_id: str, body: bytes, *, priority: int = 0) -> bool:
+        return await self.producer.submit(job_id, body, priority=priority)
+
+    async def state(self, job_id: str) -> JobState | None:
+        return await self.producer.state(job_id)
+
+    async def jobs(self, status: str | None = None, limit: int = 100) -> list[JobState]:
+        await self.queue.settled()
+        return await self.producer.jobs(status, limit)
+
+    async def requeue(self, job_id: str) -> bool:
+        return await self.producer.requeue(job_id)
+
+    async def cancel(self, job_id: str) -> bool:
+        return await self.producer.cancel(job_id)
+
+    async def aclose(self) -> None:
+        await self.queue.aclose()
+        await self.producer.aclose()
+
+
+async def memory(_: Path, stack: AsyncExitStack) -> Harness:
     first: list[MemoryQueue] = []
 
     def make(worker: str, clock: Clock, wait: timedelta) -> Both:
@@ -61,7 +125,7 @@ def memory(_: Path) -> Harness:
     return Harness(make)
 
 
-def sqlite(folder: Path) -> Harness:
+async def sqlite(folder: Path, stack: AsyncExitStack) -> Harness:
     return Harness(
         lambda worker, clock, wait: SqliteQueue(
             folder / "queue.db", clock, worker=worker, policy=POLICY, wait=wait, rng=random.Random(1)
@@ -69,11 +133,35 @@ def sqlite(folder: Path) -> Harness:
     )
 
 
-@pytest.fixture(name="harness", params=[memory, sqlite], ids=["memory", "sqlite"])
+async def availability(_: Path, stack: AsyncExitStack) -> Harness:
+    clock = FakeClock()
+    server = await stack.enter_async_context(FullServer(clock, POLICY))
+
+    def make(worker: str, clock: Clock, wait: timedelta) -> Both:
+        queue = AvailabilityQueue(server.url(), a_node(worker), clock, wait=wait, rng=random.Random(1))
+        return WithServer(queue, AvailabilityProducer(server.url(), clock))
+
+    return Harness(make, clock, carries_bytes=False)
+
+
+async def _opened(opener: Callable[[Path, AsyncExitStack], Any], folder: Path) -> AsyncIterator[Harness]:
+    async with AsyncExitStack() as stack:
+        harness: Harness = await opener(folder, stack)
+        stack.push_async_callback(harness.aclose)
+        yield harness
+
+
+@pytest.fixture(name="harness", params=[memory, sqlite, availability], ids=["memory", "sqlite", "availability"])
 async def open_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
-    harness: Harness = request.param(tmp_path)
-    yield harness
-    await harness.aclose()
+    async for harness in _opened(request.param, tmp_path):
+        yield harness
+
+
+@pytest.fixture(name="byte_harness", params=[memory, sqlite], ids=["memory", "sqlite"])
+async def open_byte_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
+    """Queues that carry whatever they are given."""
+    async for harness in _opened(request.param, tmp_path):
+        yield harness
 
 
 def body(number: int = 0) -> bytes:

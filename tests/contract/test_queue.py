@@ -13,7 +13,7 @@ import pytest
 from tests.contract.queue_harness import NOW, SOON, VISIBILITY, Harness, body, is_empty, open_harness, put
 from tests.support.clock import START
 from tests.support.queues import result_of, taken
-from worker.errors import UNCOUNTED_CODES, Fault, LeaseLost
+from worker.errors import UNCOUNTED_CODES, UNRECEIVED, Fault, LeaseLost
 from worker.queues.base import Attempt, Delivery, Queue
 
 __all__ = ["open_harness"]
@@ -34,7 +34,8 @@ async def test_first_delivery(harness: Harness) -> None:
     await queue.submit("a", body())
     harness.advance(SOON)
     delivery = await taken(queue)
-    assert (delivery.id, delivery.body, delivery.queued_at) == ("a", body(), START)
+    assert (delivery.id, delivery.queued_at) == ("a", START)
+    assert harness.document(delivery.body) == harness.document(body())
     assert delivery.visibility == VISIBILITY
     assert (delivery.deliveries, delivery.attempts, delivery.redelivered) == (1, (), False)
     assert (delivery.last_attempt, delivery.last_delivery, delivery.over_limit) == (False, False, False)
@@ -208,7 +209,7 @@ async def test_charged_attempts(harness: Harness) -> None:
     ]
 
 
-@pytest.mark.parametrize("code", sorted(UNCOUNTED_CODES))
+@pytest.mark.parametrize("code", sorted(UNCOUNTED_CODES - {UNRECEIVED}))
 async def test_uncounted_ends(harness: Harness, code: str) -> None:
     """A hand-over that ended by a release does not count, but it was one: the job is a redelivery."""
     queue = harness.driver()

@@ -87,6 +87,10 @@ class ScriptedServer:
             return self.script.popleft()
         return self.routes.get(request.path, self.otherwise)
 
+    async def reply(self, request: Request) -> Answer:
+        """What is answered, however long that takes."""
+        return self.answer(request)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -107,7 +111,7 @@ class ScriptedServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> bool:
         request = await _read(reader, number)
         self.requests.append(request)
-        answer = self.answer(request)
+        answer = await self.reply(request)
         if answer.hang:
             await asyncio.Event().wait()
         writer.write(answer.raw if answer.raw is not None else answer.head())

@@ -103,7 +103,8 @@ def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
     """What can be known while an image is built, without server, queue or store."""
     yield "libc", _libc()
     yield "user", Finding.ok(f"uid {os.getuid()}{' (root)' if os.getuid() == 0 else ''}")
-    yield "queue", writable(settings.queue.sqlite_path.parent)
+    if settings.queue.kind == "sqlite":
+        yield "queue", writable(settings.queue.sqlite_path.parent)
     if settings.storage.chosen == "directory":
         yield "storage", writable(settings.storage.directory)
     yield "temp", writable(Path(tempfile.gettempdir()))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from pydantic import SecretStr
+
 from worker.clock import Clock
+from worker.errors import ConfigError, FieldError
 from worker.node import Node
 from worker.queues.base import Producer, Queue
 from worker.queues.policy import Policy
@@ -18,6 +21,11 @@ def open_queue(settings: QueueSettings, node: Node, clock: Clock) -> Queue:
             from worker.queues.sqlite import SqliteQueue
 
             return SqliteQueue(settings.sqlite_path, clock, worker=node.identity.id, policy=_policy(settings))
+        case "availability":
+            from worker.queues.availability import AvailabilityQueue
+
+            token = _secret(settings.availability_token)
+            return AvailabilityQueue(_server(settings), node, clock, token=token, policy=_policy(settings))
         case unknown:
             assert_never(unknown)
 
@@ -29,9 +37,24 @@ def open_producer(settings: QueueSettings, clock: Clock) -> Producer:
             from worker.queues.sqlite import SqliteProducer
 
             return SqliteProducer(settings.sqlite_path, clock, policy=_policy(settings))
+        case "availability":
+            from worker.queues.availability import AvailabilityProducer
+
+            token = _secret(settings.availability_user_token)
+            return AvailabilityProducer(_server(settings), clock, token=token)
         case unknown:
             assert_never(unknown)
 
 
 def _policy(settings: QueueSettings) -> Policy:
     return Policy(settings.visibility, settings.max_attempts, settings.max_deliveries)
+
+
+def _server(settings: QueueSettings) -> str:
+    if settings.availability_url is None:
+        raise ConfigError((FieldError("WORKER_AVAILABILITY_URL", "is needed with WORKER_QUEUE=availability"),))
+    return settings.availability_url
+
+
+def _secret(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

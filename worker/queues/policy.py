@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from worker.errors import UNCOUNTED_CODES, Fault, InvalidJob
+from worker.errors import UNCOUNTED_CODES, UNRECEIVED, Fault, InvalidJob
 from worker.job import digest, document_of
 from worker.queues.base import Attempt, Delivery
 from worker.result import Result
@@ -56,7 +56,11 @@ class Policy:
     def delivery(
         self, job_id: str, body: bytes, queued_at: datetime, current: HandOver, earlier: Sequence[HandOver]
     ) -> Delivery:
-        """The delivery that ``current`` is, ``earlier`` being every hand-over before it, of all runs."""
+        """The delivery that ``current`` is, ``earlier`` being every hand-over before it, of all runs.
+
+        One that came when nobody waited for it was none: it leaves no trace in a delivery.
+        """
+        earlier = [one for one in earlier if one.code != UNRECEIVED]
         run = [one for one in earlier if one.run == current.run]
         count = deliveries_of([*run, current])
         charged = sum(one.charged for one in run)

@@ -149,8 +149,10 @@ class HttpSettings(Group):
 
 
 class QueueSettings(Group):
-    kind: Literal["sqlite"] = var(
-        "WORKER_QUEUE", "sqlite", "where jobs come from; the embedded queue is the only one of this version"
+    kind: Literal["sqlite", "availability"] = var(
+        "WORKER_QUEUE",
+        "sqlite",
+        "where jobs come from: the embedded queue, or a scheduling server that gives each node the job whose model it has",
     )
     window: int = var("WORKER_QUEUE_WINDOW", 3, "at most so many deliveries generating or ready to", ge=1, le=32)
     parked: int = var(
@@ -173,6 +175,15 @@ class QueueSettings(Group):
         "WORKER_QUEUE_MAX_DELIVERIES", 10, "hand-overs, then dead-lettered as `delivery_limit`", ge=1
     )
     sqlite_path: Path = var("WORKER_SQLITE_PATH", Path("./sd-worker.db"), "the queue's file", shown="./sd-worker.db")
+    availability_url: WebUrl | None = var(
+        "WORKER_AVAILABILITY_URL", None, "of the scheduling server, such as `sd-dispatcher`; needed with `availability`"
+    )
+    availability_token: SecretStr | None = var(
+        "WORKER_AVAILABILITY_TOKEN", None, "a node's token for it", shown="the platform's identity token"
+    )
+    availability_user_token: SecretStr | None = var(
+        "WORKER_AVAILABILITY_USER_TOKEN", None, "a user's token for it: for `sd-worker submit` and `queue`"
+    )
 
 
 class StorageSettings(Group):

@@ -5,7 +5,6 @@ from __future__ import annotations
 _SUFFIXES = {
     "ENGINE_": ("OPTIONS",),
     "HTTP_": ("JOBS", "TIMEOUT", "CANCEL_ON_DISCONNECT"),
-    "AVAILABILITY_": ("URL", "TOKEN", "TOKEN_FILE", "USER_TOKEN", "USER_TOKEN_FILE"),
     "REDIS_": ("URL", "URL_FILE", "STREAM", "GROUP"),
     "FITNESS_": ("VRAM", "DOWNLOAD", "UPLOAD", "STEP"),
     "": (
@@ -18,7 +17,7 @@ LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() 
 """Variables that are refused, so that nobody believes them to have an effect."""
 
 LATER_VALUES: dict[str, frozenset[str]] = {
-    "WORKER_QUEUE": frozenset({"none", "availability", "salad", "sqs", "redis"}),
+    "WORKER_QUEUE": frozenset({"none", "salad", "sqs", "redis"}),
     "WORKER_STORAGE": frozenset({"s4"}),
     "WORKER_PLATFORM": frozenset({"salad"}),
 }

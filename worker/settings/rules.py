@@ -75,6 +75,22 @@ def _bucket(settings: Settings) -> Found:
         yield FieldError("WORKER_S3_BUCKET", "is needed with WORKER_STORAGE=s3")
 
 
+@_rule("WORKER_QUEUE", "WORKER_AVAILABILITY_URL")
+def _scheduling_server(settings: Settings) -> Found:
+    if settings.queue.kind == "availability" and settings.queue.availability_url is None:
+        yield FieldError("WORKER_AVAILABILITY_URL", "is needed with WORKER_QUEUE=availability")
+
+
+@_rule("WORKER_QUEUE", "WORKER_STORAGE", "WORKER_S3_BUCKET")
+def _store_of_a_fleet(settings: Settings) -> Found:
+    storage = settings.storage
+    if settings.queue.kind == "availability" and storage.kind == "auto" and storage.bucket is None:
+        yield FieldError(
+            "WORKER_STORAGE",
+            "is needed with WORKER_QUEUE=availability, or WORKER_S3_BUCKET: images would die with the node",
+        )
+
+
 @_rule("WORKER_WEBHOOK_TIMEOUT", "WORKER_WEBHOOK_BUDGET")
 def _webhook_budget(settings: Settings) -> Found:
     if settings.webhook.timeout > settings.webhook.budget:
@@ -162,6 +178,12 @@ def parse_warmup(body: bytes, limits: Limits) -> None:
 def _unsigned(settings: Settings) -> Found:
     if settings.webhook.url is not None and settings.webhook.secret is None:
         yield FieldError("WORKER_WEBHOOK_SECRET", "is not set: webhooks to WORKER_WEBHOOK_URL are not signed")
+
+
+@_rule(into=HINTS)
+def _scheduling_server_unused(settings: Settings) -> Found:
+    if settings.queue.kind != "availability" and settings.queue.availability_url is not None:
+        yield FieldError("WORKER_AVAILABILITY_URL", "has no effect without WORKER_QUEUE=availability")
 
 
 @_rule(into=HINTS)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.clock import START
 from tests.support.queues import result_of
-from worker.errors import Fault
+from worker.errors import UNRECEIVED, Fault
 from worker.queues.policy import (
     HandOver,
     Policy,
@@ -36,6 +36,13 @@ def test_delivery_of_a_later_run() -> None:
     delivery = Policy(max_attempts=2, max_deliveries=2).delivery("a", b"", START, HandOver(3, 1, "w1"), earlier)
     assert (delivery.deliveries, delivery.attempts, delivery.redelivered) == (1, (), True)
     assert (delivery.last_attempt, delivery.last_delivery, delivery.over_limit) == (False, False, False)
+
+
+def test_a_hand_over_that_nobody_received_was_none() -> None:
+    """What came when nobody waited for it any more leaves no trace in a later delivery."""
+    delivery = Policy(max_deliveries=2).delivery("a", b"", START, HandOver(3, 0, "w1"), handed(UNRECEIVED, UNRECEIVED))
+    assert (delivery.deliveries, delivery.attempts, delivery.redelivered) == (1, (), False)
+    assert delivery.last_delivery is False
 
 
 def test_counting() -> None:
