@@ -36,7 +36,7 @@ AT_ONCE = 2
 """Files that are fetched together; others wait for their turn, and all of them for the jobs' own."""
 
 HELD_MOST = 200
-"""Orders under way or waiting, and failures remembered. What is beyond that is ordered again some day."""
+"""Orders under way or waiting, and ends remembered. What is beyond that is ordered again some day."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -65,6 +65,8 @@ class Duties:
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._resting: dict[Hashable, float] = {}
         """Orders that failed, with the loop's time until which they rest; the oldest failure first."""
+        self._met: dict[Hashable, Place] = {}
+        """Where the files of earlier orders are, whatever their names became; the oldest first."""
 
     def obey(self, orders: Orders) -> None:
         """Begin what is new of these. Returns at once and raises nothing; `Live.cancel` is done when it returns."""
@@ -92,14 +94,15 @@ class Duties:
         await cancel_all(set(self._tasks.values()))
 
     def _fetch(self, order: Download) -> None:
-        if self._is_known(order):
+        entries = self._models.entries()
+        if self._is_known(order) or any(entry.place == self._met.get(order) for entry in entries):
             return
         try:
             wanted = wanted_of(order)
         except InvalidJob as error:
             self._failed(order, "download", order.name or order.url or "", error)
             return
-        if not is_here(wanted, self._models.entries()):
+        if not is_here(wanted, entries):
             self._begin(order, self._fetched(order, wanted))
 
     def _drop(self, order: Evict) -> None:
@@ -140,6 +143,8 @@ class Duties:
         except WorkerError as error:
             self._failed(order, "download", wanted.name or wanted.url or "", error)
             return
+        self._met[order] = entry.place
+        _bound(self._met)
         self._metrics.ordered("download", "done")
         log.info("order_done", order="download", model=str(entry.place), bytes=entry.size)
 
@@ -172,8 +177,12 @@ class Duties:
 
     def _rest(self, order: Hashable, rest: timedelta) -> None:
         self._resting[order] = asyncio.get_running_loop().time() + rest.total_seconds()
-        while len(self._resting) > HELD_MOST:
-            del self._resting[next(iter(self._resting))]
+        _bound(self._resting)
+
+
+def _bound(kept: dict[Hashable, Any]) -> None:
+    while len(kept) > HELD_MOST:
+        del kept[next(iter(kept))]
 
 
 def wanted_of(order: Download) -> Wanted:
