@@ -1,0 +1,207 @@
+"""What nobody asks for and has to happen: in small transactions, by as many processes at once as like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+
+from dispatcher.store.base import Backlog
+from dispatcher.store.ending import end_here, give_back, handed
+from dispatcher.store.rows import PORTION, Tally, insert_into
+from dispatcher.store.schema import (
+    DELAYED,
+    DONE,
+    HANDED_MUCH,
+    HAS_DEADLINE,
+    UNHELD,
+    WAITING,
+    attempts,
+    backlog,
+    documents,
+    inline_results,
+    jobs,
+    leases,
+    letters,
+    nodes,
+    results,
+    virtual_times,
+    work_s,
+)
+from worker.errors import DeliveryLimit, Expired, WorkerError
+from worker.queues.policy import Policy
+
+KEEP_FOR = Policy().keep_for
+FORGET_NODES = timedelta(days=1)
+MORE_DELIVERIES = 3
+"""A job past its limit is handed over so often still: a worker may find that it succeeded, the dispatcher cannot."""
+SMALL_BOUND = 100
+"""Behind so many waiting jobs of others at most does a user's first one start."""
+UNFOLDED = 8
+_MICROSECOND = timedelta(microseconds=1)
+
+Step = Callable[[Connection, int], int]
+"""Does a portion at the time (stamp) and says how many it found: fewer than `PORTION` when none are left."""
+
+
+def vanished(connection: Connection, now: int, most: int) -> tuple[int, int]:
+    """Take back leases that ran out; how many, and how many of their jobs had been handed over too often."""
+    out = (
+        select(leases.c.token)
+        .where(leases.c.until <= now)
+        .order_by(leases.c.token)
+        .limit(PORTION)
+        .with_for_update(skip_locked=True)
+    )
+    tokens = list(connection.execute(out).scalars())
+    if not tokens:
+        return 0, 0
+    gone = connection.execute(delete(leases).where(leases.c.token.in_(tokens)).returning(*leases.c)).all()
+    hands = [(hand, hand.attempt(hand.lease.until, None)) for hand in handed(connection, gone)]
+    tally = Tally()
+    limit = most + MORE_DELIVERIES
+    over = [(hand, tried) for hand, tried in hands if hand.job.deliveries >= limit and not hand.lease.cancelling]
+    if over:
+        connection.execute(insert(attempts), [tried for _, tried in over])
+        end_here(connection, [hand.job for hand, _ in over], DeliveryLimit(), now, tally)
+    give_back(connection, [one for one in hands if one not in over], now, tally)
+    tally.write(connection)
+    return len(tokens), len(over)
+
+
+def woken(connection: Connection, now: int) -> int:
+    """Delayed jobs whose time has come wait again."""
+    due = (
+        select(jobs.c.place, jobs.c.key, jobs.c.work_ms)
+        .where(DELAYED, jobs.c.visible_at <= now)
+        .order_by(jobs.c.visible_at)
+        .limit(PORTION)
+        .with_for_update(skip_locked=True)
+    )
+    rows = connection.execute(due).all()
+    if rows:
+        places = [row.place for row in rows]
+        connection.execute(update(jobs).where(jobs.c.place.in_(places)).values(status="waiting", visible_at=None))
+        tally = Tally()
+        for row in rows:
+            tally.add(row, 1)
+        tally.write(connection)
+    return len(rows)
+
+
+def expired(connection: Connection, now: int) -> int:
+    """Jobs that nobody started before their deadline are dead."""
+    return _end_some(connection, and_(UNHELD, HAS_DEADLINE, jobs.c.deadline <= now), Expired(), now)
+
+
+def limited(connection: Connection, now: int, most: int) -> int:
+    """So are those that were given back too often."""
+    too_often = and_(UNHELD, HANDED_MUCH, jobs.c.deliveries >= most + MORE_DELIVERIES)
+    return _end_some(connection, too_often, DeliveryLimit(), now)
+
+
+def _end_some(connection: Connection, which: ColumnElement[bool], error: WorkerError, now: int) -> int:
+    found = select(jobs).where(which).limit(PORTION).with_for_update(skip_locked=True)
+    rows = connection.execute(found).all()
+    tally = Tally()
+    end_here(connection, rows, error, now, tally)
+    tally.write(connection)
+    return len(rows)
+
+
+def forgotten(connection: Connection, now: int) -> int:
+    """Done jobs of long ago, with all that is known of them; and nodes not heard of for a day."""
+    old = (
+        select(jobs.c.place)
+        .where(DONE, jobs.c.ended_at <= now - KEEP_FOR // _MICROSECOND)
+        .order_by(jobs.c.ended_at)
+        .limit(PORTION)
+        .with_for_update(skip_locked=True)
+    )
+    places = list(connection.execute(old).scalars())
+    if places:
+        for table in (documents, results, inline_results, attempts, letters, jobs):
+            connection.execute(delete(table).where(table.c.place.in_(places)))
+    connection.execute(delete(nodes).where(nodes.c.seen <= now - FORGET_NODES // _MICROSECOND))
+    return len(places)
+
+
+def read_backlog(connection: Connection) -> list[Backlog]:
+    waiting, work = func.sum(backlog.c.waiting), func.sum(backlog.c.work_ms)
+    query = select(backlog.c.key, waiting, work).group_by(backlog.c.key).having(waiting != 0)
+    return [Backlog(key, int(count), work_s(int(ms))) for key, count, ms in connection.execute(query)]
+
+
+def folded(connection: Connection, _: int) -> int:
+    """Changes of a model's backlog that have piled up become one, without a sum ever being wrong meanwhile."""
+    piled = (
+        select(backlog.c.key)
+        .group_by(backlog.c.key)
+        .having(func.count() > literal_column(str(UNFOLDED)))
+        .limit(PORTION)
+    )
+    keys = list(connection.execute(piled).scalars())
+    if not keys:
+        return 0
+    mine = select(backlog.c.number).where(backlog.c.key.in_(keys)).with_for_update(skip_locked=True)
+    numbers = list(connection.execute(mine).scalars())
+    return _fold(connection, numbers) and len(keys)
+
+
+def _fold(connection: Connection, numbers: list[int]) -> int:
+    sums: dict[str, list[int]] = {}
+    for start in range(0, len(numbers), 10 * PORTION):
+        some = numbers[start : start + 10 * PORTION]
+        gone = delete(backlog).where(backlog.c.number.in_(some))
+        for row in connection.execute(gone.returning(backlog.c.key, backlog.c.waiting, backlog.c.work_ms)):
+            total = sums.setdefault(row.key, [0, 0])
+            total[0] += row.waiting
+            total[1] += row.work_ms
+    rows = [{"key": key, "waiting": total[0], "work_ms": total[1]} for key, total in sums.items() if any(total)]
+    if rows:
+        connection.execute(insert(backlog), rows)
+    return len(numbers)
+
+
+def advance(connection: Connection, now: int) -> None:
+    """Move each priority's virtual time: to the smallest rank that is being served, but not past the small bound.
+
+    What is served may stand far behind the first in line, since its model is warm somewhere; what stands first may be
+    a job that no node can do. Neither alone says how far the line has come.
+    """
+    served = select(leases.c.minus_priority, func.min(leases.c.rank)).group_by(leases.c.minus_priority)
+    for minus_priority, least in connection.execute(served).all():
+        ahead = (
+            select(jobs.c.rank)
+            .where(WAITING, jobs.c.minus_priority == minus_priority)
+            .order_by(jobs.c.rank, jobs.c.id)
+            .offset(SMALL_BOUND - 1)
+            .limit(1)
+        )
+        bound = connection.execute(ahead).scalar()
+        to = least if bound is None else min(least, bound)
+        _advance(connection, minus_priority, to, now)
+
+
+def _advance(connection: Connection, minus_priority: int, to: float, now: int) -> None:
+    row: dict[str, Any] = {"minus_priority": minus_priority, "virtual": to, "moved_at": now}
+    adding = insert_into(connection, virtual_times).values(row)
+    connection.execute(
+        adding.on_conflict_do_update(
+            index_elements=["minus_priority"],
+            set_={"virtual": adding.excluded.virtual, "moved_at": adding.excluded.moved_at},
+            where=virtual_times.c.virtual < adding.excluded.virtual,
+        )
+    )
