@@ -19,11 +19,13 @@ INTERNAL = 70
 def main(argv: Sequence[str]) -> int:
     """Run a command and say its exit code: 64 with every mistake for bad configuration, 1 for other failures.
 
+    Credentials that are refused are bad configuration too.
+
     Usage errors are typer's 2. What is no `WorkerError` comes out as it is.
     """
     from worker.cli.group import run
     from worker.cli.output import complain
-    from worker.errors import ConfigError, WorkerError
+    from worker.errors import AuthFailed, ConfigError, WorkerError
 
     try:
         return run(argv)
@@ -32,4 +34,4 @@ def main(argv: Sequence[str]) -> int:
         return BAD_CONFIGURATION
     except WorkerError as error:
         complain(f"{error.code}: {error.message}")
-        return FAILED
+        return BAD_CONFIGURATION if isinstance(error, AuthFailed) else FAILED

@@ -76,17 +76,20 @@ class Reply:
 class Client:
     """Speaks to the one configured host and follows no redirect, so that the token goes nowhere else.
 
-    ``token`` is asked before each request, and anew when the server says that it is not valid.
+    ``token`` is asked before each request, and anew when the server says that it is not valid. ``url`` is the server's
+    root, or that of its ``/availability``.
     """
 
-    def __init__(self, url: str, token: TokenSource, clock: Clock) -> None:
+    def __init__(
+        self, url: str, token: TokenSource, clock: Clock, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self.base = url.rstrip("/").removesuffix("/availability")
         self._token = token
         self._clock = clock
-        self._http = http.client(loopback=http.is_loopback(url), connections=CONNECTIONS)
+        self._http = http.client(loopback=http.is_loopback(url), connections=CONNECTIONS, transport=transport)
 
     async def call(self, method: str, path: str, body: bytes | None = None, *, patience: timedelta) -> Reply:
-        """One request; answers below 500 come back, but for those below.
+        """One request; gives back a 2xx, or a 4xx that is none of those below.
 
         Raises `QueueUnavailable` when there is no usable answer within ``patience``, for redirects, 408, 425, 429 and
         from 500 on, with what the server says of when to come again; `QueueRefused` for 401 and 403.

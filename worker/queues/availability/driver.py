@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Coroutine
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import structlog
 
 from worker.clock import Clock
 from worker.errors import UNRECEIVED, AuthFailed, JobCancelled, LeaseLost, QueueUnavailable
 from worker.node import Node, Orders
 from worker.queues.availability import answers
+from worker.queues.availability.asking import Answered, Asking
 from worker.queues.availability.beats import Beats
 from worker.queues.availability.client import Client, QueueRefused, Reply, job_path
 from worker.queues.availability.held import Held, Holding, running_of
@@ -47,16 +47,6 @@ PATIENCE_WITH_RESULT = timedelta(seconds=60)
 GIVING_BACK = timedelta(seconds=60)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """A request for work and its answer; times are the event loop's."""
-
-    answer: Answer
-    sent: float
-    at: float
-    offered_s: float
-
-
 class AvailabilityQueue:
     """`Queue` over the scheduling API.
 
@@ -79,6 +69,7 @@ class AvailabilityQueue:
         idle: Retries = IDLE,
         closing: timedelta = CLOSING,
         rng: random.Random | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._node = node
         self._own_token = token
@@ -86,13 +77,13 @@ class AvailabilityQueue:
         self._wait_s = wait.total_seconds()
         self._closing_s = closing.total_seconds()
         self._rng = rng or random.SystemRandom()
-        self._client = Client(url, self._token, clock)
+        self._client = Client(url, self._token, clock, transport)
         self._rest = Rest(self._rng, idle)
         self._holding = Holding()
+        self._asking = Asking(self._prepared, self._sent, self._came_late)
         self._beats = Beats(self._beat)
         self._orders: Orders | None = None
-        self._left: dict[asyncio.Task[_Answered], None] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._returns: set[asyncio.Task[None]] = set()
         self._knows_heartbeats: bool | None = None
 
     async def _token(self) -> str | None:
@@ -104,46 +95,34 @@ class AvailabilityQueue:
         while True:
             if (orders := self._pending_orders()) is not None:
                 return Received(None, orders)
-            if not self._left:
+            if not self._asking.left:
                 await asyncio.sleep(min(self._rest.until, over) - loop.time())
             if (left_s := over - loop.time()) <= self._wait_s * _NOT_WORTH_IT:
                 return Received()
-            received = await self._asked(left_s)
+            received = self._received(await self._answer(left_s))
             if received.delivery is not None or received.orders is not None:
                 return received
 
-    async def _asked(self, wait_s: float) -> Received:
-        """What a request for work brings: one that a cancelled receive has left, else a new one."""
-        poll = next(iter(self._left), None)
-        if poll is None:
-            poll = self._own(self._poll(wait_s), "availability-poll")
-        else:
-            del self._left[poll]
+    async def _answer(self, wait_s: float) -> Answered:
         try:
-            await asyncio.wait({poll})
-        except asyncio.CancelledError:
-            self._left[poll] = None
-            poll.add_done_callback(self._came_late)
-            raise
-        try:
-            return self._received(poll.result())
+            return await self._asking.answer(wait_s)
         except QueueUnavailable as error:
             if error.retry_after is not None:
                 self._rest.asked(asyncio.get_running_loop().time(), error.retry_after.total_seconds())
             raise
 
-    async def _poll(self, wait_s: float) -> _Answered:
-        loop = asyncio.get_running_loop()
+    async def _prepared(self, wait_s: float) -> bytes:
         report = await self._node.report()
-        sent = loop.time()
-        running = running_of(self._holding.kept(sent), report.jobs)
-        body = answers.availability(self._node.identity, report, running, wait_s)
+        running = running_of(self._holding.kept(asyncio.get_running_loop().time()), report.jobs)
+        return answers.availability(self._node.identity, report, running, wait_s)
+
+    async def _sent(self, body: bytes, wait_s: float) -> Answer:
         reply = await self._client.call("POST", "/availability", body, patience=timedelta(seconds=wait_s) + ROOM)
         if not reply.is_success:
             raise QueueUnavailable(f"{self._client.place('/availability')}: answered {reply.status}")
-        return _Answered(answers.answer_of(reply.document()), sent, loop.time(), wait_s)
+        return answers.answer_of(reply.document())
 
-    def _received(self, answered: _Answered) -> Received:
+    def _received(self, answered: Answered) -> Received:
         answer = answered.answer
         orders = answers.orders_of(answer)
         self._holding.cancel(answer.cancel or ())
@@ -158,37 +137,30 @@ class AvailabilityQueue:
         self._holding.add(delivery, leased=answer.generation.id is not None, now=now)
         return Received(delivery, orders)
 
-    def _came_late(self, poll: asyncio.Task[_Answered]) -> None:
-        """Give back what came when nobody waited. What has no id cannot be given back: the next receive takes it."""
-        if poll not in self._left:
-            return
-        if poll.cancelled() or poll.exception() is not None:
-            del self._left[poll]
-            return
-        answer = poll.result().answer
-        generation = answer.generation
-        if generation is not None and generation.id is None:
-            return
-        del self._left[poll]
+    def _came_late(self, answer: Answer) -> None:
+        """Nobody waits for it: its orders go to whoever asks next, its job goes back."""
+        self._holding.cancel(answer.cancel or ())
         self._orders = answers.merged(self._orders, answers.orders_of(answer))
-        if generation is not None:
-            self._own(self._give_back(generation), "availability-give-back")
+        if answer.generation is not None:
+            task = asyncio.create_task(self._give_back(answer.generation), name="availability-give-back")
+            self._returns.add(task)
+            task.add_done_callback(self._returns.discard)
 
     async def _give_back(self, generation: Generation) -> None:
         job_id = str(generation.id)
         body = self._release(generation.token, UNRECEIVED, 0.0, charged=False)
         try:
-            await retrying(
+            reply = await retrying(
                 lambda: self._client.call("POST", job_path(job_id, "/release"), body, patience=PATIENCE),
                 Retries(attempts=20),
                 budget=GIVING_BACK,
-                rng=random.Random(self._rng.random()),
+                rng=self._rng,
                 out_of_time=QueueUnavailable,
             )
         except QueueUnavailable as error:
             log.warning("late_job_not_given_back", job=job_id, error=error.message)
         else:
-            log.info("late_job_given_back", job=job_id)
+            log.info("late_job_given_back", job=job_id, status=reply.status)
 
     async def extend(self, delivery: Delivery) -> Orders | None:
         """Renews the lease of a cancelled job too, so that its holder can settle it."""
@@ -236,16 +208,16 @@ class AvailabilityQueue:
     async def _end(self, delivery: Delivery, result: Result, *, dead: bool) -> None:
         document = result.model_dump(mode="json", exclude_none=True)
         body = Ended(token=delivery.receipt, result=document, dead=dead).to_json()
-        await self._answer(delivery, "/result", body, PATIENCE_WITH_RESULT)
+        await self._tell(delivery, "/result", body, PATIENCE_WITH_RESULT)
 
     async def nack(self, delivery: Delivery, delay: timedelta, code: str, *, charged: bool) -> None:
         body = self._release(delivery.receipt, code, delay.total_seconds(), charged=charged)
-        await self._answer(delivery, "/release", body, PATIENCE)
+        await self._tell(delivery, "/release", body, PATIENCE)
 
     def _release(self, token: Any, code: str, delay_s: float, *, charged: bool) -> bytes:
         return Release.of(token, code, delay_s, charged=charged, worker=self._node.identity.id).to_json()
 
-    async def _answer(self, delivery: Delivery, verb: str, body: bytes, patience: timedelta) -> None:
+    async def _tell(self, delivery: Delivery, verb: str, body: bytes, patience: timedelta) -> None:
         held = self._holding.of(delivery)
         with self._holding.answering(held):
             if held.leased:
@@ -273,16 +245,14 @@ class AvailabilityQueue:
             return f"{self._client.place()}: takes heartbeats, leases jobs"
         return f"{self._client.place()}: answers, but knows no heartbeats: nothing is leased, nothing redelivered"
 
-    def _own(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     async def settled(self) -> None:
         """Until no answer is to come that nobody waits for, and what came late has been given back."""
-        while pending := self._tasks | self._beats.tasks:
+        while pending := self._pending:
             await asyncio.wait(pending)
+
+    @property
+    def _pending(self) -> set[asyncio.Task[Any]]:
+        return {*self._asking.tasks, *self._beats.tasks, *self._returns}
 
     async def aclose(self) -> None:
         """Tell the server that it need not keep us waiting, and give back what it has in hand for us."""
@@ -291,14 +261,13 @@ class AvailabilityQueue:
                 await self._take_leave()
                 await self.settled()
         except TimeoutError:
-            log.warning("queue_cut_off", requests=len(self._tasks))
-        if self._left:
-            log.warning("jobs_without_id_dropped", jobs=len(self._left))
-        await cancel_all(self._tasks | self._beats.tasks)
+            log.warning("queue_cut_off", requests=len(self._pending))
+        await cancel_all({*self._beats.tasks, *self._returns})
+        await self._asking.aclose()
         await self._client.aclose()
 
     async def _take_leave(self) -> None:
-        if self._left and self._knows_heartbeats:
+        if self._asking.tasks and self._knows_heartbeats:
             try:
                 await self._beat(away=True)
             except QueueUnavailable as error:
