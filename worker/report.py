@@ -88,10 +88,11 @@ class Reporter:
         """A generation's images are what was asked for; ``typical`` unless it was none of a job."""
         shelf = self._shelf()
         proof = proof_of(work, output, shelf.entries() if shelf is not None else ())
-        if self._proof is not None and changed(self._proof, proof):
+        before = self._proof or Proof()
+        if changed(before, proof):
             self.speeds.loaded(output.load_s)
             self._read(proof, output.load_s)
-        if typical:
+        if typical and (output.load_s > 0 or stayed(before, proof)):
             self.speeds.generated(output.generate_s, work.steps, len(output.images))
         self._proof, self._is_newer = proof, False
         self._loaded |= proof.main
@@ -168,6 +169,14 @@ def _names(place: Place) -> tuple[str, ...]:
 def changed(before: Proof, after: Proof) -> bool:
     """Whether the server had to load another checkpoint in between, as far as both are known."""
     return bool(before.main and after.main) and not after.main <= before.main
+
+
+def stayed(before: Proof, after: Proof) -> bool:
+    """Whether the checkpoint is known to have been there: all the time went into the picture.
+
+    A quick generation may be over before its first step was seen, and then nobody knows how much of it was loading.
+    """
+    return bool(after.main) and after.main <= before.main
 
 
 def in_memory(told: frozenset[Place] | None, proof: Proof | None, *, is_newer: bool) -> frozenset[Place]:

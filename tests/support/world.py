@@ -26,6 +26,7 @@ from worker import recovery, warmup
 from worker.clock import CorrectedClock
 from worker.dependencies import Dependencies, Dependency
 from worker.drain import Drain
+from worker.engines.base import Output, Work
 from worker.gate import Gate
 from worker.images import Encoding
 from worker.intake import Intake
@@ -133,13 +134,14 @@ class World:
         )
         engine_service = recovery.EngineService(
             self.gate,
-            warmup.Canary(canary, self.inputs, self.models, timedelta(minutes=5)),
+            warmup.Canary(canary, self.inputs, self.models, timedelta(minutes=5), self._verified),
             self.process,
             self.status,
             self.metrics,
             patience=recovery.Patience(timedelta(minutes=20), Rate(5, timedelta(minutes=10)), never=never),
             warm_at_start=True,
             on_ready=watch.apply,
+            on_look=self.tools.reporter.looked,
         )
         self.supervisor = Supervisor(
             self.status,
@@ -150,6 +152,9 @@ class World:
             drain_timeout=timedelta(seconds=drain_s),
             stop_at_once=lambda: self.exits.append("at once"),
         )
+
+    def _verified(self, work: Work, output: Output) -> None:
+        self.tools.reporter.verified(work, output, typical=False)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[ExitCode]]:

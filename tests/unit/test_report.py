@@ -183,6 +183,16 @@ def test_a_first_load_tells_how_fast_files_are_read() -> None:
     assert one.report().rates.disk == 0.5 * GB, "of a file of the server's own nobody knows the size"
 
 
+def test_a_generation_that_may_have_loaded_tells_nothing_of_a_step() -> None:
+    """Where its first step was not seen, and the checkpoint is not known to have been there before."""
+    one = reporter()
+    for place in (CAT, DOG, CAT):
+        one.verified(work(place), output(load_s=0.0, generate_s=30.0))
+    assert one.report().rates == Rates()
+    one.verified(work(CAT), output(load_s=0.0, generate_s=3.0))
+    assert one.report().rates == Rates(step=0.15)
+
+
 def test_the_warm_up_is_no_typical_generation() -> None:
     """It shows what is loaded, and nothing of the time that a step of a job takes."""
     one = reporter()
