@@ -20,6 +20,9 @@ from dispatcher.simulate.world import World
 from dispatcher.words import Rules
 
 DEFAULT = Assumptions()
+POSITIVE = ("nodes", "models", "jobs", "load", "render_s", "load_s", "download_s", "heartbeat_s", "plan_s", "poll_s")
+"""Assumptions that must not be 0."""
+
 POLICIES = ("sd-dispatcher", "fifo", "random", "look-ahead-32")
 
 
@@ -72,6 +75,10 @@ def _assumed(chosen: Assumptions, pairs: Iterable[str]) -> Assumptions:
             value = text.lower() in ("1", "true", "yes") if kinds[name] is bool else kinds[name](float(text))
         except ValueError:
             raise typer.BadParameter(f"{pair}: {text} is no number") from None
+        if value < 0 or (name in POSITIVE and not value):
+            raise typer.BadParameter(
+                f"{pair}: must be positive" if name in POSITIVE else f"{pair}: must not be negative"
+            )
         chosen = replace(chosen, **{name: value})
     return chosen
 

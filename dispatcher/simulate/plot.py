@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-
-import pygal
-from pygal.style import CleanStyle
+from typing import Any
 
 from dispatcher.simulate.report import Summary
 
@@ -17,16 +16,15 @@ def drawn(summaries: Sequence[Summary], bound: Mapping[float, float], title: str
     half of its jobs stay below to that of 99 %, and to the longest. Nobody can be below the bound with all of its jobs
     to the left of it.
     """
+    pygal = _pygal()
     chart = pygal.XY(
         title=title,
         x_title="seconds of waiting: half, 99 % and all of the jobs",
         y_title="model loads for 1,000 jobs",
         logarithmic=True,
-        xrange=None,
         js=[],
-        style=CleanStyle(font_family="sans-serif"),
+        style=pygal.style.CleanStyle(font_family="sans-serif"),
         legend_at_bottom=True,
-        disable_xml_declaration=False,
         dots_size=4,
     )
     chart.uuid = "simulation"
@@ -37,5 +35,28 @@ def drawn(summaries: Sequence[Summary], bound: Mapping[float, float], title: str
     if bound:
         points = [(wait, max(loads, 0.1)) for wait, loads in sorted(bound.items())]
         chart.add("clairvoyant bound", points, stroke_style={"dasharray": "4, 4"})
+    chart.add_xml_filter(_without_scripts)
     found: bytes = chart.render()
     return found
+
+
+def _without_scripts(root: Any) -> Any:
+    """What the picture would tell a tooltip's script, which is not there."""
+    for parent in [*root.iter()]:
+        for script in parent.findall("script"):
+            parent.remove(script)
+    return root
+
+
+def _pygal() -> Any:
+    """The library without the finder that it leaves in `sys.meta_path`.
+
+    That one offers ``find_module`` alone, of which Python 3.11 warns at each later import in the process; it is there
+    for maps, which are not drawn here.
+    """
+    before = [*sys.meta_path]
+    import pygal
+    import pygal.style
+
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder in before or type(finder).__module__ != "pygal"]
+    return pygal

@@ -15,7 +15,7 @@ one takes its place (left out: never).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -54,25 +54,35 @@ class _Line(BaseModel):
 
 
 def read(lines: Iterable[str], assumed: Assumptions) -> Load:
-    """The load of a trace, on the nodes and full disks that the assumptions describe. Raises `BadTrace`.
+    """The load of a trace, on the nodes that the assumptions describe, with empty disks. Raises `BadTrace`.
 
-    Times are counted from the first line's. A trace that tells of no lost nodes loses none.
+    Times are counted from the earliest line's. A trace that tells of no lost nodes loses none.
     """
-    parsed = [_parse(number, text) for number, text in enumerate(lines, 1) if text.strip()]
-    jobs = sorted((line for line in parsed if line.lost is None), key=lambda line: line.t)
+    parsed = [(number, _parse(number, text)) for number, text in enumerate(lines, 1) if text.strip()]
+    parsed.sort(key=lambda found: found[1].t)
+    jobs = [line for _, line in parsed if line.lost is None]
     if not jobs:
         raise BadTrace("there is no job in it")
-    begin = min(line.t for line in parsed)
-    submissions = tuple(Submission(line.t - begin, _job(number, line, assumed)) for number, line in enumerate(jobs))
+    begin = parsed[0][1].t
+    submissions = tuple(Submission(line.t - begin, _job(at, line, assumed)) for at, line in enumerate(jobs))
     if len({sent.job.id for sent in submissions}) < len(submissions):
         raise BadTrace("an id is there twice")
     fleet = generated(replace(assumed, jobs=1, life_s=0.0))
-    losses = tuple(
-        Loss(fleet.nodes[line.lost].id, line.t - begin, math.inf if line.back is None else line.back - begin)
-        for line in sorted(parsed, key=lambda line: line.t)
-        if line.lost is not None and line.lost < len(fleet.nodes)
-    )
+    losses = tuple(_losses(parsed, [node.id for node in fleet.nodes], begin))
     return replace(fleet, submissions=submissions, losses=losses, horizon=submissions[-1].at, stock={})
+
+
+def _losses(parsed: Iterable[tuple[int, _Line]], nodes: Sequence[str], begin: float) -> Iterator[Loss]:
+    away: dict[int, float] = {}
+    for number, line in parsed:
+        if line.lost is None:
+            continue
+        if line.lost >= len(nodes):
+            raise BadTrace(f"line {number}: there are {len(nodes)} nodes, counted from 0")
+        if line.t < away.get(line.lost, -math.inf):
+            raise BadTrace(f"line {number}: node {line.lost} is away")
+        away[line.lost] = math.inf if line.back is None else line.back
+        yield Loss(nodes[line.lost], line.t - begin, away[line.lost] - begin)
 
 
 def _parse(number: int, text: str) -> _Line:
