@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.bench import params
+from tests.support.engines import ALL, SECOND, bench, small
 from tests.support.model_host import ModelHost
 from tests.support.receiver import Answer
 from tests.support.stocked import BASE, SERVERS, Kind, Stocked, stocked
@@ -16,7 +17,7 @@ from tests.support.waiting import wait_until
 from tests.support.weights import sha256_of, weights
 from worker import simulators
 from worker.clock import SystemClock
-from worker.mentions import stem_of
+from worker.mentions import Place, stem_of
 from worker.node import Orders, Report
 from worker.queues.base import Delivery
 from worker.queues.policy import Policy
@@ -34,7 +35,7 @@ KNOBS: dict[Kind, Any] = {
 
 
 LONG = simulators.Knobs(step_seconds=0.2)
-CLOSED = {"WORKER_MODELS_HOSTS": "huggingface.co", "WORKER_URLS_ALLOW_PRIVATE": "true"}
+CLOSED: dict[str, Any] = {"WORKER_MODELS_HOSTS": "huggingface.co", "WORKER_URLS_ALLOW_PRIVATE": "true"}
 
 
 async def report(node: Stocked) -> Report:
@@ -99,6 +100,19 @@ async def seen_by_people(node: Stocked) -> None:
     assert shown["rates"].keys() == rates.keys()
     assert shown["stats"]["done"] == found.stats["done"] == 2
     assert shown["instance"] == node.worker.parts.node.identity.instance != ""
+
+
+@pytest.mark.parametrize("dialect", ALL)
+async def test_only_the_current_sdnext_says_what_it_holds(dialect: str) -> None:
+    """Its word is taken, that nothing is loaded included; what others are configured with is no such word."""
+    tells = dialect == "sdnext"
+    async with bench(dialect) as b:
+        first = {Place("checkpoint", "dreamshaper_8.safetensors")} if tells else None
+        assert (await b.engine.look()).holds == first
+        await b.make(small(), checkpoint=SECOND)
+        assert (await b.engine.look()).holds == ({Place("checkpoint", SECOND)} if tells else None)
+        await b.engine.free(everything=True)
+        assert (await b.engine.look()).holds == (frozenset() if tells else None)
 
 
 class Ordering(SqliteQueue):

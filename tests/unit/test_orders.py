@@ -16,7 +16,7 @@ from tests.support.cache import HOST, KB, Kept, content, kept, sha256, wanted
 from tests.support.made import safetensors
 from tests.support.virtual import elapse, virtual
 from worker.drain import Drain
-from worker.errors import DownloadFailed, InvalidJob, Owner
+from worker.errors import DiskFull, DownloadFailed, InvalidJob, Owner
 from worker.live import Live
 from worker.lookahead import Pace
 from worker.mentions import Place
@@ -175,6 +175,11 @@ async def test_an_order_that_nobody_could_carry_out_is_refused(tmp_path: Path) -
             one.obey(bad)
         assert one.duties.under_way == 0
         assert [line["code"] for line in logs] == ["invalid_job"]
+        for number in range(HELD_MOST):
+            one.obey(Download(kind="lora", name=f"../{number}"))
+        with capture_logs() as logs:
+            one.obey(bad)
+        assert len(logs) == 1, "so many later ones have failed that this one is forgotten"
 
 
 @virtual
@@ -242,6 +247,25 @@ async def test_what_came_with_the_image_is_never_evicted_by_order(tmp_path: Path
         one.obey(Evict(kind="lora", name="baked.safetensors"))
         assert one.duties.under_way == 0
         assert path.exists()
+
+
+@virtual
+async def test_a_file_that_cannot_be_deleted_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    """It is said once; the server repeats its order for as long as it sees the file in reports."""
+    async with duty(tmp_path) as one:
+        one.obey(offered(one.cache))
+        await one.done()
+        one.cache.cache.remove = refused  # type: ignore[method-assign]
+        evict = Evict(kind="lora", name="ink.safetensors")
+        with capture_logs() as logs:
+            for _ in range(3):
+                one.obey(evict)
+                await one.done()
+        assert [line["code"] for line in logs] == ["disk_full"]
+
+
+async def refused(place: Place) -> None:
+    raise DiskFull(f"{place} cannot be deleted")
 
 
 @virtual
