@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic_core import from_json, to_json
 
 from tests.support.receiver import Answer, Request, ScriptedServer
+from tests.support.virtual import takes
 from worker.clock import Clock, isoformat
 from worker.errors import IdConflict, InvalidJob, JobCancelled, LeaseLost
 from worker.job import document_of
@@ -62,13 +63,19 @@ EXAMPLE_ANSWER = """{
 
 @dataclass
 class StandInNode:
-    """A node that says what it is told to; ``tokens`` are handed out in turn, the last one for ever."""
+    """A node that says what it is told to; ``tokens`` are handed out in turn, the last one for ever.
+
+    ``takes_s`` of virtual time are spent on a report.
+    """
 
     identity: Identity
     says: Report = field(default_factory=Report)
     tokens: list[str] = field(default_factory=list)
+    takes_s: float = 0.0
 
     async def report(self) -> Report:
+        if self.takes_s:
+            await takes(self.takes_s)
         return self.says
 
     async def identity_token(self) -> str | None:
