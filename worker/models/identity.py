@@ -52,6 +52,7 @@ _AZURE = frozenset({"se", "sp", "sr", "st", "sv", "spr", "sip", "ske", "skoid", 
 
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]')
+_EDGES = re.compile(r"^[.\-~\s]+|[.\s]+\Z")
 _RFC_5987 = re.compile(r"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE | re.DOTALL)
 _PARAMETER = re.compile(r';\s*([A-Za-z0-9_-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)')
 _HF_ROUTES = ("resolve", "blob", "raw")
@@ -356,10 +357,10 @@ def safe_name(text: str) -> str:
     No folders, control or direction characters, no leading dot or hyphen, no name that Windows reserves, at most 200
     bytes of UTF-8; a model file's extension is kept.
     """
-    base = _UNSAFE.sub("", re.split(r"[/\\]", text.strip())[-1]).strip().lstrip(".-~ ").rstrip(". ")
+    base = _EDGES.sub("", _UNSAFE.sub("", re.split(r"[/\\]", text.strip())[-1]))
     stem = stem_of(base)
     extension = base[len(stem) :]
-    stem = stem.rstrip(". ")
+    stem = _EDGES.sub("", stem)
     if stem.partition(".")[0].strip().lower() in _RESERVED:
         stem = f"_{stem}"
     return _cut(stem, NAME_BYTES - len(extension)) + extension
@@ -367,4 +368,4 @@ def safe_name(text: str) -> str:
 
 def _cut(text: str, size: int) -> str:
     """As much of the text as has so many bytes of UTF-8."""
-    return text.encode("utf-8", "replace")[: max(size, 0)].decode("utf-8", "ignore").rstrip(". ")
+    return _EDGES.sub("", text.encode("utf-8", "replace")[: max(size, 0)].decode("utf-8", "ignore"))

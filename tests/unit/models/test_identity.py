@@ -190,6 +190,7 @@ def test_names_set_apart() -> None:
         ("lpt1.v2.ckpt", "_lpt1.v2.ckpt"),
         ('a<b>:"c|?*.safetensors ', "abc.safetensors"),
         ("name. .safetensors", "name.safetensors"),
+        ("~\xa0name\xa0.safetensors", "name.safetensors"),
         ("モデル.safetensors", "モデル.safetensors"),
         ("..", ""),
         ("", ""),
