@@ -342,5 +342,8 @@ class LeaseLost(WorkerError):
 ENGINE_FAULT_CODES = frozenset({"engine_lost", "engine_stalled", "gpu_fault"})
 """Codes that are charged to a job from the second different node on."""
 
-UNCOUNTED_CODES = frozenset({"draining", "model_coming", "unsupported_document", "webhook_undelivered"})
+UNRECEIVED = "unreceived"
+"""The end of a hand-over that came when nobody waited for it any more: nobody ever knew of the job."""
+
+UNCOUNTED_CODES = frozenset({"draining", "model_coming", "unsupported_document", UNRECEIVED, "webhook_undelivered"})
 """Ends that do not count as hand-overs against the delivery limit, where the queue can tell."""

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from worker.errors import (
     ENGINE_FAULT_CODES,
+    UNCOUNTED_CODES,
     ConfigError,
     DeliveryLimit,
     Disposition,
     Draining,
     Fault,
+    ModelComing,
     UnsupportedDocument,
     WorkerError,
 )
@@ -84,7 +86,7 @@ def test_a_last_attempt_or_delivery_never_goes_round_again(
     ended = final(judged(error, verdict), delivery, "w1")
     if delivery.last_attempt:
         assert ended.disposition is not Disposition.NACK_CHARGED
-    if delivery.last_delivery and not isinstance(error, Draining | UnsupportedDocument):
+    if delivery.last_delivery and error.code not in UNCOUNTED_CODES:
         assert ended.disposition not in (Disposition.NACK, Disposition.NACK_CHARGED)
 
 
@@ -105,10 +107,12 @@ def test_what_is_uncharged_stays_so_but_for_servers_that_break_everywhere(
 
 
 @given(errors, deliveries)
-def test_drains_and_unknown_documents_are_always_given_back(error: WorkerError, delivery: Delivery) -> None:
+def test_drains_coming_models_and_unknown_documents_are_always_given_back(
+    error: WorkerError, delivery: Delivery
+) -> None:
     """However often the job was handed over, and whatever happened to it."""
     ended = final(error, delivery, "w1")
-    if isinstance(error, Draining | UnsupportedDocument):
+    if isinstance(error, Draining | ModelComing | UnsupportedDocument):
         assert ended is error
         assert ended.disposition is Disposition.NACK
 

@@ -6,13 +6,18 @@ import asyncio
 
 import pytest
 
+from tests.support.mixes import Hostages
 from tests.support.virtual import elapse, virtual
 from tests.support.world import World
 from worker.intake import BACK_OFF_FIRST_S
 from worker.live import Hop
+from worker.mentions import Place
 from worker.node import Orders
 from worker.queues.base import Received
 from worker.status import Phase
+from worker.tasks import cancel_all
+
+FAR = Place("checkpoint", "far.safetensors")
 
 
 @virtual
@@ -89,20 +94,22 @@ async def test_a_drain_leaves_nothing_leased_by_a_receive_under_way() -> None:
 
 @pytest.mark.parametrize("capacity", [1, 2])
 @virtual
-async def test_a_queue_with_a_capacity_bounds_the_window(capacity: int) -> None:
-    """Salad hands out one job at a time: no second one is asked for."""
-    world = World()
+async def test_the_capacity_of_a_queue_bounds_all_that_is_out(capacity: int) -> None:
+    """Salad hands out one job at a time: no other is asked for while one is stored, or waits for its model."""
+    world = World(window=5)
     world.link.capacity = capacity
-    narrow = World(queue=world.queue, window=capacity)
-    async with narrow.running():
-        jobs = [f"job-{n}" for n in range(6)]
-        narrow.engine.delays.update({(Hop.ADMIT, job): 5.0 for job in jobs})
-        most = 0
-        await narrow.submit(*jobs)
-        while len(narrow.engine.generated) < len(jobs):
-            await narrow.live.changed()
-            most = max(most, sum(not job.hop.is_past_engine for job in narrow.live))
-        await narrow.ended(*jobs)
-    assert most == capacity
-    await world.receiver.aclose()
-    await world.inputs.aclose()
+    world.models.held[FAR] = asyncio.Event()
+    world.storage.seconds = 1.0
+    jobs = [f"job-{n}" for n in range(6)]
+    hostages = Hostages()
+    async with world.running():
+        watching = asyncio.create_task(hostages.watch(world.live), name="hostages")
+        await world.submit("far", checkpoint=FAR.name)
+        await world.at(Hop.MODELS, "far")
+        await world.submit(*jobs)
+        await elapse(60)
+        assert len(world.engine.generated) == (0 if capacity == 1 else len(jobs))
+        world.models.held[FAR].set()
+        await world.ended("far", *jobs)
+        await cancel_all({watching})
+    assert max(hostages.held) == capacity

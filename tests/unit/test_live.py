@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 from tests.support.virtual import elapse, virtual
 from worker.errors import JobCancelled
-from worker.live import Hop, Live
+from worker.live import INSTANT_S, Hop, Live
 from worker.metrics import HOP_SECONDS, Metrics
 from worker.stages import StageClock
 from worker.tasks import cancel_all
@@ -127,3 +129,40 @@ async def _timed_out(clock: StageClock) -> None:
 def test_the_hops_behind_the_engine_are_the_last_three() -> None:
     """What is there counts against another bound than what needs the engine."""
     assert [hop for hop in Hop if hop.is_past_engine] == [Hop.IMAGES, Hop.UPLOAD, Hop.SETTLE]
+
+
+@virtual
+async def test_who_waits_for_models_is_parked_from_an_instant_on() -> None:
+    """A wait that is none parks nobody; everybody who looks is told of both ends, and how long it took in all."""
+    live = Live()
+    with live.holding("a") as job:
+        with job.parking():
+            await elapse(INSTANT_S / 2)
+            assert (job.parked, live.parked) == (False, 0)
+        changed = asyncio.create_task(live.changed(), name="changed")
+        with job.parking():
+            await elapse(INSTANT_S / 2)
+            assert not changed.done()
+            await elapse(INSTANT_S)
+            assert changed.done()
+            assert (job.parked, live.parked) == (True, 1)
+            changed = asyncio.create_task(live.changed(), name="changed")
+            await elapse(10)
+        await changed
+        assert (job.parked, live.parked) == (False, 0)
+        assert job.models_s == pytest.approx(10 + 2 * INSTANT_S)
+
+
+@virtual
+async def test_who_waits_in_vain_is_parked_no_more() -> None:
+    """Whatever ends the wait."""
+    with Live().holding("a") as job:
+        job.cancel()
+        with pytest.raises(JobCancelled), job.parking():
+            await after(1, job.cancelled())
+        assert (job.parked, job.models_s) == (False, 1)
+
+
+async def after(seconds: float, then: Coroutine[Any, Any, None]) -> None:
+    await elapse(seconds)
+    await then

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,14 +24,24 @@ log = structlog.get_logger()
 
 BACKGROUND_AT_ONCE = 2
 GRACE = timedelta(minutes=2)
-"""By so much somebody may come later than was said for what is kept for him."""
+"""By so much later than was said somebody may come for what is kept for him."""
 
 LOOK_S = 1.0
+"""How often one who waits for models looks at how fast they come."""
+
 DELAY_MOST = timedelta(minutes=15)
 TIDY_EVERY = timedelta(seconds=30)
 SPACE_FRESH = timedelta(seconds=2)
-_Identity = tuple[str, str, str | None, str | None]
+_Identities = frozenset[tuple[str, str, str | None, str | None]]
 _PROBE = Place("checkpoint", ".space")
+
+
+@dataclass(slots=True)
+class _Expected:
+    """Somebody who was put off: what he wants, None once he has it, and his place in line, which he keeps."""
+
+    wanted: _Identities | None
+    rank: tuple[int, int]
 
 
 class Cache:
@@ -45,7 +56,7 @@ class Cache:
         self._close = close
         self._tickets = 0
         self._hints: dict[Wanted, asyncio.Task[None]] = {}
-        self._expected: dict[asyncio.Task[None], frozenset[_Identity]] = {}
+        self._expected: dict[asyncio.Task[None], _Expected] = {}
         self._background = asyncio.Semaphore(BACKGROUND_AT_ONCE)
         self._closing = False
 
@@ -87,7 +98,9 @@ class Cache:
     @asynccontextmanager
     async def provided(self, wanted: Sequence[Wanted], at_most: timedelta | None = None) -> AsyncIterator[Provided]:
         """As `Models.provided`."""
-        async with self._held(wanted, Priority.JOB, at_most) as provided:
+        expected = self._expected_first(wanted)
+        rank = None if expected is None else self._expected[expected].rank
+        async with self._held(wanted, Priority.JOB, at_most, rank) as provided:
             self._met(wanted)
             yield provided
 
@@ -170,10 +183,10 @@ class Cache:
         await self._carrier.aclose()
         await self._close()
 
-    def _hold(self, priority: Priority) -> Hold:
+    def _hold(self, priority: Priority, rank: tuple[int, int] | None = None) -> Hold:
         """Whoever holds pins them; whoever waits holds nothing but a place in line. To be let go of."""
         self._tickets += 1
-        return Hold((int(priority is Priority.BACKGROUND), self._tickets), priority)
+        return Hold(rank or (int(priority is Priority.BACKGROUND), self._tickets), priority)
 
     def _let_go(self, hold: Hold) -> None:
         self._books.served(hold)
@@ -182,11 +195,15 @@ class Cache:
 
     @asynccontextmanager
     async def _held(
-        self, wanted: Sequence[Wanted], priority: Priority, at_most: timedelta | None = None
+        self,
+        wanted: Sequence[Wanted],
+        priority: Priority,
+        at_most: timedelta | None = None,
+        rank: tuple[int, int] | None = None,
     ) -> AsyncIterator[Provided]:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        hold = self._hold(priority)
+        hold = self._hold(priority, rank)
         try:
             try:
                 taking = Taking(self._parts, hold, at_most)
@@ -212,10 +229,10 @@ class Cache:
         log.info("model_put_off", models=names, delay_s=round(delay.total_seconds()), begun=bool(hold.flights))
         if self._closing or not hold.flights:
             return
-        kept = self._hold(Priority.START)
+        kept = self._hold(Priority.START, hold.rank)
         self._books.join(kept, hold)
         task = asyncio.create_task(self._kept(wanted, kept, delay + GRACE), name=f"models-expected-{names[0]}")
-        self._expected[task] = _identities(wanted)
+        self._expected[task] = _Expected(_identities(wanted), hold.rank)
         task.add_done_callback(lambda task: self._expected_ended(task, kept))
 
     async def _kept(self, wanted: Sequence[Wanted], hold: Hold, within: timedelta) -> None:
@@ -223,20 +240,24 @@ class Cache:
         over = asyncio.get_running_loop().time() + within.total_seconds()
         with suppress(TimeoutError, WorkerError):
             async with asyncio.timeout_at(over):
-                await Taking(self._parts, hold).places(wanted)
+                await Taking(self._parts, hold, anew=True).places(wanted)
                 await asyncio.sleep(over - asyncio.get_running_loop().time())
 
     def _expected_ended(self, task: asyncio.Task[None], hold: Hold) -> None:
         del self._expected[task]
         self._let_go(hold)
 
+    def _expected_first(self, wanted: Sequence[Wanted]) -> asyncio.Task[None] | None:
+        """Of those who are expected to come for these the one who was put off first."""
+        identities = _identities(wanted)
+        return next((task for task, expected in self._expected.items() if expected.wanted == identities), None)
+
     def _met(self, wanted: Sequence[Wanted]) -> None:
         """Somebody was provided with these: who is expected to come for them first need not be expected any more."""
-        identities = _identities(wanted)
-        for task, expected in self._expected.items():
-            if expected == identities:
-                task.cancel()
-                return
+        task = self._expected_first(wanted)
+        if task is not None:
+            self._expected[task].wanted = None
+            task.cancel()
 
     async def _hinted(self, wanted: Wanted, priority: Priority) -> None:
         """What fails was logged, and nobody waits."""
@@ -253,7 +274,7 @@ class Cache:
             raise ModelInUse(f"{place} is used by a job")
 
 
-def _identities(wanted: Sequence[Wanted]) -> frozenset[_Identity]:
+def _identities(wanted: Sequence[Wanted]) -> _Identities:
     """By which a set that is wanted again is known."""
     return frozenset((one.kind, one.name, one.url, one.sha256) for one in wanted)
 

@@ -34,7 +34,7 @@ class Speed:
     def rate(self, now: float) -> float | None:
         """Bytes a second, None until it was measured; it sinks while nothing comes, until that is a pause."""
         seconds = self._seconds + (self._passed(now) or 0.0)
-        return self._bytes / seconds if seconds >= MEASURED_S else None
+        return self._bytes / seconds if seconds >= MEASURED_S and self._bytes else None
 
     def _passed(self, now: float) -> float | None:
         if self._last is None or now - self._last > self._pause_s:
@@ -43,7 +43,5 @@ class Speed:
 
 
 def time_for(left: int, rate: float | None) -> float | None:
-    """Seconds that so many bytes take, infinity when none come; None where nobody can tell."""
-    if rate is None:
-        return None
-    return left / rate if rate > 0 else math.inf if left > 0 else 0.0
+    """Seconds that so many bytes take; None where nobody can tell."""
+    return None if rate is None else left / rate

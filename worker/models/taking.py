@@ -83,10 +83,11 @@ Step = Served | Arriving | Ask | Then
 class Taking:
     """One set being taken for a hold. Between two steps nothing is held but a place in line.
 
-    While others are on their way, nothing is begun that would take longer than ``at_most``.
+    While others are on their way, nothing is begun that would take longer than ``at_most``. ``anew``: the set was
+    taken before, and is not counted again.
     """
 
-    def __init__(self, parts: Parts, hold: Hold, at_most: timedelta | None = None) -> None:
+    def __init__(self, parts: Parts, hold: Hold, at_most: timedelta | None = None, *, anew: bool = False) -> None:
         self._disk = parts.disk
         self._finder = parts.finder
         self._carrier = parts.carrier
@@ -97,7 +98,7 @@ class Taking:
         self._at_most_s = math.inf if at_most is None else at_most.total_seconds()
         self._put_off_s: float | None = None
         self._wishes: list[Wish] = []
-        self._counted = False
+        self._counted = anew
 
     async def places(self, wanted: Sequence[Wanted]) -> tuple[Place, ...]:
         """All of them on disk and pinned, in their order. Raises as `Models.provided`."""
