@@ -1,0 +1,1 @@
+"""The dispatcher over HTTP: nodes on one side, users on the other."""

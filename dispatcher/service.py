@@ -1,0 +1,222 @@
+"""The composition root: which parts there are, how they begin, and in which order they end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from dispatcher.api.app import create_app
+from dispatcher.auth import Access, Identities
+from dispatcher.demand import Demands
+from dispatcher.desk import Desk
+from dispatcher.documents import Counts
+from dispatcher.fleet import Fleet
+from dispatcher.heartbeats import Heartbeats
+from dispatcher.identity import SALAD_KEYS, IdentityTokens
+from dispatcher.metrics import Metrics, Observed
+from dispatcher.outbox import Outbox
+from dispatcher.settings import PREFIX, Settings
+from dispatcher.store import Store, open_store
+from dispatcher.store.base import StoreUnavailable
+from dispatcher.upkeep import Pace, Upkeep
+from dispatcher.view import View
+from worker.clock import Clock, CorrectedClock, SystemClock
+from worker.errors import ConfigError, FieldError
+from worker.tasks import cancel_all, first_of
+from worker.urls import Guard
+from worker.web.server import serve
+from worker.webhooks import Defaults, Sender
+
+log = structlog.get_logger()
+
+OK = 0
+INTERNAL = 70
+LAST_BATCH_MOST = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """One process of the service, its store open and its first readings made; `serving` has it work."""
+
+    view: View
+    heartbeats: Heartbeats
+    outbox: Outbox
+    upkeep: Upkeep
+
+    @property
+    def services(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
+        """What runs beside the requests, each of them until it is cancelled."""
+        return (
+            ("desk", self.view.desk.run()),
+            ("heartbeats", self.heartbeats.run()),
+            ("outbox", self.outbox.run()),
+            ("upkeep", self.upkeep.run()),
+        )
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    store: Store | None = None,
+    keys: str = SALAD_KEYS,
+    pace: Pace | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[Dispatcher]:
+    """The parts that these settings ask for. Raises `ConfigError` for a database that cannot be used."""
+    clock = clock or SystemClock()
+    access, rules = settings.access, settings.rules
+    defaults = Defaults.of(settings.webhook, variable="DISPATCHER_WEBHOOK_SECRETS_FILE")
+    guard = Guard.from_setting(settings.webhook.urls_allow_private, variable="DISPATCHER_URLS_ALLOW_PRIVATE")
+    store = store or open_store(settings.serve.database_url.get_secret_value(), clock)
+    await _open(store)
+    sender = Sender(
+        defaults,
+        guard=guard,
+        clock=CorrectedClock(clock),
+        rng=rng or random.Random(),
+        timeout=settings.webhook.timeout,
+        budget=settings.webhook.budget,
+    )
+    try:
+        fleet = Fleet(clock, rules.node_timeout)
+        demands = Demands(fleet, asyncio.get_running_loop().time)
+        fleet.on_moved(demands.moved)
+        metrics = Metrics()
+        desk = Desk(store, fleet, demands, rules.rules, rules.lease, clock, metrics)
+        metrics.observe(
+            Observed(
+                lambda: demands.waiting,
+                lambda: sum(len(seat.asked.running) for seat in fleet.alive()),
+                lambda: (len(alive := fleet.alive()), len(list(fleet)) - len(alive)),
+                lambda: desk.polls,
+            )
+        )
+        heartbeats = Heartbeats(store, rules.lease)
+        upkeep = Upkeep(
+            store,
+            fleet,
+            demands,
+            desk,
+            metrics,
+            clock,
+            rules.rules,
+            rules.max_deliveries,
+            uuid.uuid4().hex,
+            pace=pace or Pace(),
+        )
+        identities: Identities | None = None
+        if access.identity and access.salad_organization_id is not None:
+            identities = IdentityTokens(
+                access.salad_organization_id, access.salad_container_group_ids, clock, keys=keys
+            )
+        counts = Counts(rules.max_attempts, rules.max_deliveries)
+        view = View(
+            settings,
+            Access(access, identities),
+            store,
+            fleet,
+            demands,
+            desk,
+            heartbeats,
+            upkeep,
+            metrics,
+            clock,
+            counts,
+        )
+        await _begin(upkeep)
+        yield Dispatcher(view, heartbeats, Outbox(store, sender, metrics, settings.webhook.budget), upkeep)
+    finally:
+        await sender.aclose()
+        await store.aclose()
+
+
+async def _open(store: Store) -> None:
+    try:
+        await store.open()
+    except StoreUnavailable as error:
+        raise ConfigError((FieldError("DISPATCHER_DATABASE_URL", f"the database does not answer: {error}"),)) from None
+
+
+async def _begin(upkeep: Upkeep) -> None:
+    try:
+        await upkeep.begin()
+    except StoreUnavailable as error:
+        raise ConfigError((FieldError("DISPATCHER_DATABASE_URL", f"the database does not answer: {error}"),)) from None
+
+
+@asynccontextmanager
+async def serving(
+    dispatcher: Dispatcher, host: str, port: int, *, on_listening: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[asyncio.Future[None]]:
+    """Serve for the time of the block. What is given raises as soon as a part of the service does.
+
+    In the end held requests are answered with nothing, the last batch is brought through, running answers get their
+    grace, and only then the rest stops.
+    """
+    app = create_app(dispatcher.view)
+    http = asyncio.create_task(serve(app, host, port, on_listening=on_listening, prefix=PREFIX), name="http")
+    services = {asyncio.create_task(work, name=name) for name, work in dispatcher.services}
+    broken = asyncio.ensure_future(_first_failure({http, *services}))
+    try:
+        yield broken
+    finally:
+        dispatcher.upkeep.health.stopping = True
+        dispatcher.view.desk.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_BATCH_MOST.total_seconds()):
+                await first_of(dispatcher.view.desk.stopped(), _ended(broken))
+        await cancel_all({http})
+        await cancel_all(services)
+        await cancel_all({broken})
+
+
+async def _first_failure(tasks: set[asyncio.Task[None]]) -> None:
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _ended(broken: asyncio.Future[None]) -> None:
+    await asyncio.wait({broken})
+
+
+async def _until(broken: asyncio.Future[None]) -> None:
+    await asyncio.shield(broken)
+
+
+async def run(
+    settings: Settings, *, on_listening: Callable[[int], None] = lambda _: None, stop_at_once: Callable[[], None]
+) -> int:
+    """Serve until SIGTERM or SIGINT; a second one calls ``stop_at_once``. The exit code."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            stop_at_once()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    try:
+        async with (
+            opened(settings) as dispatcher,
+            serving(dispatcher, settings.host, settings.serve.port, on_listening=on_listening) as broken,
+        ):
+            await first_of(stop.wait(), _until(broken))
+            log.info("stopping")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    return OK
