@@ -187,6 +187,12 @@ def _scheduling_server_unused(settings: Settings) -> Found:
 
 
 @_rule(into=HINTS)
+def _folder_of_a_fleet(settings: Settings) -> Found:
+    if settings.queue.kind == "availability" and settings.storage.chosen == "directory":
+        yield FieldError("WORKER_STORAGE", "is a directory: unless all nodes share it, images die with the node")
+
+
+@_rule(into=HINTS)
 def _store_without_bucket(settings: Settings) -> Found:
     if (
         settings.storage.kind == "auto"

@@ -135,6 +135,12 @@ def test_the_lease_is_no_part_of_the_document() -> None:
     assert (delivery.queued_at, delivery.redelivered) == (START, False)
 
 
+def test_a_pointer_at_the_document_stands_alone() -> None:
+    """What only names where the document is has no id beside that: the delivery has it."""
+    delivery = delivery_of(id="a", job_url="s3://jobs/a.json", token=1)
+    assert (delivery.id, json.loads(delivery.body)) == ("a", {"job_url": "s3://jobs/a.json"})
+
+
 def test_what_the_server_does_not_tell_is_unknown() -> None:
     """Nothing is guessed of a job that a server leases without saying how often it did."""
     delivery = delivery_of(id="a", params={}, queued_at="yesterday", lease=None)

@@ -137,6 +137,8 @@ def test_a_right_value_is_none(name: str, value: str) -> None:
     [
         ({"WORKER_JOB_TIMEOUT": "2h"}, "WORKER_JOB_TIMEOUT"),
         ({"WORKER_STORAGE": "s3"}, "WORKER_S3_BUCKET"),
+        ({"WORKER_QUEUE": "availability", "WORKER_STORAGE": "inline"}, "WORKER_AVAILABILITY_URL"),
+        ({"WORKER_QUEUE": "availability", "WORKER_AVAILABILITY_URL": "https://host"}, "WORKER_STORAGE"),
         ({"WORKER_WEBHOOK_TIMEOUT": "2m"}, "WORKER_WEBHOOK_TIMEOUT"),
         ({"WORKER_ENGINE_USERNAME": "u"}, "WORKER_ENGINE_PASSWORD"),
         ({"WORKER_ENGINE_PASSWORD": "p"}, "WORKER_ENGINE_USERNAME"),
@@ -168,6 +170,21 @@ def test_what_works_but_hardly_as_meant_is_a_warning() -> None:
     """An endpoint without a bucket stores nothing there, and webhooks without a secret are not signed."""
     odd = {"WORKER_S3_ENDPOINT_URL": "http://[::1]:9000", "WORKER_WEBHOOK_URL": "https://example.com/"}
     assert {w.field for w in load_settings(odd).warnings} == {"WORKER_S3_ENDPOINT_URL", "WORKER_WEBHOOK_SECRET"}
+
+
+def test_a_scheduling_server_that_is_not_asked_is_a_warning() -> None:
+    """Its URL alone does not make it the queue."""
+    (warning,) = load_settings({"WORKER_AVAILABILITY_URL": "https://host"}).warnings
+    assert warning.field == "WORKER_AVAILABILITY_URL"
+
+
+def test_a_fleet_whose_images_stay_on_the_node_is_a_warning() -> None:
+    """A folder that all nodes share is fine, and cannot be told from one that dies with the node."""
+    fleet = {"WORKER_QUEUE": "availability", "WORKER_AVAILABILITY_URL": "https://host"}
+    (warning,) = load_settings({**fleet, "WORKER_STORAGE": "directory"}).warnings
+    assert warning.field == "WORKER_STORAGE"
+    assert load_settings({**fleet, "WORKER_S3_BUCKET": "renders"}).warnings == ()
+    assert load_settings({**fleet, "WORKER_STORAGE": "presigned"}).warnings == ()
 
 
 def test_a_cache_larger_than_the_disk_is_a_warning() -> None:

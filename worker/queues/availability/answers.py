@@ -220,9 +220,12 @@ def delivery_of(generation: Generation, fallback_id: str, policy: Policy) -> Del
 
 
 def document_of(generation: Generation) -> dict[str, Any]:
-    """The job document within a generation: all but what is about its lease, and its id only where it has one."""
+    """The job document within a generation: all but what is about its lease, and its id only where it has one.
+
+    One that only points at the real document stands alone, without an id.
+    """
     whole = generation.model_dump(mode="json", exclude=set(LEASED))
-    if generation.id is None:
+    if generation.id is None or set(whole) == {"id", "job_url"}:
         del whole["id"]
     return whole
 
