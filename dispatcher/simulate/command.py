@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +21,7 @@ from dispatcher.simulate.world import World
 from dispatcher.words import Rules
 
 DEFAULT = Assumptions()
+STOCKS = ("spread", "popular", "empty")
 POSITIVE = ("nodes", "models", "jobs", "load", "render_s", "load_s", "download_s", "heartbeat_s", "plan_s", "poll_s")
 """Assumptions that must not be 0."""
 
@@ -66,21 +68,32 @@ def simulate(
 
 
 def _assumed(chosen: Assumptions, pairs: Iterable[str]) -> Assumptions:
-    kinds: dict[str, type] = {each.name: type(getattr(DEFAULT, each.name)) for each in dataclasses.fields(Assumptions)}
+    names = [each.name for each in dataclasses.fields(Assumptions)]
     for pair in pairs:
         name, is_pair, text = pair.partition("=")
-        if name not in kinds or not is_pair:
-            raise typer.BadParameter(f"{pair}: write NAME=VALUE with one of {', '.join(kinds)}")
-        try:
-            value = text.lower() in ("1", "true", "yes") if kinds[name] is bool else kinds[name](float(text))
-        except ValueError:
-            raise typer.BadParameter(f"{pair}: {text} is no number") from None
-        if value < 0 or (name in POSITIVE and not value):
-            raise typer.BadParameter(
-                f"{pair}: must be positive" if name in POSITIVE else f"{pair}: must not be negative"
-            )
-        chosen = replace(chosen, **{name: value})
+        if name not in names or not is_pair:
+            raise typer.BadParameter(f"{pair}: write NAME=VALUE with one of {', '.join(names)}")
+        changed: dict[str, Any] = {name: _value(name, text)}
+        chosen = replace(chosen, **changed)
     return chosen
+
+
+def _value(name: str, text: str) -> float | bool | str:
+    """Of the kind that the assumption's default has."""
+    kind = type(getattr(DEFAULT, name))
+    if kind is str:
+        if text not in STOCKS:
+            raise typer.BadParameter(f"{name}={text}: write one of {', '.join(STOCKS)}")
+        return text
+    if kind is bool:
+        return text.lower() in ("1", "true", "yes")
+    try:
+        value: float = kind(float(text))
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{name}={text}: that is no number") from None
+    if not 0 <= value < math.inf or (name in POSITIVE and not value):
+        raise typer.BadParameter(f"{name}={text}: must {'be positive' if name in POSITIVE else 'not be negative'}")
+    return value
 
 
 def _policy(name: str, rules: Rules, seed: int) -> Policy:

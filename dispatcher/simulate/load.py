@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, cycle
 from random import Random
 
 from dispatcher.words import Key, Need, Source, Waiting, key_of
@@ -28,6 +28,8 @@ class Assumptions:
     means kept), ``work_spread`` that of jobs. ``drift_s``: a model jumps to another rank of popularity that often.
     ``life_s`` is the mean time until a node vanishes; after ``away_s`` an empty one takes its place. 0 stands for
     never, or none. ``families``: the sizes and companions of `FAMILIES`; else each model is one file of `SDXL` bytes.
+    ``stock``: what disks hold at the start: every model somewhere, as far as there is room, then more of the popular
+    (``spread``), or what each node would have after a while of plain queueing (``popular``), or nothing (``empty``).
     ``parked``: deliveries that a node holds for their models while it renders others. ``warm_up``: the share of the
     run that is not measured.
     """
@@ -56,6 +58,7 @@ class Assumptions:
     life_s: float = 14_400.0
     away_s: float = 600.0
     parked: int = 2
+    stock: str = "spread"
     warm_up: float = 0.2
     heartbeat_s: float = 30.0
     lease_s: float = 120.0
@@ -79,10 +82,10 @@ def need(kind: str, name: str, size: int) -> Need:
 
 
 FAMILIES = (
-    Family(0.25, "checkpoint", 2_100_000_000),
-    Family(0.65, "checkpoint", SDXL),
+    Family(0.45, "checkpoint", 2_100_000_000),
+    Family(0.50, "checkpoint", SDXL),
     Family(
-        0.10,
+        0.05,
         "unet",
         11_900_000_000,
         (need("clip", "t5xxl_fp8.safetensors", 4_900_000_000), need("vae", "ae.safetensors", 340_000_000)),
@@ -166,7 +169,7 @@ def generated(assumed: Assumptions) -> Load:
     busy_s = assumed.render_s * assumed.jobs / sum(node.render for node in nodes)
     horizon = busy_s if assumed.backlog else submissions[-1].at
     losses = tuple(sorted(_losses(assumed, nodes, horizon, dice), key=lambda loss: (loss.at, loss.node)))
-    stock = {node.id: _stock(node, models, assumed, dice) for node in nodes}
+    stock = _stocked(nodes, models, assumed, dice)
     return Load(nodes, submissions, losses, horizon, stock, assumed.backlog)
 
 
@@ -192,17 +195,41 @@ def _models(assumed: Assumptions, dice: Random) -> list[tuple[Need, ...]]:
     ]
 
 
-def _stock(node: Speeds, models: Sequence[tuple[Need, ...]], assumed: Assumptions, dice: Random) -> tuple[Need, ...]:
-    """A full disk as a plain queue leaves it behind: models drawn by their popularity, companions included."""
-    popularity, held, used = Zipf(len(models), assumed.zipf), dict[Key, Need](), 0
-    for _ in range(len(models)):
-        new = [each for each in models[popularity.draw(dice)] if each.key not in held]
+def _stocked(
+    nodes: Sequence[Speeds], models: Sequence[tuple[Need, ...]], assumed: Assumptions, dice: Random
+) -> dict[str, tuple[Need, ...]]:
+    shelves = {node.id: _Shelf(node.cap) for node in nodes}
+    if assumed.stock == "spread":
+        around = cycle(shelves.values())
+        for model in models:
+            for shelf, _ in zip(around, nodes, strict=False):
+                if shelf.put(model):
+                    break
+    if assumed.stock in ("spread", "popular"):
+        popularity = Zipf(len(models), assumed.zipf)
+        for shelf in shelves.values():
+            for _ in models:
+                if not shelf.put(models[popularity.draw(dice)]):
+                    break
+    return {node: tuple(shelf.held.values()) for node, shelf in shelves.items()}
+
+
+class _Shelf:
+    """A disk that is filled."""
+
+    def __init__(self, cap: int) -> None:
+        self.held: dict[Key, Need] = {}
+        self._left = cap
+
+    def put(self, model: tuple[Need, ...]) -> bool:
+        """Whether it is there, now or already."""
+        new = [each for each in model if each.key not in self.held]
         size = sum(each.size or 0 for each in new)
-        if used + size > node.cap:
-            break
-        held |= {each.key: each for each in new}
-        used += size
-    return tuple(held.values())
+        if size > self._left:
+            return False
+        self.held |= {each.key: each for each in new}
+        self._left -= size
+        return True
 
 
 def _submissions(

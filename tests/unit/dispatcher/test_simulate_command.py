@@ -59,6 +59,19 @@ def test_the_plot_is_a_picture_by_itself(tmp_path: Path) -> None:
     assert not re.findall(r'(?:href|src)="(?!#)', text)
 
 
+def test_assumptions_are_taken_as_what_they_are() -> None:
+    """Numbers, switches and words each find their way into the document."""
+    pairs = ("families=no", "stock=empty", "parked=1", "lora_share=0.5")
+    arguments = [part for pair in pairs for part in ("--assume", pair)]
+    found = json.loads(ran(*SMALL, *arguments, "--policy", "fifo", "--json"))["assumptions"]
+    assert {name: found[name] for name in ("families", "stock", "parked", "lora_share")} == {
+        "families": False,
+        "stock": "empty",
+        "parked": 1,
+        "lora_share": 0.5,
+    }
+
+
 def test_a_backlog_has_no_bound() -> None:
     """Where jobs have no times of their own nothing is said of a clairvoyant."""
     text = ran(*SMALL, "--backlog", "10", "--policy", "fifo")
@@ -81,7 +94,11 @@ def test_a_trace_is_simulated(tmp_path: Path) -> None:
         (["--assume", "parked"], "NAME=VALUE"),
         (["--assume", "colour=3"], "NAME=VALUE"),
         (["--assume", "parked=few"], "no number"),
+        (["--assume", "parked=inf"], "no number"),
         (["--assume", "life_s=-1"], "negative"),
+        (["--assume", "life_s=nan"], "negative"),
+        (["--assume", "poll_s=0"], "positive"),
+        (["--assume", "stock=full"], "spread"),
         (["--trace", "missing.jsonl"], "missing.jsonl"),
         (["--nodes", "0"], "nodes"),
     ],

@@ -71,13 +71,27 @@ def test_families_bring_their_companions_and_loras_their_sizes() -> None:
     assert with_lora / len(found) == pytest.approx(0.5, abs=0.05)
 
 
-def test_stock_fills_disks_and_never_overfills_them() -> None:
+@pytest.mark.parametrize("stock", ["spread", "popular"])
+def test_stock_fills_disks_and_never_overfills_them(stock: str) -> None:
     """At the start each disk holds distinct models within its room."""
-    found = generated(FEW)
+    found = generated(replace(FEW, stock=stock))
     for each in found.nodes:
         held = found.stock[each.id]
         assert len({model.key for model in held}) == len(held)
         assert each.cap * 0.5 < sum(model.size or 0 for model in held) <= each.cap
+
+
+def test_stock_is_every_model_or_the_popular_ones_or_none() -> None:
+    """Spread it has each model somewhere; otherwise the popular ones several times, or nothing."""
+
+    def copies(stock: str) -> Counter[str]:
+        found = generated(replace(FEW, stock=stock, families=False)).stock
+        return Counter(each.key for held in found.values() for each in held)
+
+    spread, popular = copies("spread"), copies("popular")
+    assert len(spread) == FEW.models > len(popular)
+    assert popular["checkpoint/model-00000"] > spread["checkpoint/model-00029"] == 1
+    assert not copies("empty")
 
 
 def test_nodes_are_lost_at_the_asked_rate_and_one_after_the_other() -> None:
