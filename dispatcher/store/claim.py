@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from datetime import timedelta
@@ -20,7 +19,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    insert,
     literal_column,
     or_,
     select,
@@ -31,8 +29,20 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from dispatcher.store.base import Grant, Pick
 from dispatcher.store.database import SQLITE
-from dispatcher.store.rows import WAITING_COLUMNS, AnyRow, Tally, attempts_of, document_of, portions, waiting_of
-from dispatcher.store.schema import TURN, WAITING, documents, jobs, leases, line, moment
+from dispatcher.store.rows import (
+    WAITING_COLUMNS,
+    AnyRow,
+    Tally,
+    adding,
+    attempts_of,
+    document_of,
+    documents_of,
+    json_of,
+    listed,
+    waiting_of,
+    within,
+)
+from dispatcher.store.schema import TURN, WAITING, jobs, leases, line, moment
 from dispatcher.words import Key, Waiting
 
 _COLUMNS = (*WAITING_COLUMNS, jobs.c.deliveries, jobs.c.handed)
@@ -70,13 +80,9 @@ def _sqlite_heads() -> Executable:
     return select(*_COLUMNS).select_from(key.join(jobs, jobs.c.place.in_(first)))
 
 
-def _keys(connection: Connection, keys: Collection[Key]) -> Any:
-    return json.dumps(list(keys)) if connection.dialect.name == SQLITE else list(keys)
-
-
+_PASSED = select(line.c.passed).where(line.c.first == jobs.c.id).scalar_subquery()
 FIRST_IN_LINE = (
-    select(*WAITING_COLUMNS, line.c.first, line.c.passed)
-    .select_from(jobs.join(line, true()))
+    select(*WAITING_COLUMNS, func.coalesce(_PASSED, 0).label("passed"))
     .where(WAITING)
     .order_by(*TURN)
     .limit(literal_column("1"))
@@ -88,14 +94,14 @@ def board(connection: Connection, keys: Collection[Key], each: int) -> Board:
     heads: defaultdict[Key, list[Waiting]] = defaultdict(list)
     if keys and each > 0:
         query = _heads(connection.dialect.name, locked=False)
-        for row in connection.execute(query, {"keys": _keys(connection, keys), "each": each}):
+        for row in connection.execute(query, {"keys": listed(connection, keys), "each": each}):
             heads[row.key].append(waiting_of(row))
     for found in heads.values():
         found.sort(key=lambda job: job.order)
     first = connection.execute(FIRST_IN_LINE).first()
     if first is None:
         return dict(heads), None, 0
-    return dict(heads), waiting_of(first), first.passed if first.first == first.id else 0
+    return dict(heads), waiting_of(first), first.passed
 
 
 def grant(
@@ -109,16 +115,14 @@ def grant(
     nodes = {row.place: pick.node for row, pick in zip(chosen, picks, strict=True) if row is not None}
     tokens = _lease(connection, rows, nodes, now + lease // timedelta(microseconds=1))
     _count_passing(connection, rows, passed)
-    places = list(nodes)
-    texts = connection.execute(select(documents).where(documents.c.place.in_(places)))
-    text_of = {row.place: row.document for row in texts}
+    texts = documents_of(connection, nodes)
     earlier = attempts_of(connection, [row.place for row in rows if row.handed], run=True)
     return [
         None
         if row is None
         else Grant(
             job=waiting_of(row),
-            document=document_of(text_of[row.place]),
+            document=document_of(texts[row.place]),
             token=tokens[row.place],
             deliveries=row.deliveries + 1,
             attempts=earlier.get(row.place, ()),
@@ -138,7 +142,7 @@ def _chosen(connection: Connection, picks: Sequence[Pick], now: int) -> list[Any
     if not left:
         return chosen
     taken = {row.place for row in chosen if row is not None}
-    parameters = {"keys": _keys(connection, left), "each": max(left.values()) + len(taken), "now": now}
+    parameters = {"keys": listed(connection, left), "each": max(left.values()) + len(taken), "now": now}
     spare: defaultdict[Key, list[AnyRow]] = defaultdict(list)
     for row in connection.execute(_heads(connection.dialect.name, locked=True), parameters):
         if row.place not in taken:
@@ -152,24 +156,23 @@ def _chosen(connection: Connection, picks: Sequence[Pick], now: int) -> list[Any
 
 
 def _locked(connection: Connection, ids: Collection[str], now: int) -> dict[str, AnyRow]:
-    found: dict[str, AnyRow] = {}
-    for portion in portions(ids):
-        query = select(*_COLUMNS).where(jobs.c.id.in_(portion), _STARTABLE).with_for_update(skip_locked=True)
-        found |= {row.id: row for row in connection.execute(query, {"now": now})}
-    return found
+    if not ids:
+        return {}
+    parameters = {"ids": listed(connection, ids), "now": now}
+    return {row.id: row for row in connection.execute(_locking(connection.dialect.name), parameters)}
 
 
-_LEASED = (
-    update(jobs)
-    .where(jobs.c.place == bindparam("at"))
-    .values(
-        status="leased",
-        token=bindparam("by"),
-        deliveries=jobs.c.deliveries + 1,
-        handed=jobs.c.handed + 1,
-        visible_at=None,
-    )
-)
+@cache
+def _locking(dialect: str) -> Executable:
+    these = select(*_COLUMNS).where(within(dialect, jobs.c.id, "ids"), _STARTABLE)
+    return these.with_for_update(skip_locked=True)
+
+
+@cache
+def _leasing(dialect: str) -> Executable:
+    these = update(jobs).where(jobs.c.place == leases.c.place, within(dialect, jobs.c.place, "places"))
+    count = {"deliveries": jobs.c.deliveries + 1, "handed": jobs.c.handed + 1}
+    return these.values(status="leased", token=leases.c.token, **count)
 
 
 def _lease(connection: Connection, rows: Sequence[AnyRow], nodes: dict[int, str], until: int) -> dict[int, int]:
@@ -185,14 +188,22 @@ def _lease(connection: Connection, rows: Sequence[AnyRow], nodes: dict[int, str]
         }
         for row in rows
     ]
-    added = connection.execute(insert(leases).returning(leases.c.place, leases.c.token), held)
-    tokens = {row.place: row.token for row in added}
-    connection.execute(_LEASED, [{"at": place, "by": token} for place, token in tokens.items()])
+    added = adding(connection.dialect.name, leases, tuple(held[0]), leases.c.place, leases.c.token)
+    tokens = {row.place: row.token for row in connection.execute(added, {"rows": json_of(held)})}
+    connection.execute(_leasing(connection.dialect.name), {"places": listed(connection, tokens)})
     tally = Tally()
     for row in rows:
-        tally.add(row, -1)
+        tally.goes(row.key, row.work_ms)
     tally.write(connection)
     return tokens
+
+
+_FIRST, _OTHERS = bindparam("now_first", type_=Text), bindparam("others", type_=BigInteger)
+_PASSING = (
+    update(line)
+    .where(select(jobs.c.place).where(jobs.c.id == _FIRST, WAITING).exists())
+    .values(first=_FIRST, passed=case((line.c.first == _FIRST, line.c.passed + _OTHERS), else_=_OTHERS))
+)
 
 
 def _count_passing(connection: Connection, rows: Sequence[AnyRow], first: str | None) -> None:
@@ -200,6 +211,4 @@ def _count_passing(connection: Connection, rows: Sequence[AnyRow], first: str | 
     others = sum(row.id != first for row in rows)
     if first is None or not others:
         return
-    still = select(jobs.c.place).where(jobs.c.id == first, WAITING).exists()
-    count = case((line.c.first == first, line.c.passed + others), else_=others)
-    connection.execute(update(line).where(still).values(first=first, passed=count))
+    connection.execute(_PASSING, {"now_first": first, "others": others})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Executable, delete, select, update
 
 from dispatcher.store.base import JobRow
 from dispatcher.store.rows import (
@@ -15,9 +16,14 @@ from dispatcher.store.rows import (
     JOBS_AND_LEASES,
     AnyRow,
     Tally,
+    add,
+    among,
     attempts_of,
     document_of,
+    documents_of,
+    given,
     job_rows,
+    json_of,
 )
 from dispatcher.store.schema import attempts, documents, inline_results, jobs, leases, letters, moment, results
 from worker import __version__
@@ -27,6 +33,7 @@ from worker.queues.policy import CANCELLED, Policy, end_code, has_images, is_cha
 from worker.result import AttemptResult, ErrorResult, Result, WorkerResult
 
 KEEP_INLINE = Policy().keep_inline
+_MOVED = ("place", "status", "deliveries", "visible_at", "ended_at", "code")
 DISPATCHER = "dispatcher"
 """The name in results of jobs that nobody held when they ended."""
 
@@ -74,24 +81,24 @@ class HandOver:
         return deliveries - (code in UNCOUNTED_CODES)
 
 
-MOVE = (
-    update(jobs)
-    .where(jobs.c.place == bindparam("at"))
-    .values(
-        status=bindparam("to"),
-        deliveries=bindparam("counted"),
-        visible_at=bindparam("visible"),
-        ended_at=bindparam("ended"),
-        code=bindparam("why"),
-    )
-)
+@cache
+def _moving(dialect: str) -> Executable:
+    to = given(dialect, *(jobs.c[name] for name in _MOVED))
+    values = {name: to.c[name] for name in _MOVED if name != "place"}
+    return update(jobs).where(jobs.c.place == to.c.place).values(values)
+
+
+def move(connection: Connection, moves: Sequence[dict[str, Any]]) -> None:
+    """Bring jobs into another state, as `moved` has it."""
+    if moves:
+        connection.execute(_moving(connection.dialect.name), {"rows": json_of(moves)})
 
 
 def moved(
     place: int, to: str, counted: int, *, visible: int | None = None, ended: int | None = None, why: str | None = None
 ) -> dict[str, Any]:
-    """Parameters of ``MOVE``."""
-    return {"at": place, "to": to, "counted": counted, "visible": visible, "ended": ended, "why": why}
+    """The row of a job in another state."""
+    return dict(zip(_MOVED, (place, to, counted, visible, ended, why), strict=True))
 
 
 def end(connection: Connection, endings: Sequence[Ending], now: int) -> list[JobRow | None]:
@@ -100,9 +107,9 @@ def end(connection: Connection, endings: Sequence[Ending], now: int) -> list[Job
     held = [(hand, by_token[hand.lease.token]) for hand in taken(connection, [(e.job_id, e.token) for e in endings])]
     if held:
         tried = [hand.attempt(now, end_code(one.result), charged=is_charged(one.result)) for hand, one in held]
-        connection.execute(insert(attempts), tried)
-        connection.execute(
-            MOVE,
+        add(connection, attempts, tried)
+        move(
+            connection,
             [
                 moved(hand.job.place, one.status, hand.counted(end_code(one.result)), ended=now, why=one.code)
                 for hand, one in held
@@ -115,22 +122,26 @@ def end(connection: Connection, endings: Sequence[Ending], now: int) -> list[Job
 
 def taken(connection: Connection, held: Sequence[tuple[str, int]]) -> list[HandOver]:
     """End the leases of (job id, token) that still are."""
-    if not held:
+    asked = set(held)
+    these = among(connection, leases.c.token, [token for _, token in asked])
+    found = connection.execute(select(leases).where(these).order_by(leases.c.token).with_for_update()).all()
+    return ended(connection, [row for row in found if (row.job_id, row.token) in asked])
+
+
+def ended(connection: Connection, locked: Sequence[AnyRow]) -> list[HandOver]:
+    """End these leases; nobody else changes their jobs before this transaction is over."""
+    if not locked:
         return []
-    gone = delete(leases).where(tuple_(leases.c.job_id, leases.c.token).in_(sorted(set(held)))).returning(*leases.c)
-    return handed(connection, connection.execute(gone).all())
-
-
-def handed(connection: Connection, ended: Sequence[AnyRow]) -> list[HandOver]:
-    """Leases that were just ended, with their jobs: nobody else changes those before this transaction is over."""
-    of = {row.place: row for row in ended}
-    found = connection.execute(select(jobs).where(jobs.c.place.in_(of))) if of else ()
+    of = {row.place: row for row in locked}
+    connection.execute(delete(leases).where(among(connection, leases.c.token, [row.token for row in locked])))
+    found = connection.execute(select(jobs).where(among(connection, jobs.c.place, of)))
     return [HandOver(row, of[row.place]) for row in found]
 
 
 def _ended(connection: Connection, endings: Sequence[Ending]) -> list[JobRow | None]:
     """What stands there now; None where that is not what was asked for."""
-    query = select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(jobs.c.id.in_({one.job_id for one in endings}))
+    ids = among(connection, jobs.c.id, {one.job_id for one in endings})
+    query = select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(ids)
     rows = connection.execute(query).all()
     found = {
         (row.token, row.status, row.code): told for row, told in zip(rows, job_rows(connection, rows), strict=True)
@@ -141,10 +152,10 @@ def _ended(connection: Connection, endings: Sequence[Ending]) -> list[JobRow | N
 
 def _keep_results(connection: Connection, found: Sequence[tuple[int, Result]]) -> None:
     rows = [{"place": place, "result": result.to_json(base64=False).decode()} for place, result in found]
-    connection.execute(insert(results), rows)
+    add(connection, results, rows)
     whole = [{"place": place, "result": result.to_json().decode()} for place, result in found if has_images(result)]
     if whole:
-        connection.execute(insert(inline_results), whole)
+        add(connection, inline_results, whole)
         latest = select(inline_results.c.number).order_by(inline_results.c.number.desc())
         last_kept = latest.limit(1).offset(KEEP_INLINE - 1).scalar_subquery()
         connection.execute(delete(inline_results).where(inline_results.c.number < last_kept))
@@ -152,7 +163,7 @@ def _keep_results(connection: Connection, found: Sequence[tuple[int, Result]]) -
 
 def _drop_documents(connection: Connection, places: Sequence[int]) -> None:
     if places:
-        connection.execute(delete(documents).where(documents.c.place.in_(places)))
+        connection.execute(delete(documents).where(among(connection, documents.c.place, places)))
 
 
 def release(
@@ -187,15 +198,15 @@ def give_back(
     """Jobs of hand-overs that ended so (rows of ``attempts``) wait again, or after a delay; cancelled ones do not."""
     if not hands:
         return
-    connection.execute(insert(attempts), [tried for _, tried in hands])
+    add(connection, attempts, [tried for _, tried in hands])
     unwanted = [hand for hand, _ in hands if hand.lease.cancelling]
     to = "waiting" if visible is None else "delayed"
     wanted = [(hand, tried) for hand, tried in hands if not hand.lease.cancelling]
     if wanted:
         moves = [moved(hand.job.place, to, hand.counted(tried["code"]), visible=visible) for hand, tried in wanted]
-        connection.execute(MOVE, moves)
+        move(connection, moves)
     for hand, _ in wanted if visible is None else ():
-        tally.add(hand.job, 1)
+        tally.comes(hand.job.key, hand.job.work_ms)
     end_here(connection, [hand.job for hand in unwanted], JobCancelled(), now, tally)
 
 
@@ -204,14 +215,13 @@ def end_here(connection: Connection, rows: Sequence[AnyRow], error: WorkerError,
     if not rows:
         return
     places = [row.place for row in rows]
-    ended = attempts_of(connection, places, run=True)
-    texts = connection.execute(select(documents).where(documents.c.place.in_(places)))
-    text_of = {row.place: row.document for row in texts}
+    tried = attempts_of(connection, places, run=True)
+    texts = documents_of(connection, places)
     status = "done" if error.code == CANCELLED else "dead"
     kept, owed = [], []
     for row in rows:
-        text = text_of[row.place]
-        result = _result(row, document_of(text), ended.get(row.place, ()), error, now)
+        text = texts[row.place]
+        result = _result(row, document_of(text), tried.get(row.place, ()), error, now)
         kept.append({"place": row.place, "result": result.to_json().decode()})
         owed.append(
             {
@@ -224,10 +234,10 @@ def end_here(connection: Connection, rows: Sequence[AnyRow], error: WorkerError,
             }
         )
         if row.status == "waiting":
-            tally.add(row, -1)
-    connection.execute(MOVE, [moved(row.place, status, row.deliveries, ended=now, why=error.code) for row in rows])
-    connection.execute(insert(results), kept)
-    connection.execute(insert(letters), owed)
+            tally.goes(row.key, row.work_ms)
+    move(connection, [moved(row.place, status, row.deliveries, ended=now, why=error.code) for row in rows])
+    add(connection, results, kept)
+    add(connection, letters, owed)
     if status == "done":
         _drop_documents(connection, places)
 

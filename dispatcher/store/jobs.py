@@ -16,10 +16,10 @@ from dispatcher.store.rows import (
     JOB_COLUMNS,
     JOBS_AND_LEASES,
     Tally,
-    insert_into,
+    adding,
+    among,
     job_rows,
     json_of,
-    portions,
     text_of_needs,
 )
 from dispatcher.store.schema import (
@@ -35,6 +35,7 @@ from dispatcher.store.schema import (
     virtual_times,
     work_ms,
 )
+from dispatcher.words import NO_MODEL, Key
 from worker.errors import IdConflict, JobCancelled
 from worker.result import Result
 
@@ -46,14 +47,15 @@ def submit(connection: Connection, new: Sequence[NewJob], now: int) -> list[bool
     wanted: dict[str, NewJob] = {}
     for job in new:
         _expect_same(job.id, wanted.setdefault(job.id, job).fingerprint, job.fingerprint)
-    fresh = [job for job in wanted.values() if job.id not in _known(connection, wanted)]
+    known = _known(connection, wanted)
+    fresh = [job for job in wanted.values() if job.id not in known]
     places = _insert(connection, fresh, now)
     if len(places) < len(fresh):
         _known(connection, wanted)
     tally = Tally()
     for job in fresh:
         if job.id in places:
-            tally.count(job.needs[0].key if job.needs else "", work_ms(job.work_s), 1)
+            tally.comes(_key(job), work_ms(job.work_s))
     tally.write(connection)
     return [wanted[job.id] is job and job.id in places for job in new]
 
@@ -61,10 +63,9 @@ def submit(connection: Connection, new: Sequence[NewJob], now: int) -> list[bool
 def _known(connection: Connection, wanted: dict[str, NewJob]) -> set[str]:
     """Which of these ids stand there already; raises `IdConflict` where with another document."""
     known: set[str] = set()
-    for ids in portions(wanted):
-        for row in connection.execute(select(jobs.c.id, jobs.c.fingerprint).where(jobs.c.id.in_(ids))):
-            _expect_same(row.id, row.fingerprint, wanted[row.id].fingerprint)
-            known.add(row.id)
+    for row in connection.execute(select(jobs.c.id, jobs.c.fingerprint).where(among(connection, jobs.c.id, wanted))):
+        _expect_same(row.id, row.fingerprint, wanted[row.id].fingerprint)
+        known.add(row.id)
     return known
 
 
@@ -75,16 +76,21 @@ def _expect_same(job_id: str, known: str, offered: str) -> None:
 
 def _insert(connection: Connection, fresh: Sequence[NewJob], now: int) -> dict[str, int]:
     """The places of those that nobody else submitted meanwhile."""
-    places: dict[str, int] = {}
+    if not fresh:
+        return {}
     ranks = _ranks(connection, fresh)
-    for portion in portions(sorted(fresh, key=lambda job: job.id)):
-        insertion = insert_into(connection, jobs).on_conflict_do_nothing(index_elements=["id"])
-        rows = [_row(job, ranks[job.id], now) for job in portion]
-        places |= {row.id: row.place for row in connection.execute(insertion.returning(jobs.c.id, jobs.c.place), rows)}
+    rows = [_row(job, ranks[job.id], now) for job in sorted(fresh, key=lambda job: job.id)]
+    insertion = adding(connection.dialect.name, jobs, tuple(rows[0]), jobs.c.id, jobs.c.place, skip="id")
+    places = {row.id: row.place for row in connection.execute(insertion, {"rows": json_of(rows)})}
     texts = [{"place": places[job.id], "document": json_of(job.document)} for job in fresh if job.id in places]
     if texts:
         connection.execute(insert(documents), texts)
     return places
+
+
+def _key(job: NewJob) -> Key:
+    """The model by which it queues."""
+    return job.needs[0].key if job.needs else NO_MODEL
 
 
 def _row(job: NewJob, rank: float, now: int) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def _row(job: NewJob, rank: float, now: int) -> dict[str, Any]:
         "id": job.id,
         "fingerprint": job.fingerprint,
         "status": "waiting",
-        "key": job.needs[0].key if job.needs else "",
+        "key": _key(job),
         "minus_priority": -job.priority,
         "rank": rank,
         "work_ms": work_ms(job.work_s),
@@ -188,6 +194,6 @@ def requeue(connection: Connection, job_id: str, now: int) -> bool:
         )
     )
     tally = Tally()
-    tally.add(row, 1)
+    tally.comes(row.key, row.work_ms)
     tally.write(connection)
     return True

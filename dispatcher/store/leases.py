@@ -4,44 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 
-from sqlalchemy import Connection, bindparam, func, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Executable, and_, bindparam, func, update
 
 from dispatcher.store.base import Extended
-from dispatcher.store.rows import portions
+from dispatcher.store.rows import given, json_of
 from dispatcher.store.schema import leases
 
 Held = tuple[str, int, float | None, str | None]
+_GIVEN = (leases.c.job_id, leases.c.token, leases.c.progress, leases.c.hop)
 
-_RENEW = (
-    update(leases)
-    .where(leases.c.token == bindparam("held"))
-    .values(
-        until=bindparam("to"),
-        progress=func.coalesce(bindparam("at", type_=leases.c.progress.type), leases.c.progress),
-        hop=func.coalesce(bindparam("where", type_=leases.c.hop.type), leases.c.hop),
-    )
-)
+
+@cache
+def _renewing(dialect: str) -> Executable:
+    held = given(dialect, *_GIVEN)
+    renewal = update(leases).where(and_(leases.c.token == held.c.token, leases.c.job_id == held.c.job_id))
+    values = {
+        "until": bindparam("to", type_=BigInteger),
+        "progress": func.coalesce(held.c.progress, leases.c.progress),
+        "hop": func.coalesce(held.c.hop, leases.c.hop),
+    }
+    return renewal.values(values).returning(leases.c.job_id, leases.c.cancelling)
 
 
 def extend(connection: Connection, held: Sequence[Held], lease: timedelta, now: int) -> Extended:
-    """Renew what is still held, also where it has run out; in the order of tokens, so that nobody waits in a circle."""
+    """Renew what is still held, also where it has run out."""
     until = now + lease // timedelta(microseconds=1)
-    asked = {(job_id, token): (progress, hop) for job_id, token, progress, hop in held}
-    ours: dict[str, bool] = {}
-    for portion in portions(sorted(asked, key=lambda one: one[1])):
-        still = (
-            select(leases.c.job_id, leases.c.token, leases.c.cancelling)
-            .where(tuple_(leases.c.job_id, leases.c.token).in_(portion))
-            .order_by(leases.c.token)
-            .with_for_update()
-        )
-        renewed = []
-        for row in connection.execute(still):
-            progress, hop = asked[row.job_id, row.token]
-            renewed.append({"held": row.token, "to": until, "at": progress, "where": hop})
-            ours[row.job_id] = bool(row.cancelling)
-        if renewed:
-            connection.execute(_RENEW, renewed)
-    lost = frozenset(job_id for job_id, _ in asked if job_id not in ours)
-    return Extended(lost=lost, cancelled=frozenset(job_id for job_id, marked in ours.items() if marked))
+    latest = {(job_id, token): (job_id, token, progress, hop) for job_id, token, progress, hop in held}
+    names = [column.name for column in _GIVEN]
+    rows = json_of([dict(zip(names, one, strict=True)) for one in latest.values()])
+    renewed = connection.execute(_renewing(connection.dialect.name), {"rows": rows, "to": until}).all()
+    lost = {job_id for job_id, _ in latest} - {row.job_id for row in renewed}
+    return Extended(lost=frozenset(lost), cancelled=frozenset(row.job_id for row in renewed if row.cancelling))

@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy import Connection, delete, select, update
 
 from dispatcher.store.base import Letter
-from dispatcher.store.rows import document_of
+from dispatcher.store.rows import among, document_of
 from dispatcher.store.schema import letters
 from worker.result import Result
 
@@ -23,7 +23,7 @@ def take(connection: Connection, limit: int, lease: timedelta, now: int) -> list
     )
     rows = connection.execute(due).all()
     if rows:
-        mine = update(letters).where(letters.c.id.in_([row.id for row in rows]))
+        mine = update(letters).where(among(connection, letters.c.id, [row.id for row in rows]))
         connection.execute(mine.values(due_at=now + lease // timedelta(microseconds=1)))
     return [
         Letter(

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import islice
+from collections.abc import Collection, Sequence
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import pydantic_core
-from sqlalchemy import Connection, Row, Table, func, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Connection,
+    Executable,
+    FromClause,
+    Row,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal,
+    select,
+    true,
+    type_coerce,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from dispatcher.store.base import JobRow
 from dispatcher.store.database import SQLITE
-from dispatcher.store.schema import attempts, backlog, jobs, leases, line, moment, moment_or_none, work_s
-from dispatcher.words import Need, Waiting
+from dispatcher.store.schema import attempts, backlog, documents, jobs, leases, line, moment, moment_or_none, work_s
+from dispatcher.words import Key, Need, Waiting
 from worker.queues.base import Attempt
 
 T = TypeVar("T")
@@ -37,10 +57,57 @@ WAITING_COLUMNS = (
 AnyRow = Row[*tuple[Any, ...]]
 
 
-def portions(items: Iterable[T], size: int = PORTION) -> Iterator[list[T]]:
-    rest = iter(items)
-    while portion := list(islice(rest, size)):
-        yield portion
+@cache
+def given(dialect: str, *columns: Column[Any]) -> FromClause:
+    """Rows handed over in one parameter, ``rows`` (`json_of` a list of objects): one statement for any number of them.
+
+    Reading a parameter a value costs more than the statement itself, and no two lengths of a list have the same plan.
+    """
+    rows = bindparam("rows", type_=Text)
+    if dialect != SQLITE:
+        fields = [column(one.name, one.type) for one in columns]
+        records = func.json_to_recordset(cast(rows, JSON)).table_valued(*fields, name="given")
+        return records.render_derived(with_types=True)
+    each = func.json_each(rows).table_valued("value", name="each")
+    return select(
+        *(type_coerce(func.json_extract(each.c.value, f"$.{one.name}"), one.type).label(one.name) for one in columns)
+    ).subquery("given")
+
+
+@cache
+def adding(dialect: str, table: Table, names: tuple[str, ...], *returned: Column[Any], skip: str = "") -> Executable:
+    """INSERT of rows given with these columns; ``skip``: but for those whose value of that column is there already."""
+    source = given(dialect, *(table.c[name] for name in names))
+    into = (sqlite.insert if dialect == SQLITE else postgresql.insert)(table)
+    insertion = into.from_select(names, select(*(source.c[name] for name in names)).where(true()))
+    if skip:
+        insertion = insertion.on_conflict_do_nothing(index_elements=[skip])
+    return insertion.returning(*returned) if returned else insertion
+
+
+def add(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, which have all the same columns."""
+    if rows:
+        connection.execute(adding(connection.dialect.name, table, tuple(rows[0])), {"rows": json_of(rows)})
+
+
+def within(dialect: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """``column IN`` the list that the parameter of that name holds, as `listed` makes it."""
+    if dialect == SQLITE:
+        return column.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
+    return column == any_(bindparam(name, type_=ARRAY(column.type)))
+
+
+def listed(connection: Connection, values: Collection[Any]) -> Any:
+    """A list as one parameter."""
+    return json_of(list(values)) if connection.dialect.name == SQLITE else list(values)
+
+
+def among(connection: Connection, column: ColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+    """The same with the list in it."""
+    if connection.dialect.name == SQLITE:
+        return column.in_(select(func.json_each(listed(connection, values)).table_valued("value").c.value))
+    return column == any_(literal(listed(connection, values), ARRAY(column.type)))
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -83,13 +150,30 @@ def waiting_of(row: AnyRow) -> Waiting:
 def attempts_of(connection: Connection, places: Collection[int], *, run: bool) -> dict[int, tuple[Attempt, ...]]:
     """The hand-overs that ended, oldest first; ``run``: those of the present run only."""
     found: defaultdict[int, list[Attempt]] = defaultdict(list)
-    for portion in portions(places):
-        query = select(attempts).where(attempts.c.place.in_(portion)).order_by(attempts.c.token)
-        if run:
-            query = query.join(jobs, (jobs.c.place == attempts.c.place) & (jobs.c.run == attempts.c.run))
-        for row in connection.execute(query):
+    if places:
+        query = _attempts(connection.dialect.name, run=run)
+        for row in connection.execute(query, {"places": listed(connection, places)}):
             found[row.place].append(Attempt(row.worker, moment(row.ended_at), row.code, row.charged))
-    return {place: tuple(ended) for place, ended in found.items()}
+    return {place: tuple(tried) for place, tried in found.items()}
+
+
+@cache
+def _attempts(dialect: str, *, run: bool) -> Executable:
+    query = select(attempts).where(within(dialect, attempts.c.place, "places")).order_by(attempts.c.token)
+    if run:
+        query = query.join(jobs, (jobs.c.place == attempts.c.place) & (jobs.c.run == attempts.c.run))
+    return query
+
+
+@cache
+def _documents(dialect: str) -> Executable:
+    return select(documents).where(within(dialect, documents.c.place, "places"))
+
+
+def documents_of(connection: Connection, places: Collection[int]) -> dict[int, str]:
+    """The texts of these jobs' documents."""
+    found = connection.execute(_documents(connection.dialect.name), {"places": listed(connection, places)})
+    return {row.place: row.document for row in found}
 
 
 JOB_COLUMNS = (*jobs.c, leases.c.node, leases.c.until, leases.c.progress, leases.c.hop, leases.c.cancelling)
@@ -133,23 +217,22 @@ class Tally:
         self._changes: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._is_news = False
 
-    def add(self, row: AnyRow, sign: int) -> None:
-        """``row`` has ``key`` and ``work_ms``; the sign is 1 for a job that comes to wait."""
-        self.count(row.key, row.work_ms, sign)
+    def comes(self, key: Key, work_ms: int) -> None:
+        self.count(key, 1, work_ms)
+        self._is_news = True
 
-    def count(self, key: str, work_ms: int, sign: int) -> None:
+    def goes(self, key: Key, work_ms: int) -> None:
+        self.count(key, -1, -work_ms)
+
+    def count(self, key: Key, waiting: int, work_ms: int) -> None:
         change = self._changes[key]
-        change[0] += sign
-        change[1] += sign * work_ms
-        self._is_news |= sign > 0
+        change[0] += waiting
+        change[1] += work_ms
 
     def write(self, connection: Connection) -> None:
         """Append the changes, and wake whoever waits for jobs where some came."""
-        rows = [
-            {"key": key, "waiting": waiting, "work_ms": work} for key, (waiting, work) in sorted(self._changes.items())
-        ]
-        if rows:
-            connection.execute(insert(backlog), rows)
+        changes = sorted((key, *change) for key, change in self._changes.items() if any(change))
+        add(connection, backlog, [{"key": key, "waiting": n, "work_ms": work} for key, n, work in changes])
         if self._is_news:
             announce(connection)
 

