@@ -16,8 +16,8 @@ def plan(
     """What each node should fetch and drop now; a node without orders is left out.
 
     A node fetches one model at a time, and of one model at most one more than there are copies are fetched at once, so
-    that its source is not stormed. First copies go before further ones, then the worthiest for its size; each to the
-    node that has it soonest, a busy one counting as slower, where something must be dropped for it only if it fits
+    that its source is not stormed. The worthiest for its size goes first; each to the node
+    that has it soonest, a busy one counting as slower, where something must be dropped for it only if it fits
     nowhere else. Only what is in no memory and has more copies than are to be kept is dropped.
 
     The same plan for the same fleet, in whatever order it is told.
@@ -81,12 +81,12 @@ class _Fleet:
     def missing(self) -> list[Key]:
         """The models that copies are to be fetched of, a model once for each, in the order of urgency."""
         found = [
-            (copy > 1, -value(demand, copy) / self.size(key), key, copy)
+            (-value(demand, copy) / self.size(key), key, copy)
             for key, demand in self.demand.items()
             if key in self.catalogue
             for copy in self._lacking(key)
         ]
-        return [key for _, _, key, _ in sorted(found)]
+        return [key for _, key, _ in sorted(found)]
 
     def _lacking(self, key: Key) -> range:
         there, on_its_way = self.copies[key], self.coming[key]

@@ -9,8 +9,8 @@ and that need. Nothing keeps a node idle for longer than what it would spare by 
 for ever: see `Rules.max_skips`.
 """
 
-from dispatcher.matching.choose import choose
+from dispatcher.matching.choice import choose
 from dispatcher.matching.cost import bytes_of, cost_s, fits, load_s
-from dispatcher.matching.pressure import Pressure, interests, pressure
+from dispatcher.matching.index import Pressure, interests, pressure
 
 __all__ = ["Pressure", "bytes_of", "choose", "cost_s", "fits", "interests", "load_s", "pressure"]

@@ -10,7 +10,7 @@ from dispatcher.words import NO_MODEL, Demand, Key, NodeView, Rules
 PRESSED = 8
 """Of the models that a node lacks, how many of the most pressed are weighed; as many again of those nobody has."""
 
-_AGE_S = 60.0
+_AGE_S = 300.0
 
 
 def pressure(demand: Demand) -> float:
