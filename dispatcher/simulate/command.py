@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dispatcher.simulate import report
-from dispatcher.simulate.load import Assumptions, Load, generated
+from dispatcher.simulate.load import Assumptions, Load, generated, plain
 from dispatcher.simulate.policies import Policy, policy
 from dispatcher.simulate.trace import BadTrace, read
 from dispatcher.simulate.world import World
@@ -36,6 +36,9 @@ def simulate(
     load: Annotated[float, typer.Option(min=0.001, max=10, help="Share of the render capacity.")] = DEFAULT.load,
     backlog: Annotated[int, typer.Option(min=0, help="So many jobs wait at all times, instead.")] = DEFAULT.backlog,
     seed: Annotated[int, typer.Option(help="The same seed, the same numbers.")] = DEFAULT.seed,
+    uniform: Annotated[
+        bool, typer.Option("--plain", help="All nodes, models and jobs alike, no losses, one job at a time.")
+    ] = False,
     assume: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other assumption that the report lists.")
     ] = None,
@@ -51,7 +54,10 @@ def simulate(
 ) -> None:
     """Compare this dispatcher's decisions with plain queues, in virtual time."""
     chosen = Assumptions(nodes, models, jobs, zipf, load, backlog, seed)
-    assumed, rules = _assumed(chosen, assume or ()), replace(Rules(), max_skips=max_skips, coverage=coverage)
+    assumed, rules = (
+        _assumed(plain(chosen) if uniform else chosen, assume or ()),
+        replace(Rules(), max_skips=max_skips, coverage=coverage),
+    )
     compared = [_policy(name, rules, seed) for name in policies or POLICIES]
     given = _traced(trace, assumed) if trace else generated(assumed)
     summaries = _run(given, compared, assumed)

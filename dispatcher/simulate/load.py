@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, cycle
 from random import Random
 
@@ -65,6 +65,21 @@ class Assumptions:
     node_timeout_s: float = 90.0
     plan_s: float = 10.0
     poll_s: float = 1.0
+
+
+def plain(assumed: Assumptions) -> Assumptions:
+    """All alike: one size, one speed, one model a job, a steady stream, no losses, and one job at a time."""
+    return replace(
+        assumed,
+        families=False,
+        spread=0.0,
+        work_spread=0.0,
+        lora_share=0.0,
+        burst_share=0.0,
+        drift_s=0.0,
+        life_s=0.0,
+        parked=0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
