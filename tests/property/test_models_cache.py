@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.cache import KB, FakeHub, Kept, content, kept, wanted
 from tests.support.virtual import elapse, run, takes
-from worker.errors import DownloadFailed, ModelTooLarge
+from worker.errors import DownloadFailed, ModelComing, ModelTooLarge
 from worker.mentions import Place, place_of
 from worker.models.base import Wanted
 
@@ -34,12 +35,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Use:
-    """A job: comes, uses its models for some time, has the server load one, or gives up meanwhile."""
+    """A job: comes, uses its models for some time, has the server load one, or gives up meanwhile.
+
+    With ``patience`` it goes away while they take longer to come, and comes again when it was told to.
+    """
 
     at: int
     models: tuple[int, ...]
     lasts: int
     gives_up: int | None
+    patience: int | None
     loads: bool
     hint: bool
 
@@ -62,6 +67,7 @@ uses = st.lists(
         models=st.lists(st.integers(0, MODELS - 1), min_size=1, max_size=3, unique=True).map(tuple),
         lasts=st.integers(0, 6),
         gives_up=st.none() | st.integers(0, 8),
+        patience=st.none() | st.integers(0, 8),
         loads=st.booleans(),
         hint=st.sampled_from([False, False, False, True]),
     ),
@@ -102,11 +108,12 @@ async def job(use: Use, models: Sequence[Model], cache: Kept, ends: list[str]) -
         ends.append("hinted")
         return
     blocks = sum(models[i].blocks for i in use.models)
+    at_most = None if use.patience is None else timedelta(seconds=use.patience)
     try:
         async with asyncio.timeout(use.gives_up):
             while True:
                 try:
-                    async with cache.cache.provided([want(i) for i in use.models]) as provided:
+                    async with cache.cache.provided([want(i) for i in use.models], at_most) as provided:
                         assert blocks <= CAP
                         for place, number in zip(provided.places, use.models, strict=True):
                             assert cache.path(place.name).stat().st_size == models[number].blocks * KB
@@ -118,6 +125,8 @@ async def job(use: Use, models: Sequence[Model], cache: Kept, ends: list[str]) -
                         return
                 except DownloadFailed as error:
                     cache.hub.broke(error)  # type: ignore[attr-defined]
+                except ModelComing as error:
+                    await takes((error.retry_after or timedelta.max).total_seconds())
     except TimeoutError:
         ends.append("gave up")
     except ModelTooLarge:

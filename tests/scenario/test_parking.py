@@ -13,10 +13,11 @@ from tests.support.cache import KB, content, kept
 from tests.support.fakes import FakeEngine
 from tests.support.mixes import Mix, mean_of, played
 from tests.support.virtual import elapse, virtual
-from tests.support.world import World
+from tests.support.world import VISIBILITY, World
 from worker.errors import ModelComing, UploadFailed
 from worker.live import Hop
 from worker.mentions import Place
+from worker.queues.policy import Policy
 from worker.status import Phase
 
 FAR, NEAR = Place("checkpoint", "far.safetensors"), Place("checkpoint", "near.safetensors")
@@ -187,15 +188,19 @@ async def test_what_takes_too_long_goes_back_for_that_time_and_is_not_counted() 
 @virtual
 async def test_who_can_not_come_again_is_kept() -> None:
     """A queue that cannot delay, and a delivery after which no other may follow."""
-    world = World()
-    world.link.can_delay = False
+    assert await waited(World(), can_delay=True) == timedelta(minutes=5)
+    assert await waited(World(), can_delay=False) is None
+    last = World(policy=Policy(visibility=VISIBILITY, max_deliveries=1))
+    assert await waited(last, can_delay=True) is None
+
+
+async def waited(world: World, *, can_delay: bool) -> timedelta | None:
+    """How long a job's models may be waited for."""
+    world.link.can_delay = can_delay
     async with world.running():
         await world.submit("far", checkpoint=FAR.name)
         await world.ended("far")
-        world.link.can_delay = True
-        await world.submit("further", checkpoint=FAR.name)
-        await world.ended("further")
-    assert world.models.at_most[1:] == [None, timedelta(minutes=5)]
+    return world.models.at_most[-1]
 
 
 @virtual

@@ -160,18 +160,18 @@ async def test_it_is_not_kept_for_ever(tmp_path: Path) -> None:
 
 @virtual
 async def test_each_of_two_who_were_sent_away_is_expected(tmp_path: Path) -> None:
-    """The first who comes ends his own expectation, not the other's."""
+    """Who comes ends his own expectation, not the other's, also when both come at once."""
     async with roomy(tmp_path) as cache:
         want = comes(cache, "far", LONG_S)
-        delays = await asyncio.gather(put_off(cache, want), put_off(cache, want))
+        delays = await asyncio.gather(*(put_off(cache, want) for _ in range(3)))
         await elapse(max(delays) + 5)
         await provided(cache, want)
         await elapse(0.01)
         assert pinned(cache) == {"far.safetensors"}
-        await provided(cache, want)
+        await asyncio.gather(provided(cache, want), provided(cache, want))
         await elapse(0.01)
         assert cache.idle
-        assert (cache.tally.hits, cache.tally.misses) == (2, 2)
+        assert (cache.tally.hits, cache.tally.misses) == (3, 3)
 
 
 @virtual
@@ -219,7 +219,7 @@ async def test_who_was_held_back_begins_as_soon_as_he_may(tmp_path: Path) -> Non
 
 @virtual
 async def test_what_an_earlier_try_left_makes_it_shorter(tmp_path: Path) -> None:
-    """Only what is missing counts."""
+    """Only what is missing counts, and what is there already tells nothing of how fast the node fetches."""
     async with roomy(tmp_path) as cache:
         want = comes(cache, "far", LONG_S)
         flight = asyncio.create_task(provided(cache, want))
@@ -232,6 +232,9 @@ async def test_what_an_earlier_try_left_makes_it_shorter(tmp_path: Path) -> None
         await elapse(1)
         assert await provided(cache, want) < SHORT_S
         assert cache.hub.resumed[-1] > 75 / BLOCK_S * KB
+        rate = cache.carrier.speed.rate(asyncio.get_running_loop().time())
+        assert rate is not None
+        assert rate <= 2 * KB / BLOCK_S
         await first
 
 
