@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.support.queues import taken
 from tests.support.receiver import Answer
-from tests.support.scheduled import BODY, a_server, cancelled, events, facing, status_of
+from tests.support.scheduled import BODY, a_server, cancelled, events, facing, holding, status_of
 from tests.support.scheduling import EXAMPLE_ANSWER, MinimalServer, a_node
 from tests.support.virtual import elapse, virtual
 from worker.node import Orders
@@ -183,7 +183,8 @@ async def test_closing_is_bounded() -> None:
     server, loop = a_server(), asyncio.get_running_loop()
     with capture_logs() as logs:
         async with facing(server) as (queue, way):
-            await queue.check()
+            [delivery] = await holding(server, queue, "a")
+            await queue.extend(delivery)
             receiving = asyncio.create_task(queue.receive(), name="receiving")
             await elapse(1)
             await cancelled(receiving)
@@ -191,3 +192,18 @@ async def test_closing_is_bounded() -> None:
             begun = loop.time()
         assert loop.time() - begun < 6
     assert events(logs) == ["queue_unavailable", "queue_cut_off"]
+
+
+@virtual
+async def test_closing_waits_for_a_heartbeat_no_longer_than_for_anything_else() -> None:
+    """One that is never answered is cut off with the rest."""
+    server, loop = a_server(), asyncio.get_running_loop()
+    async with facing(server) as (queue, way):
+        [delivery] = await holding(server, queue, "a")
+        way.latency_s = 3600.0
+        extending = asyncio.create_task(queue.extend(delivery), name="extending")
+        await elapse(1)
+        await cancelled(extending)
+        begun = loop.time()
+        await queue.aclose()
+        assert loop.time() - begun < 6

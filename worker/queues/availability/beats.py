@@ -40,7 +40,5 @@ class Beats:
 
     def _ended(self, beat: asyncio.Task[None]) -> None:
         self._tasks.discard(beat)
-        if self._next is beat:
-            self._next = None
         if not beat.cancelled():
             beat.exception()
