@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 3
 
-.PHONY: demo test check test-chaos lock clean
+.PHONY: demo demo-fleet test check test-chaos lock clean
 
 demo: $(READY)
 	$(BIN)/sd-worker demo $(ARGS)
+
+demo-fleet: $(READY)
+	$(BIN)/python -m demo $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no --cov --cov-report= $(ARGS)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from worker.clock import SystemClock
 from worker.queues.base import JobState
@@ -82,7 +82,7 @@ class Receiver:
 
     @classmethod
     @asynccontextmanager
-    async def listening(cls, secret: str) -> AsyncIterator[Receiver]:
+    async def listening(cls, secret: str) -> AsyncIterator[Self]:
         from starlette.applications import Starlette
         from starlette.routing import Route
 
@@ -145,10 +145,14 @@ def _judge(job_id: str, body: bytes, state: JobState | None, receiver: Receiver,
     path = out / (image.key or "")
     size = f"{image.width}x{image.height}"
     row = (job_id, result.status, size, f"{result.timings.total or 0:.1f}", announced, path.name)
-    return Finding(job_id, row, _problem(body, image, path, announced, out / job_id, seen))
+    return Finding(job_id, row, image_problem(body, image, path, announced, out / job_id, seen))
 
 
-def _problem(body: bytes, image: Any, path: Path, announced: str, folder: Path, seen: set[str]) -> str:
+def image_problem(body: bytes, image: Any, path: Path, announced: str, folder: Path, seen: set[str]) -> str:
+    """What is wrong with an image, empty where nothing is: against the job, its result, and the images ``seen`` so far.
+
+    ``path`` is its file, ``folder`` where the result document stands; ``announced`` is ``verified`` or anything else.
+    """
     from PIL import Image, UnidentifiedImageError
 
     params = json.loads(body)["params"]
