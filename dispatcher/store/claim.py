@@ -46,7 +46,8 @@ from dispatcher.store.schema import TURN, WAITING, jobs, leases, line, moment
 from dispatcher.words import Key, Waiting
 
 _COLUMNS = (*WAITING_COLUMNS, jobs.c.deliveries, jobs.c.handed)
-_STARTABLE = and_(WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > bindparam("now", type_=BigInteger)))
+_NOW = bindparam("now", type_=BigInteger)
+_STARTABLE = and_(WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > _NOW))
 
 Board = tuple[dict[Key, list[Waiting]], Waiting | None, int]
 
@@ -55,7 +56,7 @@ Board = tuple[dict[Key, list[Waiting]], Waiting | None, int]
 def _heads(dialect: str, *, locked: bool) -> Executable:
     """The first ``each`` of each of ``keys``; ``locked``: for this transaction, without those that others have."""
     if dialect == SQLITE:
-        return _sqlite_heads()
+        return _sqlite_heads(startable=locked)
     key = func.unnest(cast(bindparam("keys"), ARRAY(Text))).table_valued("key", name="wanted").render_derived()
     first: Select[Any] = (
         select(*_COLUMNS).where(_STARTABLE if locked else WAITING, jobs.c.key == key.c.key).order_by(*TURN)
@@ -66,7 +67,7 @@ def _heads(dialect: str, *, locked: bool) -> Executable:
     return select(head).select_from(key.join(head, true()))
 
 
-def _sqlite_heads() -> Executable:
+def _sqlite_heads(*, startable: bool) -> Executable:
     """There nobody else writes meanwhile; without LATERAL the places are found first, by index, key after key."""
     key = func.json_each(bindparam("keys")).table_valued("value", name="wanted")
     one = jobs.alias("one")
@@ -77,6 +78,8 @@ def _sqlite_heads() -> Executable:
         .limit(bindparam("each"))
         .correlate(key)
     )
+    if startable:
+        first = first.where(or_(one.c.deadline.is_(None), one.c.deadline > _NOW))
     return select(*_COLUMNS).select_from(key.join(jobs, jobs.c.place.in_(first)))
 
 

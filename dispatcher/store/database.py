@@ -58,7 +58,9 @@ def connected(url: URL) -> Engine:
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
         return engine
-    return create_engine(url, pool_size=size, max_overflow=0, pool_timeout=10, connect_args=dict(_SERVER))
+    return create_engine(
+        url, pool_size=size, max_overflow=0, pool_timeout=10, use_native_hstore=False, connect_args=dict(_SERVER)
+    )
 
 
 def _prepare(db: sqlite3.Connection, _: Any) -> None:

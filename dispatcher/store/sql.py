@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import URL, Connection, func, select, text
@@ -211,7 +211,8 @@ class SqlStore:
 
     async def _set_clock(self) -> None:
         if isinstance(self._clock, CorrectedClock) and not self._database.is_sqlite:
-            self._clock.observe(moment(await self._database.read(_server_time)))
+            server, ours = await self._database.read(_times, self._clock)
+            self._clock.observe(server + (self._clock.now() - ours))
 
 
 def _conninfo(url: URL) -> str:
@@ -223,9 +224,10 @@ def _news(connection: Connection) -> int:
     return found
 
 
-def _server_time(connection: Connection) -> int:
+def _times(connection: Connection, clock: Clock) -> tuple[datetime, datetime]:
+    """The server's time and ours, taken at once: our loop may be late to hear of it."""
     now: int = connection.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")).scalar_one()
-    return now
+    return moment(now), clock.now()
 
 
 def _counts(connection: Connection) -> str:

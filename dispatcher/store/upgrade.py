@@ -39,11 +39,11 @@ def upgrade(connection: Connection) -> None:
 
 def version_of(connection: Connection) -> str | None:
     """The step that the database has come to; None where it is empty."""
-    tables = set(inspect(connection).get_table_names())
-    if VERSION_TABLE in tables:
-        found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
-        return found
-    if taken := sorted(tables & set(metadata.tables)):
+    found = inspect(connection)
+    if found.has_table(VERSION_TABLE):
+        version: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+        return version
+    if taken := sorted(set(found.get_table_names()) & set(metadata.tables)):
         raise ConfigError(f"the database is another program's: it has tables named {', '.join(taken)}")
     return None
 
