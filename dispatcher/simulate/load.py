@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, cycle
 from random import Random
@@ -28,8 +28,8 @@ class Assumptions:
     means kept), ``work_spread`` that of jobs. ``drift_s``: a model jumps to another rank of popularity that often.
     ``life_s`` is the mean time until a node vanishes; after ``away_s`` an empty one takes its place. 0 stands for
     never, or none. ``families``: the sizes and companions of `FAMILIES`; else each model is one file of `SDXL` bytes.
-    ``stock``: what disks hold at the start: every model somewhere, as far as there is room, then more of the popular
-    (``spread``), or what each node would have after a while of plain queueing (``popular``), or nothing (``empty``).
+    ``stock``: what disks hold at the start: every model somewhere, the popular ones on more nodes, as far as there is
+    room (``spread``); what each node would have after a while of plain queueing (``popular``); or nothing (``empty``).
     ``parked``: deliveries that a node holds for their models while it renders others. ``warm_up``: the share of the
     run that is not measured.
     """
@@ -215,11 +215,7 @@ def _stocked(
 ) -> dict[str, tuple[Need, ...]]:
     shelves = {node.id: _Shelf(node.cap) for node in nodes}
     if assumed.stock == "spread":
-        around = cycle(shelves.values())
-        for model in models:
-            for shelf, _ in zip(around, nodes, strict=False):
-                if shelf.put(model):
-                    break
+        _spread(shelves.values(), models, assumed)
     if assumed.stock in ("spread", "popular"):
         popularity = Zipf(len(models), assumed.zipf)
         for shelf in shelves.values():
@@ -227,6 +223,19 @@ def _stocked(
                 if not shelf.put(models[popularity.draw(dice)]):
                     break
     return {node: tuple(shelf.held.values()) for node, shelf in shelves.items()}
+
+
+def _spread(shelves: Collection[_Shelf], models: Sequence[tuple[Need, ...]], assumed: Assumptions) -> None:
+    """Half as many copies again as nodes that work on a model on average, one at least; the popular ones first."""
+    weights = [(rank + 1) ** -assumed.zipf for rank in range(len(models))]
+    busy = 1.5 * min(assumed.load, 1.0) * len(shelves) / sum(weights)
+    around = cycle(shelves)
+    for model, weight in zip(models, weights, strict=True):
+        lacking = min(math.ceil(busy * weight), len(shelves))
+        for shelf, _ in zip(around, shelves, strict=False):
+            lacking -= shelf.put(model)
+            if lacking <= 0:
+                break
 
 
 class _Shelf:
@@ -237,7 +246,7 @@ class _Shelf:
         self._left = cap
 
     def put(self, model: tuple[Need, ...]) -> bool:
-        """Whether it is there, now or already."""
+        """Whether it is there now."""
         new = [each for each in model if each.key not in self.held]
         size = sum(each.size or 0 for each in new)
         if size > self._left:

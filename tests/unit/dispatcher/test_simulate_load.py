@@ -82,15 +82,16 @@ def test_stock_fills_disks_and_never_overfills_them(stock: str) -> None:
 
 
 def test_stock_is_every_model_or_the_popular_ones_or_none() -> None:
-    """Spread it has each model somewhere; otherwise the popular ones several times, or nothing."""
+    """Spread it has each model somewhere, the popular ones more often; else as drawn by popularity, or nothing."""
+    roomy = replace(FEW, nodes=40, families=False)
 
     def copies(stock: str) -> Counter[str]:
-        found = generated(replace(FEW, stock=stock, families=False)).stock
+        found = generated(replace(roomy, stock=stock)).stock
         return Counter(each.key for held in found.values() for each in held)
 
     spread, popular = copies("spread"), copies("popular")
-    assert len(spread) == FEW.models > len(popular)
-    assert popular["checkpoint/model-00000"] > spread["checkpoint/model-00029"] == 1
+    assert len(spread) == FEW.models
+    assert popular["checkpoint/model-00000"] >= spread["checkpoint/model-00000"] > spread["checkpoint/model-00029"] >= 1
     assert not copies("empty")
 
 
