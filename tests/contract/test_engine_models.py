@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.support.engines import A1111, ALL, SDNEXT, SECOND, bench, small
-from worker.engines.base import Files, Reach
+from worker.engines.base import Files, Reach, Work
 from worker.errors import (
     InvalidJob,
     ModelNotFound,
@@ -15,6 +16,7 @@ from worker.errors import (
     WrongModel,
 )
 from worker.simulators import Knobs, ModelFile
+from worker.simulators.models import Kind
 
 every = pytest.mark.parametrize("dialect", ALL)
 
@@ -63,6 +65,25 @@ async def test_a_new_file_is_found_after_one_refresh(dialect: str) -> None:
         b.sim.disk.add("fresh_one.safetensors")
         output = await b.make(small(), checkpoint="fresh_one.safetensors")
         assert output.engine.model == "fresh_one"
+
+
+@every
+async def test_a_refresh_that_began_too_early_counts_for_nothing(dialect: str) -> None:
+    """A file that lands while the server looks for another's is found as well: its own job has the server look again."""
+    async with bench(dialect) as b:
+        look, second = b.sim.disk.refresh, list[asyncio.Task[Work]]()
+
+        def looking(*kinds: Kind) -> None:
+            look(*kinds)
+            if not second:
+                b.sim.disk.add("two.safetensors")
+                second.append(asyncio.create_task(b.admit(small(), checkpoint="two.safetensors"), name="second"))
+
+        b.sim.disk.add("one.safetensors")
+        b.sim.disk.refresh = looking  # type: ignore[method-assign]
+        first = await b.admit(small(), checkpoint="one.safetensors")
+        found = [work.expect.checkpoint or "" for work in (first, await second[0])]
+        assert [name.removesuffix(".safetensors") for name in found] == ["one", "two"]
 
 
 @every

@@ -64,7 +64,8 @@ class SdapiEngine:
         self._turn = asyncio.Lock()
         self._run = Run(settings, pace)
         self._lists_version = 0
-        self._refreshes = 0
+        self._refreshes = self._refreshed = 0
+        """Refreshes begun so far; of these the latest that went through, by its number."""
         self._overrides = Overrides()
         self._freed = False
         self._holding = Holding()
@@ -192,21 +193,21 @@ class SdapiEngine:
         return present
 
     async def admit(self, job: Job) -> Work:
-        inventory = await self._present()
         seen = self._refreshes
         try:
-            return await asyncio.to_thread(translate, job, inventory, self._limits)
+            return await asyncio.to_thread(translate, job, await self._present(), self._limits)
         except ModelNotFound:
             async with self._turn:
-                if seen == self._refreshes:
+                if self._refreshed <= seen:
                     await self._refresh()
         return await asyncio.to_thread(translate, job, await self._present(), self._limits)
 
     async def _refresh(self) -> None:
+        self._refreshes = began = self._refreshes + 1
         server = await self._known()
         await server.refresh()
         self._inventory = await server.inventory()
-        self._refreshes += 1
+        self._refreshed = began
 
     async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
         async with self._turn:
