@@ -73,8 +73,11 @@ async def opened(
     pace: Pace | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Dispatcher]:
-    """The parts that these settings ask for. Raises `ConfigError` for a database that cannot be used."""
-    clock = clock or SystemClock()
+    """The parts that these settings ask for; all that share a PostgreSQL go by its clock, ``clock`` being our own.
+
+    Raises `ConfigError` for a database that cannot be used.
+    """
+    clock = CorrectedClock(clock or SystemClock())
     access, rules = settings.access, settings.rules
     defaults = Defaults.of(settings.webhook, variable="DISPATCHER_WEBHOOK_SECRETS_FILE")
     guard = Guard.from_setting(settings.webhook.urls_allow_private, variable="DISPATCHER_URLS_ALLOW_PRIVATE")
