@@ -35,6 +35,17 @@ _SERVER = {
     "tcp_user_timeout": 20_000,
 }
 _PASSING = (OperationalError, InterfaceError, DatabaseBroken, PoolTimeout)
+_SQLITE_MISTAKES = frozenset(
+    {
+        0,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+    }
+)
 _CLASH = frozenset({"40001", "40P01"})
 
 
@@ -45,9 +56,17 @@ def translating(place: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         why = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        if isinstance(error, _PASSING):
-            raise StoreUnavailable(f"{place}: {why}") from error
-        raise InternalError(f"{place}: {why}") from error
+        if _is_mistake(error):
+            raise InternalError(f"{place}: {why}") from error
+        raise StoreUnavailable(f"{place}: {why}") from error
+
+
+def _is_mistake(error: SQLAlchemyError) -> bool:
+    """SQLite's classes tell little, its codes all; PostgreSQL's classes are by cause."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        return (getattr(cause, "sqlite_errorcode", 0) & 0xFF) in _SQLITE_MISTAKES
+    return not isinstance(error, _PASSING)
 
 
 def connected(url: URL) -> Engine:

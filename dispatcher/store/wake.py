@@ -77,7 +77,8 @@ class Listener(_Running):
         pause_s = AGAIN_FIRST_S
         while True:
             with suppress(psycopg.Error):
-                async with await self._connected() as connection:
+                async with await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+                    await connection.execute(f"LISTEN {CHANNEL}".encode())
                     pause_s = AGAIN_FIRST_S
                     self._bell.ring()
                     async for _ in connection.notifies():
@@ -85,11 +86,6 @@ class Listener(_Running):
             await asyncio.sleep(pause_s)
             self._bell.ring()
             pause_s = min(AGAIN_MOST_S, 2 * pause_s)
-
-    async def _connected(self) -> psycopg.AsyncConnection:
-        connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-        await connection.execute(f"LISTEN {CHANNEL}".encode())
-        return connection
 
 
 class Poller(_Running):
