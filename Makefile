@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/python -m tests.sizes
 
 test-chaos: $(READY)
-	$(BIN)/python -m pytest -n 2 -m chaos tests/chaos $(ARGS)
+	$(BIN)/python -m pytest -n 2 -o faulthandler_timeout=3600 -m chaos tests/chaos $(ARGS)
 
 lock:
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.chaos.conftest import Figures
 from tests.support.crashes import crash_at, crash_at_random, knobs, two_workers
 from tests.support.ledger import Ledger
+from tests.support.lines import Kind
 from tests.support.workshop import MODEL, Workshop, workshop
 from worker.failpoints import POINTS
 
@@ -23,36 +25,41 @@ def line(what: str, shop: Workshop, ledger: Ledger, began: float, *more: str) ->
     return ", ".join((f"{what}: {counts}", *more, f"{time.monotonic() - began:.0f} s"))
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(300, 300), (30, 30)])
-async def test_killed_at_random(kills: int, seed: int, tmp_path: Path, figures: Figures) -> None:
-    """Kills at seeded instants, jobs always waiting, leave every promise kept."""
+@pytest.mark.parametrize(
+    ("queue", "kills", "seed"), [("sqlite", 300, 300), ("sqlite", 30, 30), ("availability", 60, 5)]
+)
+async def test_killed_at_random(queue: Kind, kills: int, seed: int, tmp_path: Path, figures: Figures) -> None:
+    """Kills at seeded instants, jobs always waiting, leave every promise kept, and hardly any job in dead hands."""
     began = time.monotonic()
-    async with workshop(tmp_path, knobs()) as shop:
+    async with workshop(tmp_path, knobs(), queue=queue) as shop:
         at_work = await crash_at_random(shop, random.Random(seed), kills)
         ledger = await shop.ledger()
     assert ledger.breaches() == []
     assert at_work > kills / 2, "hardly any kill hit a worker at work"
-    figures(line(f"killed at random, seed {seed}", shop, ledger, began, f"{at_work} kills at work"))
+    held = f"{statistics.mean(shop.held):.2f} jobs held at a death, {max(shop.held)} at most"
+    figures(line(f"killed at random, {queue}, seed {seed}", shop, ledger, began, f"{at_work} kills at work", held))
 
 
+@pytest.mark.parametrize("queue", ["sqlite", "availability"])
 @pytest.mark.parametrize("point", POINTS)
-async def test_killed_at_every_failpoint(point: str, tmp_path: Path, figures: Figures) -> None:
+async def test_killed_at_every_failpoint(point: str, queue: Kind, tmp_path: Path, figures: Figures) -> None:
     """Whatever was done before the kill, every job ends exactly once and its success is made once."""
     began = time.monotonic()
-    async with workshop(tmp_path) as shop:
+    async with workshop(tmp_path, queue=queue) as shop:
         await crash_at(shop, point)
         ledger = await shop.ledger()
     assert ledger.breaches() == []
-    figures(line(f"killed at {point}", shop, ledger, began))
+    figures(line(f"killed at {point}, {queue}", shop, ledger, began))
 
 
-async def test_two_workers_one_of_them_killed(tmp_path: Path, figures: Figures) -> None:
-    """Sixty jobs on one file; one worker is killed again and again, the other goes on."""
+@pytest.mark.parametrize("queue", ["sqlite", "availability"])
+async def test_two_workers_one_of_them_killed(queue: Kind, tmp_path: Path, figures: Figures) -> None:
+    """Sixty jobs on one queue; one worker is killed again and again, the other goes on."""
     began = time.monotonic()
-    async with workshop(tmp_path, knobs(0.06), models=(MODEL, MODEL)) as shop:
+    async with workshop(tmp_path, knobs(0.06), models=(MODEL, MODEL), queue=queue) as shop:
         await two_workers(shop, random.Random(60), jobs=60)
         ledger = await shop.ledger()
     assert ledger.breaches() == []
     shares = Counter(state.attempts[-1].worker for state in ledger.states)
     assert set(shares) == {"w1", "w2"}
-    figures(line("two workers", shop, ledger, began, *(f"{n} by {name}" for name, n in shares.items())))
+    figures(line(f"two workers, {queue}", shop, ledger, began, *(f"{n} by {name}" for name, n in shares.items())))

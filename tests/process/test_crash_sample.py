@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.crashes import crash_at, crash_at_random, knobs
+from tests.support.lines import Kind
 from tests.support.workshop import workshop
 
 SAMPLE = ("admitted", "generated", "after_upload", "after_mark", "before_ack", "after_reject")
 
 
-@pytest.mark.parametrize("point", SAMPLE)
-async def test_killed_at_a_failpoint(point: str, tmp_path: Path) -> None:
+CELLS: list[tuple[str, Kind]] = [*((point, "sqlite") for point in SAMPLE), ("before_webhook", "availability")]
+
+
+@pytest.mark.parametrize(("point", "queue"), CELLS)
+async def test_killed_at_a_failpoint(point: str, queue: Kind, tmp_path: Path) -> None:
     """Whatever was done before the kill, every job ends exactly once and its success is made once."""
-    async with workshop(tmp_path) as shop:
+    async with workshop(tmp_path, queue=queue) as shop:
         await crash_at(shop, point)
         assert await shop.breaches() == []
 

@@ -59,7 +59,9 @@ async def crash_at_random(shop: Workshop, rng: random.Random, kills: int) -> int
     for _ in range(kills):
         if len(await shop.producer.jobs("waiting", 10)) < 10:
             await shop.submit_many(10)
+        before = await shop.hand_overs()
         at_work += await killed_sometime(shop, rng)
+        shop.held.append(len(await shop.hand_overs() - before))
     await shop.finished()
     return at_work
 

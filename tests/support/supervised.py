@@ -22,7 +22,8 @@ from typing import Any, Literal
 import httpx
 
 from tests.support.ledger import Ledger
-from tests.support.workshop import ROOT, SECRET, VISIBILITY_S, Hook, Life
+from tests.support.lines import VISIBILITY_S
+from tests.support.workshop import ROOT, SECRET, Hook, Life
 from worker import http
 from worker.clock import SystemClock
 from worker.engines.child import processes

@@ -6,12 +6,11 @@ import asyncio
 import json
 import os
 import signal
-import sqlite3
 import sys
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +18,15 @@ from typing import Any, Literal
 
 from tests.support.failing_worker import Failure
 from tests.support.ledger import Ledger, Made, Told
+from tests.support.lines import Kind, Line, lined
 from tests.support.receiver import Answer, Receiver, Request
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, made_bucket, running_moto, running_rclone
 from tests.support.waiting import wait_until
-from worker.clock import SystemClock
-from worker.queues.sqlite.driver import SqliteProducer
+from worker.queues.base import Producer
 from worker.simulators import Knobs, Simulator, running
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-VISIBILITY_S = 2
 Store = Literal["rclone", "moto"]
 """rclone ignores ``If-None-Match``, moto honours it."""
 MODEL, OTHER_MODEL = "dreamshaper_8.safetensors", "sd_xl_base_1.0.safetensors"
@@ -119,22 +117,28 @@ async def living(*module: str, environment: Mapping[str, str], log: Path) -> Asy
 
 @dataclass
 class Workshop:
-    """A queue file, a store, an image server and a receiver; what they saw is judged by `ledger`."""
+    """A queue, a store, an image server and a receiver; what they saw is judged by `ledger`."""
 
     folder: Path
     simulators: list[Simulator]
     bucket: Bucket
     stored: Path
     receiver: Hook
-    producer: SqliteProducer
+    line: Line
     pictures: int = 1
     wanted: dict[str, str | None] = field(default_factory=dict)
     lives: int = 0
     kills: int = 0
+    held: list[int] = field(default_factory=list)
+    """How many jobs each killed worker held at its death, where that was looked at."""
 
     @property
-    def queue(self) -> Path:
-        return self.folder / "queue.db"
+    def producer(self) -> Producer:
+        return self.line.producer
+
+    async def hand_overs(self) -> set[tuple[str, int]]:
+        """Those that are out: job and number."""
+        return {(state.id, state.deliveries) for state in await self.producer.jobs("leased")}
 
     async def submit(self, job_id: str, *, code: str | None = None, **fields: Any) -> None:
         """A small job whose prompt is its id; ``code`` is how it must end, None: well."""
@@ -159,10 +163,7 @@ class Workshop:
             "WORKER_ENGINE": "sdnext",
             "WORKER_ENGINE_URL": self.simulators[0].url,
             "WORKER_HTTP_PORT": "0",
-            "WORKER_QUEUE": "sqlite",
-            "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
-            "WORKER_QUEUE_MAX_DELIVERIES": "1000",
-            "WORKER_SQLITE_PATH": str(self.queue),
+            **self.line.variables,
             "WORKER_S3_BUCKET": self.bucket.name,
             "WORKER_S3_ENDPOINT_URL": self.bucket.endpoint_url,
             "WORKER_S3_REGION": REGION,
@@ -208,12 +209,10 @@ class Workshop:
             raise AssertionError(f"open after {timeout} s: {states}; nothing told of {silent}") from None
 
     async def freeze(self, life: Life) -> None:
-        """Stop a process as it is; but not within a transaction, since the file's lock would stay its own."""
-        with closing(sqlite3.connect(self.queue, isolation_level=None, timeout=20)) as db:
-            db.execute("BEGIN IMMEDIATE")
+        """Stop a process as it is."""
+        async with self.line.quiet():
             life.process.send_signal(signal.SIGSTOP)
             await wait_until(life.stands_still)
-            db.execute("ROLLBACK")
 
     async def finished(self, name: str = "w1", **changes: str) -> None:
         """Let a worker that nothing befalls do what is left, and drain; its coverage is measured where ours is."""
@@ -228,7 +227,7 @@ class Workshop:
         objects = await asyncio.to_thread(lambda: {key: self.bucket.read(key) for key in times})
         return Ledger(
             wanted=dict(self.wanted),
-            states=await self.producer.jobs(limit=1_000_000),
+            states=await self.line.states(self.wanted),
             objects=objects,
             stood_since={key: self._stored_at(key, told) for key, told in times.items()},
             told=self.receiver.told,
@@ -265,7 +264,12 @@ def _store(kind: Store, root: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def workshop(
-    folder: Path, knobs: Knobs | None = None, *, models: tuple[str, ...] = (MODEL,), store: Store = "rclone"
+    folder: Path,
+    knobs: Knobs | None = None,
+    *,
+    models: tuple[str, ...] = (MODEL,),
+    store: Store = "rclone",
+    queue: Kind = "sqlite",
 ) -> AsyncIterator[Workshop]:
     """One of its own for a test. Each of ``models`` gets an image server; another model draws other pictures."""
     knobs = knobs or Knobs(step_seconds=0.005, load_seconds=0.0)
@@ -275,6 +279,5 @@ async def workshop(
         simulators = [await stack.enter_async_context(running("sdnext", knobs, models=(name,))) for name in models]
         bucket = made_bucket(stack.enter_context(_store(store, root)))
         receiver = await stack.enter_async_context(Hook())
-        producer = SqliteProducer(folder / "queue.db", SystemClock())
-        stack.push_async_callback(producer.aclose)
-        yield Workshop(folder, simulators, bucket, root / bucket.name, receiver, producer)
+        line = await stack.enter_async_context(lined(queue, folder))
+        yield Workshop(folder, simulators, bucket, root / bucket.name, receiver, line)
