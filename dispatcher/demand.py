@@ -20,8 +20,11 @@ SMOOTHED_S = 300.0
 
 NEGLIGIBLE = 1e-5
 FEW = 100
-AGED_S = 5.0
-"""A model's pressure is renewed when its first job's age grew by this."""
+AGED, AGED_S = 1.1, 2.0
+"""A model's pressure is renewed when its first job's age grew by this factor and so many seconds."""
+
+SAME = 0.01
+"""Work that differs by less than this share is the same: sums of many numbers depend on their order."""
 
 
 class Copies(Protocol):
@@ -89,6 +92,8 @@ class Demands:
         for key, one in found.items():
             queue = self._queues.setdefault(key, _Queue())
             more = one.waiting + queue.moved - queue.waiting
+            if not more and abs(one.work_s + queue.moved_s - queue.work_s) <= SAME * queue.work_s:
+                continue
             if more > 0:
                 grown.add(key)
                 if self._begun:
@@ -151,7 +156,7 @@ class Demands:
         for key in self._rates.keys() - self._queues.keys():
             self._put(key)
         for key, queue in self._queues.items():
-            if queue.since is not None and now - queue.since > self.index[key].age_s + AGED_S:
+            if queue.since is not None and now - queue.since > AGED * self.index[key].age_s + AGED_S:
                 self._put(key)
         known = self._rates.keys() | self._queues.keys()
         if len(self.index) > 2 * len(known) + FEW:

@@ -20,7 +20,7 @@ from dispatcher.demand import Demands
 from dispatcher.fleet import Fleet
 from dispatcher.heads import Heads
 from dispatcher.metrics import Metrics
-from dispatcher.store.base import Grant, Store, StoreUnavailable
+from dispatcher.store.base import Grant, JobRow, Store, StoreUnavailable
 from dispatcher.words import NO_MODEL, Choice, Key, NodeView, Option, Rules
 from worker.clock import Clock
 
@@ -39,6 +39,9 @@ BREATH = 16
 
 AGAIN_S, AGAIN_LEAST_S = 2.0, 0.1
 """While jobs wait, a held request is looked at again after this time at the latest, and at the earliest."""
+
+USUAL_S = 6.0
+"""What a job's generation is taken for until the backlog is read again, in seconds."""
 
 REMEMBERED = 10_000
 UNDELIVERED = "draining"
@@ -157,6 +160,12 @@ class Desk:
             self.heads.forget(keys)
             self._woken |= keys
             self._bell.set()
+
+    def back(self, row: JobRow) -> None:
+        """The job waits again."""
+        key = row.needs[0].key if row.needs else NO_MODEL
+        self.demands.back(key, USUAL_S)
+        self.wake([key])
 
     def tick(self) -> None:
         """Have held requests looked at again whose time has come."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import pydantic_core
+
 from dispatcher.documents import read_orders
 from dispatcher.needs import Catalogue
 from dispatcher.stock import MEMORY, Labels, Stock, measured, merged
@@ -232,7 +234,7 @@ class Fleet:
         found = [seat for seat in self._seats.values() if not seat.saved]
         for seat in found:
             seat.saved = True
-        return [NodeRow(seat.id, seat.seen, seat.asked.model_dump(mode="json", exclude_none=True)) for seat in found]
+        return [NodeRow(seat.id, seat.seen, pydantic_core.from_json(seat.asked.to_json())) for seat in found]
 
     def not_saved(self, rows: Iterable[NodeRow]) -> None:
         """They could not be saved after all."""

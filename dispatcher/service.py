@@ -6,8 +6,8 @@ import asyncio
 import random
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,7 +24,7 @@ from dispatcher.heartbeats import Heartbeats
 from dispatcher.identity import SALAD_KEYS, IdentityTokens
 from dispatcher.metrics import Metrics, Observed
 from dispatcher.outbox import Outbox
-from dispatcher.settings import PREFIX, Settings
+from dispatcher.settings import PREFIX, AccessSettings, Settings
 from dispatcher.store import Store, open_store
 from dispatcher.store.base import StoreUnavailable
 from dispatcher.upkeep import Pace, Upkeep
@@ -48,18 +48,16 @@ class Dispatcher:
     """One process of the service, its store open and its first readings made; `serving` has it work."""
 
     view: View
-    heartbeats: Heartbeats
     outbox: Outbox
-    upkeep: Upkeep
 
     @property
     def services(self) -> tuple[tuple[str, Coroutine[Any, Any, None]], ...]:
         """What runs beside the requests, each of them until it is cancelled."""
         return (
             ("desk", self.view.desk.run()),
-            ("heartbeats", self.heartbeats.run()),
+            ("heartbeats", self.view.heartbeats.run()),
             ("outbox", self.outbox.run()),
-            ("upkeep", self.upkeep.run()),
+            ("upkeep", self.view.upkeep.run()),
         )
 
 
@@ -78,84 +76,77 @@ async def opened(
     Raises `ConfigError` for a database that cannot be used.
     """
     clock = CorrectedClock(clock or SystemClock())
-    access, rules = settings.access, settings.rules
-    defaults = Defaults.of(settings.webhook, variable="DISPATCHER_WEBHOOK_SECRETS_FILE")
-    guard = Guard.from_setting(settings.webhook.urls_allow_private, variable="DISPATCHER_URLS_ALLOW_PRIVATE")
+    sender = _sender(settings, clock, rng or random.Random())
     store = store or open_store(settings.serve.database_url.get_secret_value(), clock)
-    await _open(store)
-    sender = Sender(
-        defaults,
-        guard=guard,
-        clock=CorrectedClock(clock),
-        rng=rng or random.Random(),
-        timeout=settings.webhook.timeout,
-        budget=settings.webhook.budget,
-    )
     try:
-        fleet = Fleet(clock, rules.node_timeout)
-        demands = Demands(fleet, asyncio.get_running_loop().time)
-        fleet.on_moved(demands.moved)
-        metrics = Metrics()
-        desk = Desk(store, fleet, demands, rules.rules, rules.lease, clock, metrics)
-        metrics.observe(
-            Observed(
-                lambda: demands.waiting,
-                lambda: sum(len(seat.asked.running) for seat in fleet.alive()),
-                lambda: (len(alive := fleet.alive()), len(list(fleet)) - len(alive)),
-                lambda: desk.polls,
-            )
-        )
-        heartbeats = Heartbeats(store, rules.lease)
-        upkeep = Upkeep(
-            store,
-            fleet,
-            demands,
-            desk,
-            metrics,
-            clock,
-            rules.rules,
-            rules.max_deliveries,
-            uuid.uuid4().hex,
-            pace=pace or Pace(),
-        )
-        identities: Identities | None = None
-        if access.identity and access.salad_organization_id is not None:
-            identities = IdentityTokens(
-                access.salad_organization_id, access.salad_container_group_ids, clock, keys=keys
-            )
-        counts = Counts(rules.max_attempts, rules.max_deliveries)
-        view = View(
-            settings,
-            Access(access, identities),
-            store,
-            fleet,
-            demands,
-            desk,
-            heartbeats,
-            upkeep,
-            metrics,
-            clock,
-            counts,
-        )
-        await _begin(upkeep)
-        yield Dispatcher(view, heartbeats, Outbox(store, sender, metrics, settings.webhook.budget), upkeep)
+        with _configured():
+            await store.open()
+        view = _view(settings, store, clock, keys, pace or Pace())
+        with _configured():
+            await view.upkeep.begin()
+        yield Dispatcher(view, Outbox(store, sender, view.metrics, settings.webhook.budget))
     finally:
         await sender.aclose()
         await store.aclose()
 
 
-async def _open(store: Store) -> None:
+@contextmanager
+def _configured() -> Iterator[None]:
+    """A database that does not answer at the start is a mistake of the configuration."""
     try:
-        await store.open()
+        yield
     except StoreUnavailable as error:
         raise ConfigError((FieldError("DISPATCHER_DATABASE_URL", f"the database does not answer: {error}"),)) from None
 
 
-async def _begin(upkeep: Upkeep) -> None:
-    try:
-        await upkeep.begin()
-    except StoreUnavailable as error:
-        raise ConfigError((FieldError("DISPATCHER_DATABASE_URL", f"the database does not answer: {error}"),)) from None
+def _sender(settings: Settings, clock: Clock, rng: random.Random) -> Sender:
+    webhook = settings.webhook
+    return Sender(
+        Defaults.of(webhook, variable="DISPATCHER_WEBHOOK_SECRETS_FILE"),
+        guard=Guard.from_setting(webhook.urls_allow_private, variable="DISPATCHER_URLS_ALLOW_PRIVATE"),
+        clock=CorrectedClock(clock),
+        rng=rng,
+        timeout=webhook.timeout,
+        budget=webhook.budget,
+    )
+
+
+def _view(settings: Settings, store: Store, clock: Clock, keys: str, pace: Pace) -> View:
+    given = settings.rules
+    rules, metrics = given.rules, Metrics()
+    fleet = Fleet(clock, given.node_timeout)
+    demands = Demands(fleet, asyncio.get_running_loop().time)
+    fleet.on_moved(demands.moved)
+    desk = Desk(store, fleet, demands, rules, given.lease, clock, metrics)
+    metrics.observe(
+        Observed(
+            lambda: demands.waiting,
+            lambda: sum(len(seat.asked.running) for seat in fleet.alive()),
+            lambda: (len(alive := fleet.alive()), len(list(fleet)) - len(alive)),
+            lambda: desk.polls,
+        )
+    )
+    return View(
+        settings=settings,
+        access=Access(settings.access, _identities(settings.access, clock, keys)),
+        store=store,
+        fleet=fleet,
+        demands=demands,
+        desk=desk,
+        heartbeats=Heartbeats(store, given.lease),
+        upkeep=Upkeep(
+            store, fleet, demands, desk, metrics, clock, rules, given.max_deliveries, uuid.uuid4().hex, pace=pace
+        ),
+        metrics=metrics,
+        clock=clock,
+        counts=Counts(given.max_attempts, given.max_deliveries),
+    )
+
+
+def _identities(access: AccessSettings, clock: Clock, keys: str) -> Identities | None:
+    if not access.identity or access.salad_organization_id is None:
+        return None
+    return IdentityTokens(access.salad_organization_id, access.salad_container_group_ids, clock, keys=keys)
 
 
 @asynccontextmanager
@@ -174,7 +165,7 @@ async def serving(
     try:
         yield broken
     finally:
-        dispatcher.upkeep.health.stopping = True
+        dispatcher.view.upkeep.health.stopping = True
         dispatcher.view.desk.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_BATCH_MOST.total_seconds()):

@@ -40,8 +40,9 @@ class Pace:
     settled: float = 0.05
     tick: float = 0.25
     sweep: float = 2.0
-    save: float = 2.0
-    nodes: float = 3.0
+    save: float = 3.0
+    nodes: float = 4.0
+    expire: float = 1.0
     catalogue: float = 10.0
     coverage: float = 5.0
 
@@ -94,6 +95,7 @@ class Upkeep:
             "catalogue": (self.read_catalogue, self.pace.catalogue),
             "coverage": (self.cover, self.pace.coverage),
             "tick": (self.tick, self.pace.tick),
+            "expire": (self.expire, self.pace.expire),
         }
         tasks = {asyncio.create_task(self._again(name, *what), name=f"upkeep-{name}") for name, what in rounds.items()}
         try:
@@ -135,10 +137,11 @@ class Upkeep:
         self.desk.wake(self.demands.read(await self.store.backlog()))
 
     async def tick(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self.fleet.expire()
-        self.desk.heads.prune(now)
         self.desk.tick()
+
+    async def expire(self) -> None:
+        self.fleet.expire()
+        self.desk.heads.prune(asyncio.get_running_loop().time())
 
     async def sweep(self) -> Swept:
         swept = await self.store.sweep(max_deliveries=self.max_deliveries)

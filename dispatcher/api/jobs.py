@@ -58,6 +58,9 @@ def routes(view: View) -> APIRouter:
     async def requeue(id: Id) -> Response:
         if not await view.store.requeue(id):
             raise await _why_not(view, id, "the job is no dead letter")
+        row = await view.store.job(id)
+        if row is not None and row.status == "waiting":
+            view.desk.back(row)
         return Response(status_code=204)
 
     return router

@@ -13,7 +13,7 @@ from dispatcher.api.examples import CATALOGUE
 from dispatcher.api.problems import Missing, Unreadable, answers, taking
 from dispatcher.view import View
 from dispatcher.words import Source
-from worker.job import ModelRef
+from worker.job import ModelRef, field_errors
 
 ENTRIES_MOST = 100_000
 
@@ -51,7 +51,7 @@ def routes(view: View) -> APIRouter:
         try:
             entries = ENTRIES.validate_json(await request.body())
         except ValidationError as error:
-            raise Unreadable(error) from None
+            raise Unreadable(*field_errors(error)) from None
         await view.store.put_models([entry.source for entry in entries])
         await view.upkeep.read_catalogue()
         return Response(status_code=204)

@@ -23,6 +23,8 @@ from dispatcher.heartbeats import Held, held_of
 from dispatcher.stock import speaks_ours
 from dispatcher.store.base import JobRow
 from dispatcher.view import View
+from worker.errors import FieldError
+from worker.job import field_errors
 from worker.result import Result
 from worker.tasks import run_guarded
 from worker.wire import Answer, Availability, Ended, Heartbeat, HeartbeatAnswer, NodeInfo, Release, Running
@@ -51,18 +53,7 @@ def routes(view: View) -> APIRouter:
         responses={200: {"content": {"application/json": {"example": GIVEN}}}},
     )
     async def availability(request: Request) -> Response:
-        began = asyncio.get_running_loop().time()
-        node = await view.access.node(request.headers)
-        asked = _of(node, await read(request, Availability))
-        held, _ = await _own(view, node, asked.running)
-        seat = view.fleet.asked(asked)
-        view.heartbeats.mention(held)
-        urgent = seat.told != seat.due or view.heartbeats.cancelled(held)
-        wait_s = 0.0 if urgent else min(asked.wait or 0.0, WAIT_MOST_S)
-        offer = await _offer(view, request, seat.id, wait_s)
-        if not offer.held:
-            view.metrics.request("availability", asyncio.get_running_loop().time() - began)
-        return _json(_answer(view, seat, offer, held, waited=wait_s > 0))
+        return await _asked(request, view)
 
     @router.post(
         "/heartbeat",
@@ -71,22 +62,7 @@ def routes(view: View) -> APIRouter:
         openapi_extra=taking(Heartbeat.model_json_schema()),
     )
     async def heartbeat(request: Request) -> Response:
-        began = asyncio.get_running_loop().time()
-        node = await view.access.node(request.headers)
-        beat = _of(node, await read(request, Heartbeat))
-        held, lost = await _own(view, node, beat.running)
-        seat = view.fleet.beat(beat)
-        if beat.away:
-            view.desk.nudge(beat.node.id)
-        extended = await view.heartbeats.renew(held)
-        lost |= extended.lost
-        cancelled = (extended.cancelled | view.heartbeats.cancelled(held)) - lost
-        answer = HeartbeatAnswer(lost=tuple(sorted(lost)), cancel=tuple(sorted(cancelled)))
-        if seat is not None and (seat.due.download or seat.due.evict):
-            orders = {"download": downloads_of(seat.due, plain=False), "evict": evictions_of(seat.due)}
-            answer, seat.told = answer.model_copy(update=orders), seat.due
-        view.metrics.request("heartbeat", asyncio.get_running_loop().time() - began)
-        return _json(answer)
+        return await _beat(request, view)
 
     @router.post(
         "/jobs/{id}/result",
@@ -96,12 +72,12 @@ def routes(view: View) -> APIRouter:
         responses=answers(404, 409, 413),
     )
     async def result(id: str, request: Request) -> Response:
-        began = asyncio.get_running_loop().time()
+        began = _now()
         node = await view.access.node(request.headers)
         ended = await read(request, Ended)
         await _mine(view, node, id)
         await _end(view, id, ended)
-        view.metrics.request("result", asyncio.get_running_loop().time() - began)
+        view.metrics.request("result", _now() - began)
         return Response(status_code=204)
 
     @router.post(
@@ -119,6 +95,52 @@ def routes(view: View) -> APIRouter:
         return Response(status_code=204)
 
     return router
+
+
+async def _asked(request: Request, view: View) -> Response:
+    began = _now()
+    node = await view.access.node(request.headers)
+    asked = _of(node, await read(request, Availability))
+    held, _ = await _own(view, node, asked.running)
+    seat = view.fleet.asked(asked)
+    view.heartbeats.mention(held)
+    urgent = _has_news(seat) or view.heartbeats.cancelled(held)
+    wait_s = 0.0 if urgent else min(asked.wait or 0.0, WAIT_MOST_S)
+    offer = await _offer(view, request, seat.id, wait_s)
+    if not offer.held:
+        view.metrics.request("availability", _now() - began)
+    return _json(_answer(view, seat, offer, held, waited=wait_s > 0))
+
+
+async def _beat(request: Request, view: View) -> Response:
+    began = _now()
+    node = await view.access.node(request.headers)
+    beat = _of(node, await read(request, Heartbeat))
+    held, lost = await _own(view, node, beat.running)
+    seat = view.fleet.beat(beat)
+    if beat.away:
+        view.desk.nudge(beat.node.id)
+    extended = await view.heartbeats.renew(held)
+    lost |= extended.lost
+    cancelled = (extended.cancelled | view.heartbeats.cancelled(held)) - lost
+    answer = HeartbeatAnswer(lost=tuple(sorted(lost)), cancel=tuple(sorted(cancelled)))
+    if seat is not None and _has_news(seat):
+        seat.told = orders = seat.due
+        answer = answer.model_copy(
+            update={"download": downloads_of(orders, plain=False), "evict": evictions_of(orders)}
+        )
+    view.metrics.request("heartbeat", _now() - began)
+    return _json(answer)
+
+
+def _has_news(seat: Seat) -> bool:
+    """Whether the node has orders that it was not told of yet."""
+    due = seat.due
+    return bool(due.download or due.evict) and due != seat.told
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _offer(view: View, request: Request, node: str, wait_s: float) -> Offer:
@@ -181,9 +203,9 @@ async def _end(view: View, job_id: str, ended: Ended) -> JobRow:
     try:
         result = Result.model_validate({**ended.result, "id": ended.result.get("id", job_id)})
     except ValidationError as error:
-        raise Unreadable(error) from None
+        raise Unreadable(*_within(error)) from None
     if result.id != job_id:
-        raise Missing(f"the result is of another job than {job_id}")
+        raise Unreadable(FieldError("result.id", "is of another job"))
     dead = result.status == "failed" if ended.dead is None else ended.dead
     row = await view.store.end(job_id, _token(ended.token), result, dead=dead)
     if row is None:
@@ -208,7 +230,13 @@ async def _release(view: View, job_id: str, given: Release, node: Node) -> JobRo
     view.heartbeats.over(job_id)
     view.fleet.over(job_id)
     view.metrics.released(given.reason)
+    if row.status == "waiting":
+        view.desk.back(row)
     return row
+
+
+def _within(error: ValidationError) -> tuple[FieldError, ...]:
+    return tuple(FieldError(f"result.{one.field}", one.message) for one in field_errors(error))
 
 
 async def _stale(view: View, job_id: str, verb: str) -> Missing | LeaseOver:

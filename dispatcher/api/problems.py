@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dispatcher.auth import CHALLENGE, Forbidden, KeysUnavailable, Unauthorized
 from dispatcher.store.base import StoreUnavailable
-from worker.errors import IdConflict, InvalidJob, UnsupportedDocument, WorkerError
+from worker.errors import FieldError, IdConflict, InvalidJob, UnsupportedDocument, WorkerError
 from worker.job import field_errors
 from worker.web import problems
 from worker.web.problems import Problem, problem
@@ -22,9 +22,9 @@ M = TypeVar("M", bound=BaseModel)
 class Unreadable(WorkerError):
     """The body is not what this endpoint takes."""
 
-    def __init__(self, error: ValidationError) -> None:
-        self.errors = field_errors(error)
-        super().__init__("; ".join(map(str, self.errors)))
+    def __init__(self, *errors: FieldError) -> None:
+        self.errors = errors
+        super().__init__("; ".join(map(str, errors)))
 
 
 class Missing(WorkerError):
@@ -96,7 +96,7 @@ async def read(request: Request, kind: type[M]) -> M:
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        raise Unreadable(error) from None
+        raise Unreadable(*field_errors(error)) from None
 
 
 def taking(schema: dict[str, Any], example: Any = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dispatcher.view import View
 from tests.support.databases import emptied_file
 from worker.clock import Clock, SystemClock
 
+MODEL = "dreamshaper_8.safetensors"
 USER, NODE = "user-token-of-the-tests", "node-token-of-the-tests"
 AS_USER = {"authorization": f"Bearer {USER}"}
 AS_NODE = {"authorization": f"Bearer {NODE}"}
@@ -32,7 +33,7 @@ def settings_of(url: str, **variables: str) -> Settings:
     return load_settings({f"DISPATCHER_{name}": value for name, value in given.items()})
 
 
-def a_job(id: str, checkpoint: str | None = "dreamshaper_8.safetensors", **fields: Any) -> dict[str, Any]:
+def a_job(id: str, checkpoint: str | None = MODEL, **fields: Any) -> dict[str, Any]:
     document: dict[str, Any] = {"id": id, "params": {"prompt": "a cat", "steps": 20}, **fields}
     return document if checkpoint is None else {**document, "checkpoint": checkpoint}
 
@@ -110,9 +111,11 @@ class Talk:
         found: dict[str, Any] = answer.json()
         return found
 
-    async def holds(self, node: str) -> bool:
-        """Whether the node's request for work is held back."""
-        return self.view.desk.polls > 0 and node in self.view.fleet
+    async def given(self, id: str = "j1", **node: Any) -> dict[str, Any]:
+        """A job that was submitted, and given to a node that has its model in memory."""
+        await self.submit(a_job(id))
+        generation: dict[str, Any] = (await self.ask(loaded=(MODEL,), **node))["generation"]
+        return generation
 
 
 def _running(given: Mapping[str, Any]) -> dict[str, Any]:
