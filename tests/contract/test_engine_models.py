@@ -69,7 +69,7 @@ async def test_a_new_file_is_found_after_one_refresh(dialect: str) -> None:
 
 @every
 async def test_a_refresh_that_began_too_early_counts_for_nothing(dialect: str) -> None:
-    """A file that lands while the server looks for another's is found as well: its own job has the server look again."""
+    """A file that lands while the server looks for another's is found too: its own job has the server look again."""
     async with bench(dialect) as b:
         look, second = b.sim.disk.refresh, list[asyncio.Task[Work]]()
 
