@@ -20,6 +20,7 @@ from dispatcher.view import View
 from tests.support.databases import emptied_file
 from worker.clock import Clock, SystemClock
 
+SPACE = 50_000_000_000
 MODEL = "dreamshaper_8.safetensors"
 USER, NODE = "user-token-of-the-tests", "node-token-of-the-tests"
 AS_USER = {"authorization": f"Bearer {USER}"}
@@ -43,13 +44,16 @@ def a_node(
     *,
     loaded: tuple[str, ...] = (),
     disk: tuple[str, ...] = (),
+    free: int | None = None,
     wait: float | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """What a worker of ours says when it asks for work: checkpoints in memory and on disk."""
+    """What a worker of ours says when it asks for work: checkpoints in memory and on disk, bytes free of 50 GB."""
     models = [{"kind": "checkpoint", "name": name, "tier": "vram", "size": 2_000_000_000} for name in loaded]
     models += [{"kind": "checkpoint", "name": name, "tier": "disk", "size": 2_000_000_000} for name in disk]
     asked = {"node": {"id": id, "instance": "1"}, "models": models, **fields}
+    if free is not None:
+        asked["disk"] = {"used": SPACE - free, "cap": SPACE, "free": free}
     return asked if wait is None else {**asked, "wait": wait}
 
 
