@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import Any, get_args
 
 from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 
 from worker.log import HIDDEN, redact
 from worker.settings.checks import parse_command, parse_words
-from worker.settings.groups import Settings, Variable, variables
+from worker.settings.groups import Settings, Variable, variables, variables_of
 from worker.settings.units import duration_text, parse_size, size_text
 
 BEGIN = "<!-- settings:begin -->"
@@ -36,25 +37,25 @@ def effective(settings: Settings) -> Iterator[Row]:
         yield Row(variable.name, value_text(variable, value), value != variable.of(defaults))
 
 
-def markdown_table() -> str:
-    """The table of all variables, generated from the groups."""
+def markdown_table(tree: type[BaseSettings] = Settings) -> str:
+    """The table of all variables of a tree of groups, generated from these."""
     lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
     group = ""
-    for variable in variables():
+    for variable in variables_of(tree):
         if variable.group != group:
             group = variable.group
-            lines.append(f"| **{Settings.model_fields[group].title}** | | |")
+            lines.append(f"| **{tree.model_fields[group].title}** | | |")
         lines.append(f"| `{variable.name}` | {_default(variable)} | {_meaning(variable)} |")
     return "\n".join(lines)
 
 
-def inserted(page: str) -> str:
+def inserted(page: str, tree: type[BaseSettings] = Settings) -> str:
     """The page with the current table between its markers; `ValueError` where it has none."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page lacks {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n{markdown_table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{markdown_table(tree)}\n{END}{after}"
 
 
 def value_text(variable: Variable, value: Any) -> str:
