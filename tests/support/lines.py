@@ -87,8 +87,8 @@ class Served:
 
 
 @asynccontextmanager
-async def lined(kind: Kind, folder: Path) -> AsyncIterator[Line]:
-    """A queue of its own for the time of a context."""
+async def lined(kind: Kind, folder: Path, database: str | None = None) -> AsyncIterator[Line]:
+    """A queue of its own for the time of a context; ``database`` of its dispatcher, else it is a file."""
     match kind:
         case "sqlite":
             file = File(folder / "queue.db")
@@ -98,7 +98,7 @@ async def lined(kind: Kind, folder: Path) -> AsyncIterator[Line]:
                 await file.producer.aclose()
         case "availability":
             lease, most = f"{VISIBILITY_S}s", str(MOST)
-            async with dispatching(folder, LEASE=lease, MAX_DELIVERIES=most, MAX_STEPS="100000") as talk:
+            async with dispatching(database or folder, LEASE=lease, MAX_DELIVERIES=most, MAX_STEPS="100000") as talk:
                 served = Served(talk.url)
                 try:
                     yield served

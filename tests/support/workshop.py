@@ -270,6 +270,7 @@ async def workshop(
     models: tuple[str, ...] = (MODEL,),
     store: Store = "rclone",
     queue: Kind = "sqlite",
+    database: str | None = None,
 ) -> AsyncIterator[Workshop]:
     """One of its own for a test. Each of ``models`` gets an image server; another model draws other pictures."""
     knobs = knobs or Knobs(step_seconds=0.005, load_seconds=0.0)
@@ -279,5 +280,5 @@ async def workshop(
         simulators = [await stack.enter_async_context(running("sdnext", knobs, models=(name,))) for name in models]
         bucket = made_bucket(stack.enter_context(_store(store, root)))
         receiver = await stack.enter_async_context(Hook())
-        line = await stack.enter_async_context(lined(queue, folder))
+        line = await stack.enter_async_context(lined(queue, folder, database))
         yield Workshop(folder, simulators, bucket, root / bucket.name, receiver, line)
