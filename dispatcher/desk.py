@@ -219,12 +219,17 @@ class Desk:
         return batch + (self._due(room) if room and self._held else [])
 
     def _due(self, room: int) -> list[_Ask]:
-        """Held requests to look at: of nodes that have to do with the models that came, and those that want it now."""
+        """Held requests to look at: of nodes that have to do with the models that came, and those that want it now.
+
+        One that is answered stays among them until whoever asked has taken notice, which this loop must leave time for.
+        """
         now = asyncio.get_running_loop().time()
         keys, self._woken = self._woken, set()
         close: list[tuple[int, float, _Ask]] = []
         strangers: list[tuple[float, _Ask]] = []
         for ask in self._held.values():
+            if ask.answer.done():
+                continue
             seat = self.fleet[ask.node]
             idle = seat.idle_since or now
             if NO_MODEL in keys or not seat.loaded.isdisjoint(keys):
