@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Executable, delete, select, update
+from sqlalchemy import Connection, Executable, Table, delete, select, update
 
 from dispatcher.store.base import JobRow
 from dispatcher.store.rows import (
@@ -17,13 +17,14 @@ from dispatcher.store.rows import (
     AnyRow,
     Tally,
     add,
-    among,
     attempts_of,
     document_of,
     documents_of,
     given,
     job_rows,
     json_of,
+    listed,
+    within,
 )
 from dispatcher.store.schema import attempts, documents, inline_results, jobs, leases, letters, moment, results
 from worker import __version__
@@ -123,9 +124,13 @@ def end(connection: Connection, endings: Sequence[Ending], now: int) -> list[Job
 def taken(connection: Connection, held: Sequence[tuple[str, int]]) -> list[HandOver]:
     """End the leases of (job id, token) that still are."""
     asked = set(held)
-    these = among(connection, leases.c.token, [token for _, token in asked])
-    found = connection.execute(select(leases).where(these).order_by(leases.c.token).with_for_update()).all()
+    found = connection.execute(_holding(connection.dialect.name), {"tokens": listed(connection, {t for _, t in asked})})
     return ended(connection, [row for row in found if (row.job_id, row.token) in asked])
+
+
+@cache
+def _holding(dialect: str) -> Executable:
+    return select(leases).where(within(dialect, leases.c.token, "tokens")).order_by(leases.c.token).with_for_update()
 
 
 def ended(connection: Connection, locked: Sequence[AnyRow]) -> list[HandOver]:
@@ -133,21 +138,35 @@ def ended(connection: Connection, locked: Sequence[AnyRow]) -> list[HandOver]:
     if not locked:
         return []
     of = {row.place: row for row in locked}
-    connection.execute(delete(leases).where(among(connection, leases.c.token, [row.token for row in locked])))
-    found = connection.execute(select(jobs).where(among(connection, jobs.c.place, of)))
-    return [HandOver(row, of[row.place]) for row in found]
+    dialect, places = connection.dialect.name, {"places": listed(connection, of)}
+    connection.execute(_gone_from(dialect, leases), places)
+    return [HandOver(row, of[row.place]) for row in connection.execute(_jobs_at(dialect), places)]
+
+
+@cache
+def _gone_from(dialect: str, table: Table) -> Executable:
+    return delete(table).where(within(dialect, table.c.place, "places"))
+
+
+@cache
+def _jobs_at(dialect: str) -> Executable:
+    return select(jobs).where(within(dialect, jobs.c.place, "places"))
 
 
 def _ended(connection: Connection, endings: Sequence[Ending]) -> list[JobRow | None]:
     """What stands there now; None where that is not what was asked for."""
-    ids = among(connection, jobs.c.id, {one.job_id for one in endings})
-    query = select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(ids)
-    rows = connection.execute(query).all()
+    ids = {"ids": listed(connection, {one.job_id for one in endings})}
+    rows = connection.execute(_rows_of(connection.dialect.name), ids).all()
     found = {
         (row.token, row.status, row.code): told for row, told in zip(rows, job_rows(connection, rows), strict=True)
     }
     told = [found.get((one.token, one.status, one.code)) for one in endings]
     return [row if row is not None and row.id == one.job_id else None for row, one in zip(told, endings, strict=True)]
+
+
+@cache
+def _rows_of(dialect: str) -> Executable:
+    return select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(within(dialect, jobs.c.id, "ids"))
 
 
 def _keep_results(connection: Connection, found: Sequence[tuple[int, Result]]) -> None:
@@ -163,7 +182,7 @@ def _keep_results(connection: Connection, found: Sequence[tuple[int, Result]]) -
 
 def _drop_documents(connection: Connection, places: Sequence[int]) -> None:
     if places:
-        connection.execute(delete(documents).where(among(connection, documents.c.place, places)))
+        connection.execute(_gone_from(connection.dialect.name, documents), {"places": listed(connection, places)})
 
 
 def release(
@@ -182,8 +201,8 @@ def release(
         visible = now + delay // timedelta(microseconds=1) if delay > timedelta(0) else None
         give_back(connection, [(hand, tried)], now, tally, visible=visible)
         tally.write(connection)
-        row = connection.execute(select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(jobs.c.id == held[0])).one()
-        return job_rows(connection, [row])[0]
+        ids = {"ids": listed(connection, [hand.job.id])}
+        return job_rows(connection, connection.execute(_rows_of(connection.dialect.name), ids).all())[0]
     return None
 
 

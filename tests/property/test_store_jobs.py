@@ -236,7 +236,7 @@ async def play(kind: str, folder: Path, sequence: list[Verb]) -> None:
 
 
 @given(sequence=st.lists(verbs, min_size=5, max_size=25))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_ledger_on_sqlite(sequence: list[Verb]) -> None:
     """The ledger balances after any sequence, on a file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +244,7 @@ def test_ledger_on_sqlite(sequence: list[Verb]) -> None:
 
 
 @given(sequence=st.lists(verbs, min_size=10, max_size=25))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_ledger_on_postgresql(sequence: list[Verb]) -> None:
     """So it does on a server."""
     asyncio.run(play("postgresql", Path(), sequence))
