@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dispatcher.store.base import Extended, Store, StoreUnavailable
 from worker.wire import Running
@@ -51,7 +51,7 @@ class Heartbeats:
     store: Store
     lease: timedelta
     _renewed: OrderedDict[str, float] = field(default_factory=OrderedDict)
-    _owners: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _owners: OrderedDict[str, tuple[int, str]] = field(default_factory=OrderedDict)
     _cancelled: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _waiting: list[_Waiting] = field(default_factory=list)
     _later: dict[tuple[str, int], Held] = field(default_factory=dict)
@@ -74,14 +74,15 @@ class Heartbeats:
                 self._later[one[:2]] = one
                 self._bell.set()
 
-    def leased(self, job_id: str, node: str) -> None:
-        """The node got the job now."""
+    def leased(self, job_id: str, token: int, node: str) -> None:
+        """The node got the job now, under this token."""
         _note(self._renewed, job_id, asyncio.get_running_loop().time())
-        _note(self._owners, job_id, node)
+        _note(self._owners, job_id, (token, node))
 
-    def owner(self, job_id: str) -> str | None:
-        """Which node got the job from this process; None where nobody here knows."""
-        return self._owners.get(job_id)
+    def owner(self, job_id: str, token: Any) -> str | None:
+        """Which node got the job from this process under this token; None where nobody here knows."""
+        known, node = self._owners.get(job_id, (None, None))
+        return node if token == known else None
 
     def cancel(self, job_ids: Iterable[str]) -> None:
         """These are marked as cancelled."""

@@ -75,7 +75,7 @@ def routes(view: View) -> APIRouter:
         began = _now()
         node = await view.access.node(request.headers)
         ended = await read(request, Ended)
-        await _mine(view, node, id)
+        await _mine(view, node, id, ended.token)
         await _end(view, id, ended)
         view.metrics.request("result", _now() - began)
         return Response(status_code=204)
@@ -90,7 +90,7 @@ def routes(view: View) -> APIRouter:
     async def release(id: str, request: Request) -> Response:
         node = await view.access.node(request.headers)
         given = await read(request, Release)
-        await _mine(view, node, id)
+        await _mine(view, node, id, given.token)
         await _release(view, id, given, node)
         return Response(status_code=204)
 
@@ -169,7 +169,7 @@ def _answer(view: View, seat: Seat, offer: Offer, held: Iterable[Held], *, waite
         "cancel": tuple(sorted(cancel)) or None,
     }
     if offer.grant is not None:
-        view.heartbeats.leased(offer.grant.job.id, seat.id)
+        view.heartbeats.leased(offer.grant.job.id, offer.grant.token, seat.id)
         return Answer(generation=generation_of(offer.grant, view.counts), **known)
     pause = STOPPING_PAUSE_S if view.upkeep.health.stopping else 0.0 if waited else PAUSE_S
     skipped = dict(offer.choice.skipped) if offer.choice is not None else {}
@@ -181,22 +181,29 @@ async def _own(view: View, node: Node, running: Iterable[Running]) -> tuple[list
     held, lost = held_of(running)
     if node.subject is None:
         return held, lost
-    mine = [one for one in held if await _owner(view, one[0]) == node.subject]
+    mine = [one for one in held if await _holds(view, node.subject, *one[:2])]
     return mine, lost | {one[0] for one in held if one not in mine}
 
 
-async def _owner(view: View, job_id: str) -> str | None:
-    owner = view.heartbeats.owner(job_id)
-    if owner is not None:
-        return owner
+async def _holds(view: View, subject: str, job_id: str, token: int) -> bool:
+    if view.heartbeats.owner(job_id, token) == subject:
+        return True
     row = await view.store.job(job_id)
-    return row.node if row is not None else None
+    return row is not None and (row.node, row.token) == (subject, token)
 
 
-async def _mine(view: View, node: Node, job_id: str) -> None:
-    """Refuse a node that the platform vouches for and that is not the one that the job is leased to."""
-    if node.subject is not None and await _owner(view, job_id) != node.subject:
+async def _mine(view: View, node: Node, job_id: str, token: Any) -> None:
+    """Refuse a node that the platform vouches for where the job neither is nor was leased to it.
+
+    One that comes late, or says again what was taken, is judged by its token; but it never speaks for another holder.
+    """
+    if node.subject is None or view.heartbeats.owner(job_id, token) == node.subject:
+        return
+    row = await view.store.job(job_id)
+    if row is None or (row.node != node.subject and all(one.worker != node.subject for one in row.attempts)):
         raise Forbidden("the job is not leased to this node")
+    if row.node not in (node.subject, None):
+        raise LeaseOver
 
 
 async def _end(view: View, job_id: str, ended: Ended) -> JobRow:
@@ -223,7 +230,7 @@ async def _release(view: View, job_id: str, given: Release, node: Node) -> JobRo
         code=given.reason,
         delay=min(timedelta(seconds=min(given.delay, DELAY_MOST.total_seconds())), DELAY_MOST),
         charged=given.charged,
-        worker=node.subject or given.worker or view.heartbeats.owner(job_id) or "",
+        worker=node.subject or given.worker or view.heartbeats.owner(job_id, given.token) or "",
     )
     if row is None:
         raise await _stale(view, job_id, "release")
