@@ -46,7 +46,7 @@ class Two:
         self.platform.clock.advance(LATER)
 
         async def waits() -> bool:
-            return (await self.here.job(job_id))["status"] == "waiting"
+            return str((await self.here.job(job_id))["status"]) == "waiting"
 
         await wait_until(waits)
 
