@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,12 +38,27 @@ def fleet(
     folder.mkdir(parents=True)
     plan = Plan(run, workers, models, jobs, kill, freeze, lease, seed)
     try:
-        code = asyncio.run(Demo(plan, folder, database).run())
+        code = asyncio.run(_whole(Demo(plan, folder, database)))
     except WorkerError as error:
         complain(f"{error.code}: {error.message}; the logs in {folder} say why")
         code = FAILED
     sys.exit(code)
 
 
+async def _whole(demo: Demo) -> int:
+    """Run it; SIGTERM ends it as Ctrl-C does, and no process is left behind."""
+    running = asyncio.current_task()
+    if running is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    try:
+        return await demo.run()
+    except asyncio.CancelledError:
+        complain("stopped")
+        return FAILED
+
+
+app = typer.Typer(add_completion=False)
+app.command()(fleet)
+
 if __name__ == "__main__":
-    typer.run(fleet)
+    app()

@@ -52,6 +52,7 @@ class Fleet:
     nodes: list[Node]
     show: Show
     began: float = 0.0
+    took_s: float = 0.0
     losses: Losses = field(default_factory=Losses)
 
     async def work(self) -> None:
@@ -66,6 +67,7 @@ class Fleet:
             raise GoneWrong(
                 f"{self.witness.ended} of {len(self.jobs)} jobs were over after {PATIENCE_S:.0f} s"
             ) from None
+        self.took_s = _now() - self.began
 
     async def _submit(self) -> None:
         for at, batch in groupby(self.jobs, key=lambda job: job.at):
@@ -78,7 +80,8 @@ class Fleet:
             self.show.done(ended, f"{sum(node.alive for node in self.nodes)} nodes, {self._loads} models loaded")
             await asyncio.sleep(LOOK_S)
         self.show.done(ended, "all jobs are over")
-        while await self.service.leased():
+        ids = {job.id for job in self.jobs}
+        while any(held & ids for held in (await self.service.leased()).values()):
             await asyncio.sleep(LOOK_S)
 
     async def _watch(self) -> None:
@@ -106,7 +109,7 @@ class Fleet:
                 while await self._holds(node) & held:
                     await asyncio.sleep(LOOK_S)
                 node.thaw()
-                self.show.tell(f"{node.name} goes on, and finds its jobs in other hands")
+                self.show.tell(f"{node.name} goes on; its leases are over")
 
     async def _frozen_at_work(self) -> tuple[Node, set[str]]:
         """A node that stands still with jobs in its hands, and their ids. Raises `GoneWrong` where none has any."""
@@ -219,11 +222,10 @@ class Demo:
             ("megabytes downloaded", f"{fleet.spent.bytes / 1e6:.0f}", f"{fifo.bytes / 1e6:.0f}"),
         ]
         print_rows(("", "here, measured", "FIFO, computed"), rows)
-        more = sum(node.generations for node in fleet.nodes) - len(jobs)
-        held = ", ".join(f"{node} held {count}" for node, count in fleet.losses.held.items())
-        print(
-            f"killed: {held or 'none'}; frozen: {', '.join(fleet.losses.frozen) or 'none'}; {more} pictures made twice"
-        )
+        again = sum(node.generations for node in fleet.nodes) - len(jobs)
+        held = ", ".join(f"{node} held {count}" for node, count in fleet.losses.held.items()) or "none"
+        frozen = ", ".join(fleet.losses.frozen) or "none"
+        print(f"killed: {held}; frozen: {frozen}; pictures made again: {again}; {fleet.took_s:.0f} s")
 
     def _tell(self, ledger: Ledger) -> int:
         print_rows(("ledger", ""), ledger.rows())
