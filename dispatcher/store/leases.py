@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
 
-from sqlalchemy import BigInteger, Connection, Executable, and_, bindparam, func, update
+from sqlalchemy import BigInteger, Connection, Executable, and_, bindparam, case, func, update
 
 from dispatcher.store.base import Extended
 from dispatcher.store.rows import given, json_of
@@ -20,8 +20,9 @@ _GIVEN = (leases.c.job_id, leases.c.token, leases.c.progress, leases.c.hop)
 def _renewing(dialect: str) -> Executable:
     held = given(dialect, *_GIVEN)
     renewal = update(leases).where(and_(leases.c.token == held.c.token, leases.c.job_id == held.c.job_id))
+    to = bindparam("to", type_=BigInteger)
     values = {
-        "until": bindparam("to", type_=BigInteger),
+        "until": case((leases.c.until > to, leases.c.until), else_=to),
         "progress": func.coalesce(held.c.progress, leases.c.progress),
         "hop": func.coalesce(held.c.hop, leases.c.hop),
     }
@@ -29,7 +30,7 @@ def _renewing(dialect: str) -> Executable:
 
 
 def extend(connection: Connection, held: Sequence[Held], lease: timedelta, now: int) -> Extended:
-    """Renew what is still held, also where it has run out."""
+    """Renew what is still held, also where it has run out; a renewal that comes late never shortens a lease."""
     until = now + lease // timedelta(microseconds=1)
     latest = {(job_id, token): (job_id, token, progress, hop) for job_id, token, progress, hop in held}
     names = [column.name for column in _GIVEN]
