@@ -1,9 +1,10 @@
 """What the dispatcher's store does: assignments a second, however many jobs wait.
 
-``python -m benchmarks.store [--waiting 1000 100000 1000000] [--batches 1 16 64] [--seconds 5] [--on sqlite postgresql]``
+``python -m benchmarks.store [--waiting 1000 100000 1000000] [--batches 1 16 64] [--seconds 5] [--on sqlite]``
 
 Jobs for 5,000 models (Zipf 1.0) wait, 1,000 nodes hold 25 models each. A round is what the dispatcher's desk does for a
-batch of nodes: one `board` for the models that they hold, one `grant` of a job each, and `end` of the jobs before. The
+batch of nodes: one `board` for the models that they hold, one `grant` of a job each, and `end` of the jobs before; then
+as many new jobs come, uncounted, so that always the same number waits. The
 databases are real ones with their durability on: a file, and a PostgreSQL server on the same machine.
 """
 
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import math
 import random
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,6 +43,7 @@ class Load:
     rng: random.Random = field(default_factory=lambda: random.Random(7))
 
     def __post_init__(self) -> None:
+        self.numbers = itertools.count()
         self._sums = list(accumulate(1 / rank for rank in range(1, MODELS + 1)))
         self.held = [{self.key() for _ in range(HELD)} for _ in range(NODES)]
 
@@ -62,6 +65,7 @@ class Times:
     board: list[float] = field(default_factory=list)
     grant: list[float] = field(default_factory=list)
     end: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
     assigned: int = 0
 
 
@@ -69,7 +73,7 @@ async def filled(store: SqlStore, load: Load, waiting: int) -> float:
     """Submissions a second, in lists of 1,000."""
     began = time.perf_counter()
     for start in range(0, waiting, 1_000):
-        await store.submit([load.job(number) for number in range(start, min(waiting, start + 1_000))])
+        await store.submit([load.job(next(load.numbers)) for _ in range(min(1_000, waiting - start))])
     return waiting / (time.perf_counter() - began)
 
 
@@ -78,7 +82,7 @@ async def measured(store: SqlStore, load: Load, batch: int, seconds: float) -> T
     over = time.perf_counter() + seconds
     while time.perf_counter() < over:
         nodes = load.rng.sample(range(NODES), batch)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         heads, first, _ = await store.board({key for node in nodes for key in load.held[node]}, each=EACH)
         times.board.append(time.perf_counter() - began)
         if first is None:
@@ -90,11 +94,13 @@ async def measured(store: SqlStore, load: Load, batch: int, seconds: float) -> T
         began = time.perf_counter()
         granted = [one for one in await store.grant(picks, LEASE, passed=first.id) if one is not None]
         times.grant.append(time.perf_counter() - began)
+        times.cpu_s += time.process_time() - cpu
         times.assigned += len(granted)
         began = time.perf_counter()
         await asyncio.gather(*(ended(store, one) for one in out))
         times.end.append(time.perf_counter() - began)
         out = granted
+        await store.submit([load.job(next(load.numbers)) for _ in granted])
     await asyncio.gather(*(ended(store, one) for one in out))
     return times
 
@@ -125,20 +131,20 @@ def percentile(values: Sequence[float], share: float) -> float:
     return 1000 * sorted(values)[min(len(values) - 1, math.floor(share * len(values)))]
 
 
+async def took_ms(verb: Awaitable[object]) -> float:
+    began = time.perf_counter()
+    await verb
+    return 1000 * (time.perf_counter() - began)
+
+
 async def run(kind: str, waiting: int, batches: Sequence[int], seconds: float) -> None:
     with a_database(kind) as url:
         store, load = SqlStore(url, SystemClock()), Load()
         await store.open()
         submitted = await filled(store, load, waiting)
         print(f"{kind}, {waiting:,} jobs: {submitted:,.0f} submissions a second")
-        began = time.perf_counter()
-        swept = await store.sweep(max_deliveries=10)
-        sweeping = time.perf_counter() - began
-        began = time.perf_counter()
-        backlog = await store.backlog()
-        print(
-            f"  sweep {1000 * sweeping:.0f} ms {swept}, backlog of {len(backlog)} models {1000 * (time.perf_counter() - began):.1f} ms"
-        )
+        sweep_ms, backlog_ms = await took_ms(store.sweep(max_deliveries=10)), await took_ms(store.backlog())
+        print(f"  a sweep takes {sweep_ms:.0f} ms, reading the backlog {backlog_ms:.0f} ms")
         for batch in batches:
             times = await measured(store, load, batch, seconds)
             took = [b + g for b, g in zip(times.board, times.grant, strict=False)]
@@ -146,7 +152,8 @@ async def run(kind: str, waiting: int, batches: Sequence[int], seconds: float) -
                 f"  batches of {batch:3}: {times.assigned / sum(took):7,.0f}/s"
                 f"   board {percentile(times.board, 0.5):6.1f} ms, grant {percentile(times.grant, 0.5):6.1f} ms,"
                 f" both p99 {percentile(took, 0.99):6.1f} ms; with the ends"
-                f" {times.assigned / (sum(took) + sum(times.end)):7,.0f}/s",
+                f" {times.assigned / (sum(took) + sum(times.end)):7,.0f}/s;"
+                f" {1e6 * times.cpu_s / times.assigned:,.0f} us of this process's CPU for one",
                 flush=True,
             )
         await store.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ THREADS = {"sqlite": (1, 1), "postgresql": (3, 2)}
 """For writing and for reading: SQLite has one writer at a time, whoever waits for it."""
 BUSY_S = 5.0
 _AGAIN_S = 0.02
-_SERVER = {
+SERVER: Mapping[str, Any] = {
     "application_name": "sd-dispatcher",
     "connect_timeout": 5,
     "options": "-c jit=off -c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=15s",
@@ -78,7 +78,7 @@ def connected(url: URL) -> Engine:
         event.listen(engine, "begin", _begin)
         return engine
     return create_engine(
-        url, pool_size=size, max_overflow=0, pool_timeout=10, use_native_hstore=False, connect_args=dict(_SERVER)
+        url, pool_size=size, max_overflow=0, pool_timeout=10, use_native_hstore=False, connect_args=dict(SERVER)
     )
 
 

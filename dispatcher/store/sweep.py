@@ -114,7 +114,7 @@ def _end_some(connection: Connection, which: ColumnElement[bool], error: WorkerE
 
 
 def forgotten(connection: Connection, now: int) -> int:
-    """Done jobs of long ago, with all that is known of them; and nodes not heard of for a day."""
+    """Done jobs of long ago, with all that is known of them; nodes not heard of for a day, unused priorities."""
     old = (
         select(jobs.c.place)
         .where(DONE, jobs.c.ended_at <= now - KEEP_FOR // _MICROSECOND)
@@ -127,6 +127,7 @@ def forgotten(connection: Connection, now: int) -> int:
         for table in (documents, results, inline_results, attempts, letters, jobs):
             connection.execute(delete(table).where(among(connection, table.c.place, places)))
     connection.execute(delete(nodes).where(nodes.c.seen <= now - FORGET_NODES // _MICROSECOND))
+    connection.execute(delete(virtual_times).where(virtual_times.c.moved_at <= now - KEEP_FOR // _MICROSECOND))
     return len(places)
 
 

@@ -8,8 +8,10 @@ from contextlib import suppress
 from typing import Protocol
 
 import psycopg
+from psycopg import AsyncConnection
 
 from dispatcher.store.base import StoreUnavailable
+from dispatcher.store.database import SERVER
 from dispatcher.store.rows import CHANNEL
 from worker.tasks import cancel_all
 
@@ -77,7 +79,7 @@ class Listener(_Running):
         pause_s = AGAIN_FIRST_S
         while True:
             with suppress(psycopg.Error):
-                async with await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+                async with await AsyncConnection.connect(self._conninfo, autocommit=True, **SERVER) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}".encode())
                     pause_s = AGAIN_FIRST_S
                     self._bell.ring()
