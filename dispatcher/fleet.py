@@ -17,7 +17,7 @@ import pydantic_core
 
 from dispatcher.documents import read_orders
 from dispatcher.needs import Catalogue
-from dispatcher.stock import MEMORY, Labels, Stock, measured, merged
+from dispatcher.stock import MEMORY, File, Labels, Stock, files_of, measured, merged
 from dispatcher.store.base import NodeRow
 from dispatcher.words import Key, Measured, NodeOrders, NodeView, Waiting
 from worker.clock import Clock
@@ -40,6 +40,7 @@ class Seat:
     asked: Availability
     seen: datetime
     heard: float
+    files: tuple[File, ...] = ()
     stock: Stock = field(default_factory=Stock)
     measured: Measured = field(default_factory=Measured)
     loaded: frozenset[Key] = _NONE
@@ -58,11 +59,15 @@ class Seat:
     @property
     def coming(self) -> frozenset[Key]:
         """What it was ordered to fetch and has not."""
+        if not self.orders.download:
+            return _NONE
         return frozenset(need.key for need in self.orders.download) - self.held
 
     @property
     def due(self) -> NodeOrders:
         """Orders that are not carried out yet."""
+        if not (self.orders.download or self.orders.evict):
+            return self.orders
         fetch = tuple(need for need in self.orders.download if need.key not in self.held)
         return NodeOrders(fetch, tuple(need for need in self.orders.evict if need.key in self.held))
 
@@ -217,7 +222,7 @@ class Fleet:
         """The catalogue changed, and with it the keys of files."""
         self._labels = Labels(catalogue)
         for seat in self._seats.values():
-            seat.stock = self._labels.stock(seat.asked.held)
+            seat.stock = self._labels.stock(seat.files)
             seat.settle(_now())
             self._count(seat)
 
@@ -257,11 +262,13 @@ class Fleet:
 
     def _take(self, seat: Seat, asked: Availability, seen: datetime, heard: float) -> None:
         seat.asked, seat.seen, seat.heard = asked, seen, heard
-        seat.stock = self._labels.stock(asked.held)
         seat.measured = measured(asked.node.rates)
-        self._sizes.update(seat.stock.sizes)
-        for key in [key for key in seat.used if key not in seat.stock.held]:
-            del seat.used[key]
+        files = files_of(asked.held)
+        if files != seat.files:
+            seat.files, seat.stock = files, self._labels.stock(files)
+            self._sizes.update(seat.stock.sizes)
+            for key in [key for key in seat.used if key not in seat.stock.held]:
+                del seat.used[key]
         seat.use(seat.stock.main)
         seat.settle(_now())
         self._count(seat)

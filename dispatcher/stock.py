@@ -6,14 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dispatcher.needs import Catalogue
-from dispatcher.words import Key, Measured, NodeView
+from dispatcher.words import Key, Measured
 from worker.mentions import place_of
 from worker.wire import Availability, HeldModel, NodeInfo, Rates
 
 MEMORY = frozenset({"checkpoint", "unet"})
 """Kinds that take the memory: at their turn everything else goes with them."""
 
+File = tuple[str, str, str | None, int | None, str]
+"""Kind, name, digest, bytes and tier of a file that a node has."""
+
 _REMEMBERED = 50_000
+
+
+def files_of(models: Iterable[HeldModel]) -> tuple[File, ...]:
+    return tuple((one.kind, one.name, one.sha256, one.size, one.tier) for one in models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,8 @@ class Labels:
         self._catalogue = catalogue
         self._known: dict[tuple[str, str, str | None], tuple[Key, ...]] = {}
 
-    def of(self, model: HeldModel) -> tuple[Key, ...]:
-        file = (model.kind, model.name, model.sha256)
+    def of(self, kind: str, name: str, sha256: str | None) -> tuple[Key, ...]:
+        file = (kind, name, sha256)
         keys = self._known.get(file)
         if keys is None:
             if len(self._known) >= _REMEMBERED:
@@ -50,22 +57,22 @@ class Labels:
             keys = self._known[file] = self._catalogue.keys_of(*file)
         return keys
 
-    def stock(self, models: Iterable[HeldModel]) -> Stock:
+    def stock(self, files: Iterable[File]) -> Stock:
         """What a node has, as it tells it."""
         held: list[Key] = []
         loaded: list[Key] = []
         main: list[Key] = []
         same: dict[Key, Key] = {}
         sizes: dict[Key, int] = {}
-        for model in models:
-            keys = self.of(model)
+        for kind, name, sha256, size, tier in files:
+            keys = self.of(kind, name, sha256)
             held += keys
             same.update(dict.fromkeys(keys[1:], keys[0]))
-            if model.size is not None:
-                sizes[keys[0]] = model.size
-            if model.tier == "vram":
+            if size is not None:
+                sizes[keys[0]] = size
+            if tier == "vram":
                 loaded += keys
-                if place_of(model.kind, "").kind in MEMORY:
+                if place_of(kind, "").kind in MEMORY:
                     main.append(keys[0])
         return Stock(frozenset(held), frozenset(loaded), same, sizes, frozenset(main))
 
@@ -87,7 +94,3 @@ def merged(before: NodeInfo, now: NodeInfo) -> NodeInfo:
     """The node as it was told last, a later word before an earlier one; a heartbeat may say less than a poll."""
     told = {name: value for name in NodeInfo.model_fields if (value := getattr(now, name)) is not None}
     return before.model_copy(update=told)
-
-
-def is_warm(view: NodeView, key: Key) -> bool:
-    return not key or key in view.loaded
