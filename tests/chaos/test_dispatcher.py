@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from tests.chaos.conftest import Figures
 from tests.support.crashes import knobs
 from tests.support.databases import new_database
-from tests.support.felling import felled
+from tests.support.felling import Plan, felled
 from tests.support.outage import server_of_its_own
 from tests.support.waiting import wait_until
 from tests.support.workshop import Life, Workshop, all_keys, workshop
@@ -25,9 +24,8 @@ async def test_one_of_two_dispatchers_killed_again_and_again(tmp_path: Path, fig
     """Ten thousand jobs on one PostgreSQL: the ledger balances to the job."""
     began = time.monotonic()
     url = await asyncio.to_thread(new_database, "felled")
-    balance, kills = await felled(
-        url, tmp_path, random.Random(10_000), names=("a", "b"), jobs=10_000, nodes=30, lease_s=4.0, kinds=KINDS
-    )
+    plan = Plan(names=("a", "b"), jobs=10_000, kinds=KINDS, nodes=30, lease_s=4.0, seed=10_000)
+    balance, kills = await felled(url, tmp_path, plan)
     assert balance.breaches == []
     assert kills > 10, "hardly anything happened"
     figures(f"two dispatchers, PostgreSQL: {kills} kills, {balance.line()}, {time.monotonic() - began:.0f} s")
@@ -37,17 +35,8 @@ async def test_the_only_dispatcher_killed_again_and_again(tmp_path: Path, figure
     """A thousand jobs in one SQLite file, and nobody to answer while the dispatcher is away: the same holds."""
     began = time.monotonic()
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    balance, kills = await felled(
-        url,
-        tmp_path,
-        random.Random(1000),
-        names=("a",),
-        jobs=1000,
-        nodes=10,
-        lease_s=4.0,
-        pause_s=(0.2, 3.0),
-        kinds=KINDS,
-    )
+    plan = Plan(names=("a",), jobs=1000, kinds=KINDS, nodes=10, lease_s=4.0, seed=1000, pause_s=(0.5, 8.0))
+    balance, kills = await felled(url, tmp_path, plan)
     assert balance.breaches == []
     assert kills > 5, "hardly anything happened"
     figures(f"one dispatcher, SQLite: {kills} kills, {balance.line()}, {time.monotonic() - began:.0f} s")

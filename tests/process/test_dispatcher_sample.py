@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,31 +10,33 @@ import httpx
 
 from tests.support.databases import emptied_postgres, new_database
 from tests.support.dispatching import a_job, a_node, a_result, dispatching
-from tests.support.felling import felled
+from tests.support.felling import Plan, felled
 from tests.support.outage import way_to
 from tests.support.waiting import wait_until
 from worker.clock import SystemClock
 
+DEEDS = {"work": 75, "keep": 5, "release": 5, "drain": 5, "vanish": 5, "freeze": 5}
 LOADED = ("dreamshaper_8.safetensors",)
 
 
 async def test_the_ledger_balances_though_a_dispatcher_is_killed(tmp_path: Path) -> None:
     """Of two dispatchers on one database one is killed at work: every job ends once, by whoever holds it."""
     url = await asyncio.to_thread(new_database, "felled")
-    balance, kills = await felled(
-        url,
-        tmp_path,
-        random.Random(5),
+    plan = Plan(
         names=("a", "b"),
-        jobs=150,
-        nodes=10,
+        jobs=100,
+        kinds={"bad": 4, "late": 3, "gone": 8},
+        nodes=8,
         lease_s=1.0,
+        seed=5,
         kills=1,
-        pause_s=(0.2, 0.4),
-        kinds={"bad": 5, "late": 3, "gone": 10},
+        again=False,
+        pause_s=(0.3, 0.5),
+        deeds=DEEDS,
     )
+    balance, kills = await felled(url, tmp_path, plan)
     assert balance.breaches == []
-    assert (kills, balance.ends()["dead job_timeout"], balance.ends()["dead expired"]) == (1, 5, 3)
+    assert (kills, balance.ends()["dead job_timeout"], balance.ends()["dead expired"]) == (1, 4, 3)
 
 
 class Wrong:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +64,7 @@ class Crowd:
     rng: random.Random
     lease_s: float
     client: httpx.AsyncClient
-    deeds: dict[str, int] = field(default_factory=lambda: dict(DEEDS))
+    deeds: Mapping[str, int]
     hands: dict[int, Hand] = field(default_factory=dict)
     newest: dict[str, int] = field(default_factory=dict)
     submitted: set[str] = field(default_factory=set)
@@ -290,12 +290,12 @@ class Crowd:
 
 @asynccontextmanager
 async def gathered(
-    urls: Callable[[], Sequence[str]], rng: random.Random, *, nodes: int, lease_s: float, **options: Any
+    urls: Callable[[], Sequence[str]], rng: random.Random, nodes: int, lease_s: float, deeds: Mapping[str, int]
 ) -> AsyncIterator[Crowd]:
     """A crowd at work; at the end of the block everybody brings to an end what he holds."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(trust_env=False, timeout=20, limits=limits) as client:
-        crowd = Crowd(urls, rng, lease_s, client, **options)
+        crowd = Crowd(urls, rng, lease_s, client, deeds)
         async with asyncio.TaskGroup() as group:
             for number in range(nodes):
                 group.create_task(crowd.node(f"node-{number:03d}"), name=f"node-{number:03d}")

@@ -26,7 +26,7 @@ AnyRow = Row[*tuple[Any, ...]]
 
 
 class Post:
-    """One dispatcher process after another. ``url`` is the latest one's, also when that was killed."""
+    """One dispatcher process after another. ``url`` is the latest one's, also when that was killed; empty: deserted."""
 
     def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -60,6 +60,10 @@ class Post:
         assert not self.life.over, f"it ended with {self.life.process.returncode}\n{self.life.tail()}"
         await self.life.kill()
         self.kills += 1
+
+    def desert(self) -> None:
+        """Nobody is sent to its address any more."""
+        self.url = ""
 
     async def aclose(self) -> None:
         """Drain the last process, which must end well."""
