@@ -137,7 +137,8 @@ class Store(Protocol):
     async def submit(self, jobs: Sequence[NewJob]) -> list[bool]:
         """All or none. True for each that is new, False for the very same document that stands there already.
 
-        Raises `IdConflict`, naming the id, when another document is known under it.
+        Raises `IdConflict`, naming the id, when another document is known under it, and `InvalidJob` for a name that
+        no index can hold.
         """
         ...
 
@@ -191,7 +192,11 @@ class Store(Protocol):
         ...
 
     async def sweep(self, *, max_deliveries: int) -> Swept:
-        """Take back leases that ran out, let delayed jobs wait again, end what is past its deadline or its limits."""
+        """Take back leases that ran out, let delayed jobs wait again, end what is past its deadline or its limits.
+
+        A job that was ever handed over may have succeeded unnoticed: past its deadline it is handed over all the same,
+        for a worker to judge, and past its limit three times more.
+        """
         ...
 
     async def backlog(self) -> list[Backlog]:

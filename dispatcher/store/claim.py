@@ -47,7 +47,8 @@ from dispatcher.words import Key, Waiting
 
 _COLUMNS = (*WAITING_COLUMNS, jobs.c.deliveries, jobs.c.handed)
 _NOW = bindparam("now", type_=BigInteger)
-_STARTABLE = and_(WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > _NOW))
+_STARTABLE = and_(WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > _NOW, jobs.c.handed > 0))
+"""Past its deadline only a job that may have succeeded already is handed over: a worker can tell."""
 
 Board = tuple[dict[Key, list[Waiting]], Waiting | None, int]
 
@@ -79,7 +80,7 @@ def _sqlite_heads(*, startable: bool) -> Executable:
         .correlate(key)
     )
     if startable:
-        first = first.where(or_(one.c.deadline.is_(None), one.c.deadline > _NOW))
+        first = first.where(or_(one.c.deadline.is_(None), one.c.deadline > _NOW, one.c.handed > 0))
     return select(*_COLUMNS).select_from(key.join(jobs, jobs.c.place.in_(first)))
 
 

@@ -36,16 +36,18 @@ from dispatcher.store.schema import (
     work_ms,
 )
 from dispatcher.words import NO_MODEL, Key
-from worker.errors import IdConflict, JobCancelled
+from worker.errors import IdConflict, InvalidJob, JobCancelled
 from worker.result import Result
 
 LEAST_COST_S = 0.001
+LONGEST_WORD = 2000
 
 
 def submit(connection: Connection, new: Sequence[NewJob], now: int) -> list[bool]:
     """All or none; True for each that is new."""
     wanted: dict[str, NewJob] = {}
     for job in new:
+        _expect_storable(job)
         _expect_same(job.id, wanted.setdefault(job.id, job).fingerprint, job.fingerprint)
     known = _known(connection, wanted)
     fresh = [job for job in wanted.values() if job.id not in known]
@@ -72,6 +74,13 @@ def _known(connection: Connection, wanted: dict[str, NewJob]) -> set[str]:
 def _expect_same(job_id: str, known: str, offered: str) -> None:
     if known != offered:
         raise IdConflict(f"another document is known under the id {job_id}")
+
+
+def _expect_storable(job: NewJob) -> None:
+    """Words by which jobs are found have to fit into an index, and PostgreSQL knows no NUL."""
+    for word in (job.id, job.user, _key(job)):
+        if "\0" in word or len(word.encode()) > LONGEST_WORD:
+            raise InvalidJob(f"a name in the job {job.id[:128]!r} has more than {LONGEST_WORD} bytes or a NUL in it")
 
 
 def _insert(connection: Connection, fresh: Sequence[NewJob], now: int) -> dict[str, int]:

@@ -1,8 +1,10 @@
-"""What nobody asks for and has to happen: in small transactions, by as many processes at once as like."""
+"""What nobody asks for and has to happen: in small transactions, by as many processes at once as like.
+
+Each step does a portion at the time given (a stamp) and says how many it found: under `PORTION` when none are left.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +20,7 @@ from sqlalchemy import (
 )
 
 from dispatcher.store.base import Backlog
-from dispatcher.store.ending import end_here, ended, give_back
+from dispatcher.store.ending import HandOver, end_here, ended, give_back
 from dispatcher.store.rows import PORTION, Tally, add, among, insert_into
 from dispatcher.store.schema import (
     DELAYED,
@@ -51,22 +53,22 @@ SMALL_BOUND = 100
 UNFOLDED = 8
 _MICROSECOND = timedelta(microseconds=1)
 
-Step = Callable[[Connection, int], int]
-"""Does a portion at the time (stamp) and says how many it found: fewer than `PORTION` when none are left."""
+_Ended = tuple[HandOver, dict[str, Any]]
 
 
 def vanished(connection: Connection, now: int, most: int) -> tuple[int, int]:
     """Take back leases that ran out; how many, and how many of their jobs had been handed over too often."""
     out = select(leases).where(leases.c.until <= now).order_by(leases.c.token).limit(PORTION)
     locked = connection.execute(out.with_for_update(skip_locked=True)).all()
-    hands = [(hand, hand.attempt(hand.lease.until, None)) for hand in ended(connection, locked)]
+    back: list[_Ended] = []
+    over: list[_Ended] = []
+    for hand in ended(connection, locked):
+        is_over = hand.job.deliveries >= most + MORE_DELIVERIES and not hand.lease.cancelling
+        (over if is_over else back).append((hand, hand.attempt(hand.lease.until, None)))
     tally = Tally()
-    limit = most + MORE_DELIVERIES
-    over = [(hand, tried) for hand, tried in hands if hand.job.deliveries >= limit and not hand.lease.cancelling]
-    if over:
-        add(connection, attempts, [tried for _, tried in over])
-        end_here(connection, [hand.job for hand, _ in over], DeliveryLimit(), now, tally)
-    give_back(connection, [one for one in hands if one not in over], now, tally)
+    add(connection, attempts, [tried for _, tried in over])
+    end_here(connection, [hand.job for hand, _ in over], DeliveryLimit(), now, tally)
+    give_back(connection, back, now, tally)
     tally.write(connection)
     return len(locked), len(over)
 
@@ -94,8 +96,9 @@ def woken(connection: Connection, now: int) -> int:
 
 
 def expired(connection: Connection, now: int) -> int:
-    """Jobs that nobody started before their deadline are dead."""
-    return _end_some(connection, and_(UNHELD, HAS_DEADLINE, jobs.c.deadline <= now), Expired(), now)
+    """Jobs that nobody was handed before their deadline are dead."""
+    too_late = and_(UNHELD, HAS_DEADLINE, jobs.c.deadline <= now, jobs.c.handed == 0)
+    return _end_some(connection, too_late, Expired(), now)
 
 
 def limited(connection: Connection, now: int, most: int) -> int:
