@@ -35,7 +35,7 @@ async def test_the_only_dispatcher_killed_again_and_again(tmp_path: Path, figure
     """A thousand jobs in one SQLite file, and nobody to answer while the dispatcher is away: the same holds."""
     began = time.monotonic()
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    plan = Plan(names=("a",), jobs=1000, kinds=KINDS, nodes=10, lease_s=4.0, seed=1000, pause_s=(0.5, 8.0))
+    plan = Plan(names=("a",), jobs=1000, kinds=KINDS, nodes=10, lease_s=4.0, seed=1000)
     balance, kills = await felled(url, tmp_path, plan)
     assert balance.breaches == []
     assert kills > 5, "hardly anything happened"

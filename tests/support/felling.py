@@ -37,7 +37,7 @@ class Plan:
     seed: int
     kills: int | None = None
     again: bool = True
-    pause_s: tuple[float, float] = (0.5, 4.0)
+    pause_s: tuple[float, float] = (1.0, 8.0)
     deeds: Mapping[str, int] = field(default_factory=lambda: DEEDS)
 
     def documents(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ async def felled(url: str, folder: Path, plan: Plan) -> tuple[Balance, int]:
     """The balance of it all, and the number of kills."""
     rng = random.Random(plan.seed)
     watch = Watch(url)
-    variables = {"LEASE": f"{plan.lease_s}s", "MAX_DELIVERIES": "6", "WEBHOOK_BUDGET": "5s"}
+    variables = {"LEASE": f"{plan.lease_s}s", "WEBHOOK_BUDGET": "5s"}
     async with (
         Hook() as hook,
         posted(url, folder, *plan.names, **variables) as posts,
