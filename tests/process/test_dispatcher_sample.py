@@ -34,9 +34,10 @@ async def test_the_ledger_balances_though_a_dispatcher_is_killed(tmp_path: Path)
         pause_s=(0.3, 0.5),
         deeds=DEEDS,
     )
-    balance, kills = await felled(url, tmp_path, plan)
-    assert balance.breaches == []
-    assert (kills, balance.ends()["dead job_timeout"], balance.ends()["dead expired"]) == (1, 4, 3)
+    run = await felled(url, tmp_path, plan)
+    assert run.balance.breaches == []
+    ends = run.balance.ends()
+    assert (run.kills, ends["dead job_timeout"], ends["dead expired"]) == (1, 4, 3)
 
 
 class Wrong:

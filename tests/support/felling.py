@@ -26,7 +26,8 @@ PATIENCE_S = 180
 class Plan:
     """``jobs`` good ones and ``kinds`` of others; ``kills``: how many, None: until all is over.
 
-    ``again``: those that were killed are begun anew after that; one that is not is missed by nobody.
+    ``again``: those that were killed are begun anew after that; one that is not is missed by nobody. ``frozen``: the
+    share that is not killed, but stands still for longer than a lease.
     """
 
     names: tuple[str, ...]
@@ -37,6 +38,7 @@ class Plan:
     seed: int
     kills: int | None = None
     again: bool = True
+    frozen: float = 0.0
     pause_s: tuple[float, float] = (1.0, 8.0)
     deeds: Mapping[str, int] = field(default_factory=lambda: DEEDS)
 
@@ -44,8 +46,21 @@ class Plan:
         return documents(kind, self.kinds.get(kind, 0), **fields)
 
 
-async def felled(url: str, folder: Path, plan: Plan) -> tuple[Balance, int]:
-    """The balance of it all, and the number of kills."""
+@dataclass(frozen=True)
+class Felled:
+    """What came of it; ``kills`` and ``freezes`` of dispatchers."""
+
+    balance: Balance
+    kills: int
+    freezes: int
+
+    def line(self) -> str:
+        """The figures of a run."""
+        return f"{self.kills} kills, {self.freezes} freezes, {self.balance.line()}"
+
+
+async def felled(url: str, folder: Path, plan: Plan) -> Felled:
+    """A crowd works off a plan while its dispatchers are killed and frozen."""
     rng = random.Random(plan.seed)
     watch = Watch(url)
     variables = {"LEASE": f"{plan.lease_s}s", "WEBHOOK_BUDGET": "5s"}
@@ -57,13 +72,13 @@ async def felled(url: str, folder: Path, plan: Plan) -> tuple[Balance, int]:
         await crowd.submit(documents("good", plan.jobs))
         await crowd.submit(plan.documents("bad"))
         await crowd.submit(plan.documents("cursed", **_told(hook)))
-        done = await _kill(posts, watch, rng, plan, plan.kills)
+        await _kill(posts, watch, rng, plan, plan.kills)
         past = isoformat(SystemClock().now().replace(year=2020))
         await crowd.submit(plan.documents("late", deadline=past, priority=-1, **_told(hook)))
         gone = plan.documents("gone", priority=-1, **_told(hook))
         await crowd.submit(gone)
         await asyncio.gather(*(crowd.withdraw(one["id"]) for one in gone))
-        done += await _kill(posts, watch, rng, plan, None if plan.kills is None else 0)
+        await _kill(posts, watch, rng, plan, None if plan.kills is None else 0)
 
         async def over() -> bool:
             await takes(0.1)
@@ -71,14 +86,15 @@ async def felled(url: str, folder: Path, plan: Plan) -> tuple[Balance, int]:
 
         await wait_until(over, timeout=PATIENCE_S)
     watch.close()
-    return Balance(crowd, await asyncio.to_thread(read_books, url), hook.told), done
+    balance = Balance(crowd, await asyncio.to_thread(read_books, url), hook.told)
+    return Felled(balance, sum(post.kills for post in posts), sum(post.freezes for post in posts))
 
 
 def _told(hook: Hook) -> dict[str, Any]:
     return {"webhook": {"url": hook.url("/hook"), "events": EVENTS}}
 
 
-async def _kill(posts: list[Post], watch: Watch, rng: random.Random, plan: Plan, kills: int | None) -> int:
+async def _kill(posts: list[Post], watch: Watch, rng: random.Random, plan: Plan, kills: int | None) -> None:
     """Kill one of them, begin it anew, and so on; with one alone nobody answers meanwhile."""
     done = 0
     while done != kills:
@@ -86,10 +102,12 @@ async def _kill(posts: list[Post], watch: Watch, rng: random.Random, plan: Plan,
         if kills is None and (await watch.left())[0] == 0:
             break
         post = rng.choice(posts)
+        if rng.random() < plan.frozen:
+            await post.freeze(1.5 * plan.lease_s)
+            continue
         await post.kill()
         if plan.again:
             await post.begin()
         else:
             post.desert()
         done += 1
-    return done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,7 @@ from dispatcher.store.database import connected
 from dispatcher.store.schema import attempts, backlog, jobs, leases, letters, results
 from dispatcher.store.sql import url_of
 from tests.support.dispatching import NODE, USER
+from tests.support.virtual import takes
 from tests.support.waiting import wait_until
 from tests.support.workshop import SECRET, Life, living
 from worker.result import Result
@@ -33,6 +35,7 @@ class Post:
         self.url = ""
         self.lives = 0
         self.kills = 0
+        self.freezes = 0
         self._folder = folder
         self._environment = environment
         self._stack = AsyncExitStack()
@@ -60,6 +63,14 @@ class Post:
         assert not self.life.over, f"it ended with {self.life.process.returncode}\n{self.life.tail()}"
         await self.life.kill()
         self.kills += 1
+
+    async def freeze(self, seconds: float) -> None:
+        """Have it stand still as it is, whatever it is about, and go on."""
+        self.life.process.send_signal(signal.SIGSTOP)
+        await wait_until(self.life.stands_still)
+        await takes(seconds)
+        self.life.process.send_signal(signal.SIGCONT)
+        self.freezes += 1
 
     def desert(self) -> None:
         """Nobody is sent to its address any more."""
