@@ -15,10 +15,10 @@ from math import inf
 
 import structlog
 
-from dispatcher.batch import Line, decide, interests, pick_of
+from dispatcher.batch import Line, decide, pick_of
 from dispatcher.demand import Demands
 from dispatcher.fleet import Fleet
-from dispatcher.heads import Heads
+from dispatcher.lookout import Lookout
 from dispatcher.metrics import Metrics
 from dispatcher.store.base import Grant, JobRow, Store, StoreUnavailable
 from dispatcher.words import NO_MODEL, Choice, Key, NodeView, Option, Rules
@@ -29,9 +29,6 @@ log = structlog.get_logger()
 BATCH_MOST = 64
 STRANGERS = 8
 """Of the held requests of nodes that have nothing to do with what came, how many are looked at at once."""
-
-HOT_FROM, HOT, COLD = 4, 32, 2
-"""Heads read of a model that is in memory here and of which more jobs wait than the first number; of any other."""
 
 TRIES = 3
 BREATH = 16
@@ -102,11 +99,11 @@ class Desk:
     store: Store
     fleet: Fleet
     demands: Demands
+    lookout: Lookout
     rules: Rules
     lease: timedelta
     clock: Clock
     metrics: Metrics
-    heads: Heads = field(default_factory=Heads)
     assignments: OrderedDict[str, Assignment] = field(default_factory=OrderedDict)
     _fresh: deque[_Ask] = field(default_factory=deque)
     _held: dict[str, _Ask] = field(default_factory=dict)
@@ -157,7 +154,7 @@ class Desk:
         """Jobs of these models came to wait."""
         keys = set(keys)
         if keys:
-            self.heads.forget(keys)
+            self.lookout.heads.forget(keys)
             self._woken |= keys
             self._bell.set()
 
@@ -253,7 +250,7 @@ class Desk:
         picked: list[_Picked] = []
         try:
             views = {ask.node: self.fleet.view(self.fleet[ask.node]) for ask in batch}
-            keys, line = await self._look(views)
+            keys, line = await self.lookout.look(views)
             picked = await self._decide(batch, views, keys, line)
             await self._grant(picked, line)
         except StoreUnavailable as error:
@@ -267,52 +264,30 @@ class Desk:
             if not (ask.answer.done() or ask.queued):
                 self._hold(ask)
 
-    async def _look(self, views: Mapping[str, NodeView]) -> tuple[dict[str, list[Key]], Line]:
-        """Whose first jobs each node's decision looks at; has them read where they are not remembered.
-
-        An idle service asks its database nothing.
-        """
-        now = asyncio.get_running_loop().time()
-        keys = interests(views.values(), self.demands.index, self.rules)
-        wanted = {key for of_node in keys.values() for key in of_node if self._waits(key)}
-        if not wanted and not self.demands.waiting:
-            return keys, Line()
-        loaded = {key for view in views.values() for key in view.loaded}
-        hot = {key for key in wanted if (key in loaded or key == NO_MODEL) and self._waits(key) > HOT_FROM}
-        line = await self._read(self.heads.missing(wanted - hot, now), COLD)
-        if missing := self.heads.missing(hot, now):
-            line = await self._read(missing, HOT)
-        return keys, line
-
-    async def _read(self, keys: list[Key], each: int) -> Line:
-        found, oldest, passed = await self.store.board(keys, each=each)
-        now, wall = asyncio.get_running_loop().time(), self.clock.now()
-        self.heads.put(found, keys, each, now)
-        for key in keys:
-            jobs = found.get(key)
-            since = jobs[0].since if jobs else None
-            self.demands.first(key, now - (wall - since).total_seconds() if since is not None else None)
-        return Line(oldest, passed)
-
-    def _waits(self, key: Key) -> int:
-        demand = self.demands.index.get(key)
-        return demand.waiting if demand is not None else 0
-
     async def _decide(
         self, batch: list[_Ask], views: Mapping[str, NodeView], keys: Mapping[str, list[Key]], line: Line
     ) -> list[_Picked]:
-        """Who gets what: each decision sees what the ones before it took."""
+        """Who gets what: each decision sees what the ones before it took.
+
+        A node that would pass over work of its own model, only because more of it was not read, is asked for again.
+        """
         picked = []
         for count, ask in enumerate(batch, 1):
             if count % BREATH == 0:
                 await asyncio.sleep(0)
+            view, heads, is_short = views[ask.node], self.lookout.heads, self.lookout.is_short
             if ask.answer.done():
                 continue
-            view = views[ask.node]
-            choice = ask.choice = decide(view, keys[ask.node], self.heads.of, self.demands.index, line, self.rules)
-            if choice.option is not None:
+            if any(map(is_short, view.loaded)):
+                self._queue(ask)
+                continue
+            choice = ask.choice = decide(view, keys[ask.node], heads.of, self.demands.index, line, self.rules)
+            if choice.option is None:
+                if any(map(is_short, keys[ask.node])):
+                    self._queue(ask)
+            else:
                 job = choice.option.job
-                self.heads.take(job)
+                heads.take(job)
                 self.demands.gone(job)
                 self.fleet.gave(ask.node, job)
                 line = line.after(job)
@@ -351,14 +326,19 @@ class Desk:
     def _not_taken(self, option: Option) -> None:
         """Another was quicker, or nobody knows: what was thought of the job and its model is not so."""
         self.fleet.over(option.job.id)
-        self.heads.forget([option.job.key])
+        self.lookout.heads.forget([option.job.key])
 
     def _retry(self, ask: _Ask) -> None:
         ask.tries += 1
         if ask.tries < TRIES:
-            self._held.pop(ask.node, None)
-            ask.queued = True
-            self._fresh.appendleft(ask)
+            self._queue(ask)
+
+    def _queue(self, ask: _Ask) -> None:
+        """Serve the request once more."""
+        if self._held.get(ask.node) is ask:
+            del self._held[ask.node]
+        ask.queued = True
+        self._fresh.append(ask)
 
     def _hold(self, ask: _Ask) -> None:
         """Leave the request until work comes, or its time is up."""

@@ -30,10 +30,13 @@ class Heads:
     def missing(self, keys: Iterable[Key], now: float) -> list[Key]:
         """Of which of these the heads must be read."""
         return [
-            key
-            for key in keys
-            if (entry := self._entries.get(key)) is None or entry.until <= now or (entry.more and not entry.jobs)
+            key for key in keys if (entry := self._entries.get(key)) is None or entry.until <= now or self.is_short(key)
         ]
+
+    def is_short(self, key: Key) -> bool:
+        """Whether more jobs wait than were read, and all that were read are taken."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.more and not entry.jobs
 
     def put(self, found: Mapping[Key, Iterable[Waiting]], asked: Collection[Key], each: int, now: float) -> None:
         """What was read of the keys that were asked for, at most ``each``."""

@@ -23,6 +23,7 @@ from dispatcher.documents import Counts
 from dispatcher.fleet import Fleet
 from dispatcher.heartbeats import Heartbeats
 from dispatcher.identity import SALAD_KEYS, IdentityTokens
+from dispatcher.lookout import Lookout
 from dispatcher.metrics import Metrics, Observed
 from dispatcher.outbox import Outbox
 from dispatcher.settings import PREFIX, AccessSettings, Settings
@@ -119,7 +120,7 @@ def _view(settings: Settings, store: Store, clock: Clock, keys: str, pace: Pace)
     fleet = Fleet(clock, given.node_timeout)
     demands = Demands(fleet, asyncio.get_running_loop().time)
     fleet.on_moved(demands.moved)
-    desk = Desk(store, fleet, demands, rules, given.lease, clock, metrics)
+    desk = Desk(store, fleet, demands, Lookout(store, demands, rules, clock), rules, given.lease, clock, metrics)
     metrics.observe(
         Observed(
             lambda: demands.waiting,

@@ -141,7 +141,7 @@ class Upkeep:
 
     async def expire(self) -> None:
         self.fleet.expire()
-        self.desk.heads.prune(asyncio.get_running_loop().time())
+        self.desk.lookout.heads.prune(asyncio.get_running_loop().time())
 
     async def sweep(self) -> Swept:
         swept = await self.store.sweep(max_deliveries=self.max_deliveries)

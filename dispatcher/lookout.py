@@ -1,0 +1,74 @@
+"""What a batch of decisions looks at: the first jobs of the models that concern its nodes, read where need be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from dispatcher.batch import Line, interests
+from dispatcher.demand import Demands
+from dispatcher.heads import Heads
+from dispatcher.store.base import Store
+from dispatcher.words import NO_MODEL, Key, NodeView, Rules
+from worker.clock import Clock
+
+COLD, WARM, CROWD = 2, 8, 64
+"""How many first jobs are read of a model that no node of the batch has in memory, that some have, that many have."""
+
+
+@dataclass(slots=True)
+class Lookout:
+    """Reads the board, and remembers it for a moment (`heads`)."""
+
+    store: Store
+    demands: Demands
+    rules: Rules
+    clock: Clock
+    heads: Heads = field(default_factory=Heads)
+
+    async def look(self, views: Mapping[str, NodeView]) -> tuple[dict[str, list[Key]], Line]:
+        """By node whose first jobs its decision looks at, all of which are known then; and who is first in line.
+
+        An idle service asks its database nothing. Raises `StoreUnavailable`.
+        """
+        now = asyncio.get_running_loop().time()
+        keys = interests(views.values(), self.demands.index, self.rules)
+        wanted = {key for of_node in keys.values() for key in of_node if self._waits(key)}
+        line = Line()
+        if wanted or self.demands.waiting:
+            crowds = Counter(key for view in views.values() for key in view.loaded)
+            crowds[NO_MODEL] = len(views)
+            for each, found in self._classes(wanted, crowds).items():
+                missing = self.heads.missing(found, now)
+                if missing or each == COLD:
+                    line = await self._read(missing, each)
+        return keys, line
+
+    def is_short(self, key: Key) -> bool:
+        """Whether jobs of the model wait that were not read, and none that was read is left."""
+        return self._waits(key) > 0 and self.heads.is_short(key)
+
+    def _classes(self, wanted: Iterable[Key], crowds: Mapping[Key, int]) -> dict[int, list[Key]]:
+        """The keys by how many first jobs are to be read of each."""
+        found: dict[int, list[Key]] = {COLD: [], WARM: [], CROWD: []}
+        for key in wanted:
+            crowd = crowds.get(key, 0)
+            warm = WARM if crowd <= WARM else CROWD
+            found[warm if crowd and self._waits(key) > COLD else COLD].append(key)
+        return found
+
+    async def _read(self, keys: list[Key], each: int) -> Line:
+        found, oldest, passed = await self.store.board(keys, each=each)
+        now, wall = asyncio.get_running_loop().time(), self.clock.now()
+        self.heads.put(found, keys, each, now)
+        for key in keys:
+            jobs = found.get(key)
+            since = jobs[0].since if jobs else None
+            self.demands.first(key, now - (wall - since).total_seconds() if since is not None else None)
+        return Line(oldest, passed)
+
+    def _waits(self, key: Key) -> int:
+        demand = self.demands.index.get(key)
+        return demand.waiting if demand is not None else 0
