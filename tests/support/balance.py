@@ -25,8 +25,8 @@ ENDS: Mapping[str, frozenset[tuple[str, str | None]]] = {
 class Balance:
     """``breaches`` are all the promises that were not kept, in words; none when all is well."""
 
-    def __init__(self, crowd: Crowd, books: Books, told: Iterable[Told]) -> None:
-        self.breaches = list(crowd.breaches)
+    def __init__(self, crowd: Crowd, books: Books, told: Iterable[Told], refused: Iterable[str] = ()) -> None:
+        self.breaches = [*crowd.breaches, *(f"a webhook was refused: {why}" for why in refused)]
         self.unreceived = 0
         self._crowd = crowd
         self._books = books

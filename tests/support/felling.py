@@ -86,7 +86,7 @@ async def felled(url: str, folder: Path, plan: Plan) -> Felled:
 
         await wait_until(over, timeout=PATIENCE_S)
     watch.close()
-    balance = Balance(crowd, await asyncio.to_thread(read_books, url), hook.told)
+    balance = Balance(crowd, await asyncio.to_thread(read_books, url), hook.told, hook.refused)
     return Felled(balance, sum(post.kills for post in posts), sum(post.freezes for post in posts))
 
 
