@@ -34,7 +34,11 @@ Standing = tuple[frozenset[Key], frozenset[Key], frozenset[Key]]
 
 @dataclass(slots=True)
 class Seat:
-    """One node as it is known here. Times are of the loop, in seconds, but for ``seen``."""
+    """One node as it is known here. Times are of the loop, in seconds, but for ``seen``.
+
+    ``latest``: the job that it was given last of those for which it has all files. ``parked``: jobs that it was given
+    and that wait there for files, by id; others overtake them.
+    """
 
     id: str
     asked: Availability
@@ -50,6 +54,7 @@ class Seat:
     idle_since: float | None = None
     used: dict[Key, None] = field(default_factory=dict)
     latest: Waiting | None = None
+    parked: dict[str, Waiting] = field(default_factory=dict)
     orders: NodeOrders = field(default_factory=NodeOrders)
     stored: Mapping[str, Any] = field(default_factory=dict)
     told: NodeOrders | None = None
@@ -58,10 +63,12 @@ class Seat:
 
     @property
     def coming(self) -> frozenset[Key]:
-        """What it was ordered to fetch and has not."""
-        if not self.orders.download:
+        """What it was ordered to fetch and has not, and what jobs there wait for."""
+        if not (self.orders.download or self.parked):
             return _NONE
-        return frozenset(need.key for need in self.orders.download) - self.held
+        wanted = [need.key for need in self.orders.download]
+        wanted += [need.key for job in self.parked.values() for need in job.needs]
+        return frozenset(wanted) - self.held
 
     @property
     def due(self) -> NodeOrders:
@@ -79,15 +86,12 @@ class Seat:
             self.used[first] = None
 
     def settle(self, now: float) -> None:
-        """Work out what is in memory and on disk when its next job begins: the latest that it was given counts too."""
+        """Work out what is in memory when its next job begins: the latest that it was given counts too."""
         stock, latest = self.stock, self.latest
         self.loaded, self.held, main = stock.loaded, stock.held, stock.main
-        if latest is not None and latest.needs:
-            keys = frozenset(need.key for need in latest.needs)
-            self.held = stock.held | keys
-            if latest.key not in stock.loaded:
-                self.loaded = keys
-                main = frozenset(stock.first(n.key) for n in latest.needs[:1] if n.kind in MEMORY) or main
+        if latest is not None and latest.needs and latest.key not in stock.loaded:
+            self.loaded = frozenset(need.key for need in latest.needs)
+            main = frozenset(stock.first(n.key) for n in latest.needs[:1] if n.kind in MEMORY) or main
         if main != self.main:
             self.main, self.resident_since = main, now
 
@@ -105,7 +109,7 @@ class Fleet:
         self._copies: Counter[Key] = Counter()
         self._coming: Counter[Key] = Counter()
         self._sizes: dict[Key, int] = {}
-        self._latest: dict[str, str] = {}
+        self._given: dict[str, str] = {}
 
     def on_moved(self, moved: Callable[[Iterable[Key]], None]) -> None:
         """Have this told the models of which more or fewer nodes have a copy now."""
@@ -145,9 +149,9 @@ class Fleet:
         seat = self._seats.get(asked.node.id)
         if seat is None:
             seat = self._seats[asked.node.id] = Seat(asked.node.id, asked, self._clock.now(), now)
-        if seat.latest is not None and all(one.id != seat.latest.id for one in asked.running):
-            self._latest.pop(seat.latest.id, None)
-            seat.latest = None
+        running = {one.id for one in asked.running}
+        for job_id in [one for one in _given(seat) if one not in running]:
+            self._left(seat, job_id)
         if seat.idle_since is not None and now > seat.heard + PAUSED.total_seconds():
             seat.idle_since = None
         self._take(seat, asked, self._clock.now(), now)
@@ -167,23 +171,37 @@ class Fleet:
         return seat
 
     def gave(self, node: str, job: Waiting) -> None:
-        """The node got this job: from now on it counts as having its models."""
+        """The node got this job: from now on it counts as having its models in memory, or as fetching them."""
         seat = self._seats[node]
-        if seat.latest is not None:
-            self._latest.pop(seat.latest.id, None)
-        seat.latest, seat.idle_since = job, None
-        self._latest[job.id] = node
+        seat.idle_since = None
+        self._given[job.id] = node
+        if _is_here(job, seat):
+            self._next(seat, job)
+        else:
+            seat.parked[job.id] = job
         seat.use(need.key for need in job.needs)
         seat.settle(_now())
         self._count(seat)
 
     def over(self, job_id: str) -> None:
         """The job left its node: what that says of itself is true again."""
-        node = self._latest.pop(job_id, None)
+        node = self._given.pop(job_id, None)
         if node is not None and (seat := self._seats.get(node)) is not None:
-            seat.latest = None
+            self._left(seat, job_id)
             seat.settle(_now())
             self._count(seat)
+
+    def _left(self, seat: Seat, job_id: str) -> None:
+        self._given.pop(job_id, None)
+        seat.parked.pop(job_id, None)
+        if seat.latest is not None and seat.latest.id == job_id:
+            seat.latest = None
+
+    def _next(self, seat: Seat, job: Waiting) -> None:
+        """The job will be in the server's turn next, as far as is known."""
+        if seat.latest is not None:
+            self._given.pop(seat.latest.id, None)
+        seat.latest = job
 
     def idle(self, node: str) -> None:
         """The node has room for a job and got none."""
@@ -269,6 +287,9 @@ class Fleet:
             self._sizes.update(seat.stock.sizes)
             for key in [key for key in seat.used if key not in seat.stock.held]:
                 del seat.used[key]
+            for job in [job for job in seat.parked.values() if _is_here(job, seat)]:
+                del seat.parked[job.id]
+                self._next(seat, job)
         seat.use(seat.stock.main)
         seat.settle(_now())
         self._count(seat)
@@ -290,6 +311,15 @@ class Fleet:
             changed |= old ^ new
         if changed:
             self._moved(changed)
+
+
+def _is_here(job: Waiting, seat: Seat) -> bool:
+    return all(need.key in seat.stock.held for need in job.needs)
+
+
+def _given(seat: Seat) -> list[str]:
+    """The jobs that it is known to have been given, as far as they count for what it has."""
+    return [*seat.parked, *([seat.latest.id] if seat.latest is not None else [])]
 
 
 def _now() -> float:

@@ -34,6 +34,9 @@ S = TypeVar("S", Availability, Heartbeat)
 WAIT_MOST_S = 60.0
 """A request for work is held back no longer, whatever it offers: proxies cut what takes longer."""
 
+WAIT_PARKED_S = 2.0
+"""So long where jobs there wait for files: what has come by then changes what the node should get."""
+
 PAUSE_S, STOPPING_PAUSE_S = 2.0, 1.0
 DELAY_MOST = timedelta(days=1)
 
@@ -105,7 +108,7 @@ async def _asked(request: Request, view: View) -> Response:
     seat = view.fleet.asked(asked)
     view.heartbeats.mention(held)
     urgent = _has_news(seat) or view.heartbeats.cancelled(held)
-    wait_s = 0.0 if urgent else min(asked.wait or 0.0, WAIT_MOST_S)
+    wait_s = 0.0 if urgent else min(asked.wait or 0.0, WAIT_PARKED_S if seat.parked else WAIT_MOST_S)
     offer = await _offer(view, request, seat.id, wait_s)
     if not offer.held:
         view.metrics.request("availability", _now() - began)
@@ -170,7 +173,7 @@ def _answer(view: View, seat: Seat, offer: Offer, held: Iterable[Held], *, waite
     }
     if offer.grant is not None:
         view.heartbeats.leased(offer.grant.job.id, offer.grant.token, seat.id)
-        return Answer(generation=generation_of(offer.grant, view.counts), **known)
+        return Answer(generation=generation_of(offer.grant, view.counts, view.upkeep.catalogue), **known)
     pause = STOPPING_PAUSE_S if view.upkeep.health.stopping else 0.0 if waited else PAUSE_S
     skipped = dict(offer.choice.skipped) if offer.choice is not None else {}
     return Answer(retry_after=pause, skipped=skipped or None, **known)

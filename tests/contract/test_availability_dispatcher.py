@@ -121,7 +121,7 @@ async def test_receives_cancelled_at_any_instant_leave_nothing_leased(tmp_path: 
     rng, loop = random.Random(7), asyncio.get_running_loop()
     async with paired(tmp_path) as pair:
         for job_id in "abc":
-            await pair.producer.submit(job_id, BODY)
+            await pair.producer.submit(job_id, b'{"params": {"prompt": "a cat"}}')
         for _ in range(40):
             receiving = asyncio.create_task(pair.queue.receive(), name="receiving")
             loop.call_later(rng.uniform(0, 0.02), receiving.cancel)
