@@ -108,7 +108,7 @@ async def _asked(request: Request, view: View) -> Response:
     seat = view.fleet.asked(asked)
     view.heartbeats.mention(held)
     urgent = _has_news(seat) or view.heartbeats.cancelled(held)
-    wait_s = 0.0 if urgent else min(asked.wait or 0.0, WAIT_PARKED_S if seat.parked else WAIT_MOST_S)
+    wait_s = 0.0 if urgent else min(asked.wait or 0.0, _wait_most(view, seat))
     offer = await _offer(view, request, seat.id, wait_s)
     if not offer.held:
         view.metrics.request("availability", _now() - began)
@@ -134,6 +134,12 @@ async def _beat(request: Request, view: View) -> Response:
         )
     view.metrics.request("heartbeat", _now() - began)
     return _json(answer)
+
+
+def _wait_most(view: View, seat: Seat) -> float:
+    """So that a node which waits here is heard of again well before it would count as away."""
+    timeout_s = view.settings.rules.node_timeout.total_seconds()
+    return min(timeout_s / 2, WAIT_PARKED_S if seat.parked else WAIT_MOST_S)
 
 
 def _has_news(seat: Seat) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from dispatcher.desk import Offer
-from tests.support.dispatching import dispatching
+from tests.support.dispatching import MODEL, a_job, dispatching
 from tests.support.waiting import wait_until
 
 
@@ -22,3 +22,21 @@ async def test_one_that_is_answered_is_not_served_again(tmp_path: Path) -> None:
         held.reply(Offer())
         assert desk._next() == []
         assert "generation" not in await asking
+
+
+async def test_a_node_that_waits_is_not_taken_for_one_that_is_away(tmp_path: Path) -> None:
+    """It is answered with nothing, to ask again, before the time is over after which a silent node is away."""
+    async with dispatching(tmp_path, LEASE="2s", NODE_TIMEOUT="1s") as talk, asyncio.timeout(30):
+        assert (await talk.ask(wait=60.0))["retry_after"] == 0
+
+
+async def test_a_node_whose_jobs_wait_for_files_is_asked_again_soon(tmp_path: Path) -> None:
+    """What has come meanwhile changes what it should get, and only its next request tells."""
+    async with dispatching(tmp_path) as talk:
+        given = await talk.given(disk=())
+        running = [{"id": given["id"], "token": given["token"]}]
+        await talk.submit(a_job("far", "far.safetensors"))
+        far = (await talk.ask(loaded=(MODEL,), running=running))["generation"]
+        running.append({"id": far["id"], "token": far["token"]})
+        async with asyncio.timeout(30):
+            assert "generation" not in await talk.ask(loaded=(MODEL,), running=running, wait=60.0)
