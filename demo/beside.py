@@ -12,7 +12,7 @@ from dispatcher.simulate.policies import policy
 from dispatcher.simulate.world import World
 from dispatcher.words import Rules, Waiting
 
-COVERAGE_S, POLL_S, NODE_TIMEOUT_S = 5.0, 0.25, 30.0
+COVERAGE_S, POLL_S = 5.0, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def computed(name: str, plan: Plan, jobs: Sequence[Wanted], lost: Mapping[str, f
     assumed = Assumptions(
         heartbeat_s=plan.lease_s / 4,
         lease_s=plan.lease_s,
-        node_timeout_s=NODE_TIMEOUT_S,
+        node_timeout_s=plan.lease_s,
         plan_s=COVERAGE_S,
         poll_s=POLL_S,
         warm_up=0.0,

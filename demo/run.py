@@ -198,8 +198,6 @@ class Demo:
                 "WORKER_AVAILABILITY_TOKEN": service.node_token,
                 "WORKER_STORAGE": "directory",
                 "WORKER_STORAGE_DIRECTORY": str(self._store),
-                "WORKER_MODELS_HOSTS": "*",
-                "WORKER_URLS_ALLOW_PRIVATE": "true",
             }
             nodes = [
                 await stack.enter_async_context(Node.running(name, self.out / name, variables)) for name in plan.nodes
@@ -212,6 +210,7 @@ class Demo:
         return {f"DISPATCHER_{name}": value for name, value in hook.items()} | {
             "DISPATCHER_DATABASE_URL": self.database or f"sqlite:///{self.out / 'dispatcher.db'}",
             "DISPATCHER_LEASE": str(self.plan.lease_s),
+            "DISPATCHER_NODE_TIMEOUT": str(self.plan.lease_s),
         }
 
     def _tell_costs(self, fleet: Fleet, jobs: list[Wanted]) -> None:
