@@ -122,6 +122,9 @@ class Heartbeats:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             return
+        except asyncio.CancelledError:
+            self._waiting += waiting
+            raise
         for job_id, _ in held:
             _note(self._renewed, job_id, began)
         self.cancel(extended.cancelled)

@@ -40,8 +40,8 @@ from worker.webhooks import Defaults, Sender
 
 log = structlog.get_logger()
 
+DATABASE = f"{PREFIX}DATABASE_URL"
 OK = 0
-INTERNAL = 70
 COLLECTED = (20_000, 20, 20)
 LAST_BATCH_MOST = timedelta(seconds=5)
 
@@ -79,8 +79,10 @@ async def opened(
     Raises `ConfigError` for a database that cannot be used.
     """
     clock = CorrectedClock(clock or SystemClock())
+    if store is None:
+        with _configured():
+            store = open_store(settings.serve.database_url.get_secret_value(), clock)
     sender = _sender(settings, clock, rng or random.Random())
-    store = store or open_store(settings.serve.database_url.get_secret_value(), clock)
     try:
         with _configured():
             await store.open()
@@ -95,11 +97,13 @@ async def opened(
 
 @contextmanager
 def _configured() -> Iterator[None]:
-    """A database that does not answer at the start is a mistake of the configuration."""
+    """A database that cannot be used, or does not answer at the start, is a mistake of the configuration."""
     try:
         yield
     except StoreUnavailable as error:
-        raise ConfigError((FieldError("DISPATCHER_DATABASE_URL", f"the database does not answer: {error}"),)) from None
+        raise ConfigError((FieldError(DATABASE, f"the database does not answer: {error}"),)) from None
+    except ConfigError as error:
+        raise ConfigError(tuple(FieldError(one.field or DATABASE, one.message) for one in error.mistakes)) from None
 
 
 def _sender(settings: Settings, clock: Clock, rng: random.Random) -> Sender:

@@ -33,7 +33,7 @@ def asking(node: str, *loaded: str, disk: Sequence[str] = ()) -> Availability:
 
 
 class BoardStore:
-    """``fails`` are verbs that do not answer, ``refused`` jobs that another was quicker with; ``gate`` holds grants."""
+    """``fails`` are verbs that do not answer, ``refused`` jobs that another was quicker with; ``gate`` holds grants and renewals."""
 
     def __init__(self, *jobs: Waiting) -> None:
         self.jobs = {job.id: job for job in jobs}
@@ -81,6 +81,7 @@ class BoardStore:
 
     async def extend(self, held: Sequence[tuple[str, int, float | None, str | None]], lease: timedelta) -> Extended:
         self._called("extend")
+        await self.gate.wait()
         ids = frozenset(one[0] for one in held)
         return Extended(self.lost & ids, self.cancelled & ids)
 
