@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -14,7 +14,6 @@ from sqlalchemy import (
     Executable,
     Select,
     Text,
-    and_,
     bindparam,
     case,
     cast,
@@ -29,26 +28,18 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from dispatcher.store.base import Grant, Pick
 from dispatcher.store.database import SQLITE
+from dispatcher.store.handing import COLUMNS, NOW, STARTABLE, Handed, hand_over
 from dispatcher.store.rows import (
     WAITING_COLUMNS,
     AnyRow,
-    Tally,
-    adding,
     attempts_of,
     document_of,
-    documents_of,
-    json_of,
     listed,
     waiting_of,
-    within,
 )
-from dispatcher.store.schema import TURN, WAITING, jobs, leases, line, moment
+from dispatcher.store.schema import TURN, WAITING, jobs, line, moment
 from dispatcher.words import Key, Waiting
-
-_COLUMNS = (*WAITING_COLUMNS, jobs.c.deliveries, jobs.c.handed)
-_NOW = bindparam("now", type_=BigInteger)
-_STARTABLE = and_(WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > _NOW, jobs.c.handed > 0))
-"""Past its deadline only a job that may have succeeded already is handed over: a worker can tell."""
+from worker.queues.base import Attempt
 
 Board = tuple[dict[Key, list[Waiting]], Waiting | None, int]
 
@@ -60,7 +51,7 @@ def _heads(dialect: str, *, locked: bool) -> Executable:
         return _sqlite_heads(startable=locked)
     key = func.unnest(cast(bindparam("keys"), ARRAY(Text))).table_valued("key", name="wanted").render_derived()
     first: Select[Any] = (
-        select(*_COLUMNS).where(_STARTABLE if locked else WAITING, jobs.c.key == key.c.key).order_by(*TURN)
+        select(*COLUMNS).where(STARTABLE if locked else WAITING, jobs.c.key == key.c.key).order_by(*TURN)
     )
     if locked:
         first = first.with_for_update(skip_locked=True)
@@ -80,8 +71,8 @@ def _sqlite_heads(*, startable: bool) -> Executable:
         .correlate(key)
     )
     if startable:
-        first = first.where(or_(one.c.deadline.is_(None), one.c.deadline > _NOW, one.c.handed > 0))
-    return select(*_COLUMNS).select_from(key.join(jobs, jobs.c.place.in_(first)))
+        first = first.where(or_(one.c.deadline.is_(None), one.c.deadline > NOW, one.c.handed > 0))
+    return select(*COLUMNS).select_from(key.join(jobs, jobs.c.place.in_(first)))
 
 
 _PASSED = select(line.c.passed).where(line.c.first == jobs.c.id).scalar_subquery()
@@ -112,94 +103,55 @@ def grant(
     connection: Connection, picks: Sequence[Pick], lease: timedelta, passed: str | None, now: int
 ) -> list[Grant | None]:
     """Lease what can be had of these, in their order."""
-    chosen = _chosen(connection, picks, now)
-    rows = [row for row in chosen if row is not None]
-    if not rows:
-        return [None] * len(picks)
-    nodes = {row.place: pick.node for row, pick in zip(chosen, picks, strict=True) if row is not None}
-    tokens = _lease(connection, rows, nodes, now + lease // timedelta(microseconds=1))
-    _count_passing(connection, rows, passed)
-    texts = documents_of(connection, nodes)
-    earlier = attempts_of(connection, [row.place for row in rows if row.handed], run=True)
-    return [
-        None
-        if row is None
-        else Grant(
-            job=waiting_of(row),
-            document=document_of(texts[row.place]),
-            token=tokens[row.place],
-            deliveries=row.deliveries + 1,
-            attempts=earlier.get(row.place, ()),
-            lease=lease,
-            queued_at=moment(row.queued_at),
-            redelivered=row.handed > 0,
-        )
-        for row in chosen
-    ]
+    until = now + lease // timedelta(microseconds=1)
+    asked = {pick.job_id: pick.node for pick in reversed(picks) if pick.job_id is not None}
+    got = hand_over(connection, asked, until, now)
+    ids = list(_first_uses(got, picks))
+    if None in ids:
+        ids = _with_spare(connection, picks, ids, now)
+        spare = {job_id: pick.node for job_id, pick in zip(ids, picks, strict=True) if job_id and job_id not in got}
+        got |= hand_over(connection, spare, until, now)
+    _count_passing(connection, got, passed)
+    earlier = attempts_of(connection, [row.place for row, _ in got.values() if row.handed], run=True)
+    return [_granted(got[one], earlier, lease) if one in got else None for one in ids]
 
 
-def _chosen(connection: Connection, picks: Sequence[Pick], now: int) -> list[AnyRow | None]:
-    """For each pick its row of ``jobs``, locked and still waiting: by id, else the first of its key."""
-    free = _locked(connection, {pick.job_id for pick in picks if pick.job_id is not None}, now)
-    chosen = [free.pop(pick.job_id, None) if pick.job_id is not None else None for pick in picks]
-    left = Counter(pick.key for pick, row in zip(picks, chosen, strict=True) if row is None)
-    if not left:
-        return chosen
-    taken = {row.place for row in chosen if row is not None}
-    parameters = {"keys": listed(connection, left), "each": max(left.values()) + len(taken), "now": now}
+def _first_uses(got: Collection[str], picks: Sequence[Pick]) -> Iterator[str | None]:
+    """The job that each pick got; of several that asked for one, the first has it."""
+    left = set(got)
+    for pick in picks:
+        is_its = pick.job_id in left
+        left.discard(pick.job_id or "")
+        yield pick.job_id if is_its else None
+
+
+def _with_spare(connection: Connection, picks: Sequence[Pick], ids: Sequence[str | None], now: int) -> list[str | None]:
+    """Who has not got the job that was asked for is to get the first of its key that is left."""
+    left = Counter(pick.key for pick, job_id in zip(picks, ids, strict=True) if job_id is None)
+    parameters = {"keys": listed(connection, left), "each": max(left.values()), "now": now}
     spare: defaultdict[Key, list[AnyRow]] = defaultdict(list)
     for row in connection.execute(_heads(connection.dialect.name, locked=True), parameters):
-        if row.place not in taken:
-            spare[row.key].append(row)
+        spare[row.key].append(row)
     for rows in spare.values():
         rows.sort(key=lambda row: (row.minus_priority, row.rank, row.id), reverse=True)
-    for number, pick in enumerate(picks):
-        if chosen[number] is None and spare[pick.key]:
-            chosen[number] = spare[pick.key].pop()
-    return chosen
-
-
-def _locked(connection: Connection, ids: Collection[str], now: int) -> dict[str, AnyRow]:
-    if not ids:
-        return {}
-    parameters = {"ids": listed(connection, ids), "now": now}
-    return {row.id: row for row in connection.execute(_locking(connection.dialect.name), parameters)}
-
-
-@cache
-def _locking(dialect: str) -> Executable:
-    these = select(*_COLUMNS).where(within(dialect, jobs.c.id, "ids"), _STARTABLE)
-    return these.with_for_update(skip_locked=True)
-
-
-@cache
-def _leasing(dialect: str) -> Executable:
-    these = update(jobs).where(jobs.c.place == leases.c.place, within(dialect, jobs.c.place, "places"))
-    count = {"deliveries": jobs.c.deliveries + 1, "handed": jobs.c.handed + 1}
-    return these.values(status="leased", token=leases.c.token, **count)
-
-
-def _lease(connection: Connection, rows: Sequence[AnyRow], nodes: dict[int, str], until: int) -> dict[int, int]:
-    """The fencing token of each place."""
-    held = [
-        {
-            "place": row.place,
-            "job_id": row.id,
-            "node": nodes[row.place],
-            "minus_priority": row.minus_priority,
-            "rank": row.rank,
-            "until": until,
-        }
-        for row in rows
+    return [
+        job_id or (spare[pick.key].pop().id if spare[pick.key] else None)
+        for pick, job_id in zip(picks, ids, strict=True)
     ]
-    added = adding(connection.dialect.name, leases, tuple(held[0]), leases.c.place, leases.c.token)
-    tokens = {row.place: row.token for row in connection.execute(added, {"rows": json_of(held)})}
-    connection.execute(_leasing(connection.dialect.name), {"places": listed(connection, tokens)})
-    tally = Tally()
-    for row in rows:
-        tally.goes(row.key, row.work_ms)
-    tally.write(connection)
-    return tokens
+
+
+def _granted(handed: Handed, earlier: Mapping[int, tuple[Attempt, ...]], lease: timedelta) -> Grant:
+    row, token = handed
+    return Grant(
+        job=waiting_of(row),
+        document=document_of(row.document),
+        token=token,
+        deliveries=row.deliveries + 1,
+        attempts=earlier.get(row.place, ()),
+        lease=lease,
+        queued_at=moment(row.queued_at),
+        redelivered=row.handed > 0,
+    )
 
 
 _FIRST, _OTHERS = bindparam("now_first", type_=Text), bindparam("others", type_=BigInteger)
@@ -210,9 +162,7 @@ _PASSING = (
 )
 
 
-def _count_passing(connection: Connection, rows: Sequence[AnyRow], first: str | None) -> None:
+def _count_passing(connection: Connection, got: Collection[str], first: str | None) -> None:
     """All but the first in line went before it, if it still waits. The last write: all grants share the row."""
-    others = sum(row.id != first for row in rows)
-    if first is None or not others:
-        return
-    connection.execute(_PASSING, {"now_first": first, "others": others})
+    if first is not None and got and first not in got:
+        connection.execute(_PASSING, {"now_first": first, "others": len(got)})
