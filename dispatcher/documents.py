@@ -1,7 +1,7 @@
 """A user's document becomes a job, and a leased job the document that its node gets. No I/O.
 
-What the catalogue knows of a job's models is written into its document once, when it is submitted: a job that is handed
-over again asks for the very same, or the digest of its standing success would be another's.
+A document stays what its user sent. What the catalogue knows of its models goes to the node beside it at each
+hand-over, since that is the operator's word and the document is not.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from dispatcher.needs import Catalogue, needs_of, work_of
 from dispatcher.store.base import Grant, NewJob
-from dispatcher.words import Need, NodeOrders
+from dispatcher.words import Key, Need, NodeOrders
 from worker.clock import isoformat
 from worker.errors import InvalidJob
-from worker.job import Limits, ModelRef, job_url_of, parse
-from worker.mentions import place_of, stem_of
+from worker.job import Limits, job_url_of, parse
 from worker.queues.base import Attempt
 from worker.wire import Download, Evict, Generation, category_of
-
-MODELS_MOST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +40,11 @@ def new_job(document: Any, catalogue: Catalogue, limits: Limits, *, user: str = 
         raise InvalidJob("the dispatcher must see the document itself, to know its models", field="job_url")
     job = parse(document, fallback_id=uuid.uuid4().hex, limits=limits)
     whole = {**document, "id": job.id}
-    needs = needs_of(whole, catalogue)
     return NewJob(
         id=job.id,
-        document=supplied(whole, needs, catalogue),
+        document=whole,
         fingerprint=job.sha256,
-        needs=needs,
+        needs=needs_of(whole, catalogue),
         priority=job.priority,
         work_s=work_of(whole),
         user=user,
@@ -58,52 +52,8 @@ def new_job(document: Any, catalogue: Catalogue, limits: Limits, *, user: str = 
     )
 
 
-def supplied(document: Mapping[str, Any], needs: Iterable[Need], catalogue: Catalogue) -> dict[str, Any]:
-    """The document with whence its models are to be had, as far as the catalogue tells and it does not say so itself.
-
-    What stands in it is never contradicted: a model that it gives a URL, or another digest or size, stays as it is.
-    """
-    listed = document.get("models")
-    models = [dict(item) for item in listed if isinstance(item, Mapping)] if isinstance(listed, list | tuple) else []
-    changed = False
-    for need in needs:
-        source = catalogue.find(need.kind, need.name, need.sha256)
-        if source is None or source.url is None or need.url != source.url:
-            continue
-        known = {"url": source.url, "sha256": source.sha256, "size": source.size}
-        entry = next((item for item in models if _is_same(item, need)), None)
-        if entry is None and len(models) < MODELS_MOST:
-            models += _listable({"kind": need.kind, "name": need.name.replace("\\", "/"), **known})
-            changed = True
-        elif entry is not None and not entry.get("url") and _agrees(entry, known):
-            entry.update({name: value for name, value in known.items() if value is not None})
-            changed = True
-    return {**document, "models": models} if changed else dict(document)
-
-
-def _listable(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entry where a document may hold it, else nothing: a name may be one that no file can have."""
-    entry = {name: value for name, value in entry.items() if value is not None}
-    try:
-        ModelRef.model_validate(entry)
-    except ValidationError:
-        return []
-    return [entry]
-
-
-def _is_same(item: Mapping[str, Any], need: Need) -> bool:
-    if item.get("sha256") is not None and item.get("sha256") == need.sha256:
-        return True
-    here, there = place_of(str(item.get("kind")), str(item.get("name"))), place_of(need.kind, need.name)
-    return here.kind == there.kind and stem_of(here.name) == stem_of(there.name)
-
-
-def _agrees(item: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
-    return all(known.get(name) is None or item.get(name) in (None, known[name]) for name in ("sha256", "size"))
-
-
-def generation_of(grant: Grant, counts: Counts) -> Generation:
-    """What the node gets: the job's document, and how it is leased."""
+def generation_of(grant: Grant, counts: Counts, catalogue: Catalogue) -> Generation:
+    """What the node gets: the job's document, how it is leased, and whence its models are to be had."""
     fields = {
         **grant.document,
         "id": grant.job.id,
@@ -115,8 +65,25 @@ def generation_of(grant: Grant, counts: Counts) -> Generation:
         "max_deliveries": counts.max_deliveries,
         "queued_at": isoformat(grant.queued_at),
         "redelivered": grant.redelivered,
+        "sources": sources_of(grant.job.needs, catalogue),
     }
     return Generation.model_construct(**fields)
+
+
+def sources_of(needs: Iterable[Need], catalogue: Catalogue) -> tuple[Download, ...] | None:
+    """Where the catalogue has these models now.
+
+    A need may hold the digest that an entry had when the job was submitted; whether the job itself contradicts what the
+    entry says today is for the node to see.
+    """
+    found: dict[Key, Download] = {}
+    for need in needs:
+        source = catalogue.find(need.kind, need.name, need.sha256) or catalogue.find(need.kind, need.name)
+        if source is not None and source.url is not None:
+            found[source.key] = Download(
+                url=source.url, name=source.name, kind=source.kind, sha256=source.sha256, size=source.size
+            )
+    return tuple(found.values()) or None
 
 
 def attempt_of(attempt: Attempt) -> dict[str, Any]:

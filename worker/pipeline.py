@@ -201,16 +201,18 @@ async def provided(
     at_most = None if journey.delivery.last_delivery or not tools.bench.queue.can_delay else tools.rules.models_max_wait
     try:
         with journey.live.parking():
-            models = await pins.enter_async_context(tools.models.provided(wants_of(job, mentions), at_most))
+            wanted = wants_of(job, mentions, journey.delivery.sources)
+            models = await pins.enter_async_context(tools.models.provided(wanted, at_most))
     except DiskFull as error:
         tools.dependencies.failed(Dependency.DISK, error)
         raise
     with tools.gate.noticing():
-        work = await tools.engine.admit(settled(job, mentions, models.places))
+        places = models.places[: len(mentions)]
+        work = await tools.engine.admit(settled(job, mentions, places))
     storage.accepts(job, work.expect.count or 1)
     journey.warnings.extend(work.warnings)
     inputs = await tools.inputs.images(work.inputs)
-    work = replace(work, key=attempt_key(job, journey), uses=used(work.request, mentions, models.places))
+    work = replace(work, key=attempt_key(job, journey), uses=used(work.request, mentions, places))
     return work, Files(inputs=inputs, version=models.version)
 
 

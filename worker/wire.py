@@ -31,7 +31,17 @@ CATEGORIES: Mapping[str, str] = {
 KINDS: Mapping[str, str] = {category: kind for kind, category in CATEGORIES.items() if kind != "refiner"}
 
 LEASED = frozenset(
-    {"token", "lease", "deliveries", "attempts", "max_attempts", "max_deliveries", "queued_at", "redelivered"}
+    {
+        "token",
+        "lease",
+        "deliveries",
+        "attempts",
+        "max_attempts",
+        "max_deliveries",
+        "queued_at",
+        "redelivered",
+        "sources",
+    }
 )
 """Fields of a generation that are about its lease, and no part of the job document."""
 
@@ -147,7 +157,7 @@ class Availability(Wire):
 
 
 class Download(Wire):
-    """An order to fetch a model; the published form is its URL alone."""
+    """An order to fetch a model, or where one is to be had; the published form of an order is its URL alone."""
 
     url: str | None = None
     name: str | None = None
@@ -168,7 +178,8 @@ class Generation(BaseModel):
 
     Without ``id`` the server keeps no account of it. ``lease`` in seconds; ``deliveries`` counts this one;
     ``attempts`` are the earlier ends, as in the result document, each with ``charged``. ``redelivered``: whether it was
-    ever leased before, also where it was requeued since and the counts began anew.
+    ever leased before, also where it was requeued since and the counts began anew. ``sources``: where the server says
+    that the job's models are to be had. That is the operator's word, and so is never taken from a user's document.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
@@ -182,6 +193,7 @@ class Generation(BaseModel):
     max_deliveries: Annotated[int, Field(ge=1)] | None = None
     queued_at: str | None = None
     redelivered: bool | None = None
+    sources: tuple[Download, ...] | None = None
 
 
 class Answer(Wire):

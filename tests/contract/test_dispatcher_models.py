@@ -11,7 +11,7 @@ import pytest
 from dispatcher.metrics import ASSIGNMENTS, BUGS, LOADS, SUBMITTED
 from tests.support.dispatching import AS_NODE, MODEL, SPACE, Talk, a_job, dispatching
 from tests.support.waiting import wait_until
-from worker.wire import Answer
+from worker.wire import LEASED, Answer
 
 DIGEST = "ab" * 32
 ENTRY: dict[str, Any] = {
@@ -57,24 +57,35 @@ async def test_wrong_entries_are_refused_by_field(talk: Talk) -> None:
 
 
 async def test_a_job_is_told_whence_its_model_is_to_be_had(talk: Talk) -> None:
-    """What the document lacks comes from the catalogue; what it says itself stands."""
+    """Beside its document, which stays what its user sent."""
     await put(talk, ENTRY)
     own = {"kind": "checkpoint", "name": MODEL, "url": "https://mine.example/d8"}
     await talk.submit(a_job("bare"), a_job("own", models=[own]))
     first = (await talk.ask(loaded=(MODEL,)))["generation"]
     second = (await talk.ask(loaded=(MODEL,), id="n2"))["generation"]
-    given = {one["id"]: one.get("models") for one in (first, second)}
-    assert given == {"bare": [ENTRY], "own": [own]}
+    given = {one["id"]: one for one in (first, second)}
+    assert given["bare"]["sources"] == [ENTRY]
+    assert "models" not in given["bare"]
+    assert given["own"]["models"] == [own]
 
 
-async def test_an_entry_that_changes_changes_no_job_that_was_submitted(talk: Talk) -> None:
-    """Handed over again a job is the very same document, or its standing success would be of another."""
+async def test_a_users_document_names_no_source_of_the_operators(talk: Talk) -> None:
+    """A job that brings ``sources`` is refused, and one without an entry goes out without any."""
+    bad = a_job("bad", sources=[ENTRY])
+    assert (await talk.client.post("/jobs", json=bad)).status_code == 422
+    assert "sources" not in await talk.given()
+
+
+async def test_an_entry_that_changes_counts_at_the_next_hand_over(talk: Talk) -> None:
+    """The document is the very same, or its standing success would be of another; the sources are today's."""
     await put(talk, ENTRY)
     job = await talk.given()
-    await put(talk, {**ENTRY, "url": "https://elsewhere.example/d8", "sha256": "cd" * 32})
+    moved = {**ENTRY, "url": "https://elsewhere.example/d8", "sha256": "cd" * 32}
+    await put(talk, moved)
     await talk.release(job)
     again = (await talk.ask(loaded=(MODEL,)))["generation"]
-    assert again["models"] == job["models"]
+    assert again["sources"] == [moved]
+    assert {k: v for k, v in again.items() if k not in LEASED} == {k: v for k, v in job.items() if k not in LEASED}
 
 
 async def test_a_file_without_a_digest_is_known_by_its_name(talk: Talk) -> None:

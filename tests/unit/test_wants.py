@@ -10,10 +10,13 @@ import pytest
 from worker.errors import InvalidJob, Owner
 from worker.job import Job, Limits, document_of, parse
 from worker.mentions import Mention, Place
+from worker.models.base import Wanted
 from worker.wants import settled, wants_of
+from worker.wire import Download
 
 URL = "https://huggingface.co/org/repo/resolve/main/tiger.safetensors"
-SHA = "ab" * 32
+SHA, OTHER = "ab" * 32, "cd" * 32
+PLACE = "http://[::1]:9/weights/1"
 
 
 def job(**fields: Any) -> Job:
@@ -22,6 +25,16 @@ def job(**fields: Any) -> Job:
 
 
 CHECKPOINT = Mention("checkpoint", "tiger.safetensors", ("checkpoint",))
+
+
+def source(name: str = "tiger.safetensors", kind: str = "checkpoint", **fields: Any) -> Download:
+    return Download(kind=kind, name=name, **{"url": PLACE, "sha256": SHA, "size": 5, **fields})
+
+
+def wanted_with(*sources: Download, mention: Mention = CHECKPOINT, **fields: Any) -> Wanted:
+    """What a mention comes to in a job of these fields, beside these sources."""
+    [wanted] = wants_of(job(**fields), [mention], sources)
+    return wanted
 
 
 @pytest.mark.parametrize("called", ["tiger.safetensors", "tiger", "big/tiger.safetensors", "big/tiger"])
@@ -115,3 +128,104 @@ def test_a_url_in_a_graph_gives_way_to_the_files_name() -> None:
     assert changed.workflow == {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiger.safetensors"}}
     }
+
+
+@pytest.mark.parametrize(
+    ("called", "path", "name"),
+    [
+        ("tiger.safetensors", "tiger.safetensors", "tiger.safetensors"),
+        ("tiger", "tiger.safetensors", "tiger.safetensors"),
+        ("tiger.ckpt", "tiger.safetensors", "tiger.safetensors"),
+        ("tiger.safetensors", "big/tiger.safetensors", "tiger.safetensors"),
+        ("tiger", "big/tiger.safetensors", "big/tiger.safetensors"),
+        ("big\\tiger", "big/tiger.safetensors", "big/tiger.safetensors"),
+    ],
+)
+def test_what_the_job_only_names_is_had_from_the_operators_source(called: str, path: str, name: str) -> None:
+    """By path or base name, with or without extension: URL, digest and size are the operator's word."""
+    wanted = wanted_with(source(path, sha256=SHA.upper()), mention=Mention("checkpoint", called, ("checkpoint",)))
+    assert wanted == Wanted("checkpoint", name, PLACE, SHA, 5, Owner.OPERATOR, "checkpoint")
+
+
+def test_a_refiner_is_had_where_checkpoints_are() -> None:
+    """It lies among them; so does a LoRA's tag among the folders' names."""
+    refiner = Mention("refiner", "tiger", ("params", "refiner", "checkpoint"))
+    wanted = wanted_with(source(kind="checkpoints"), mention=refiner)
+    assert (wanted.kind, wanted.url, wanted.owner) == ("refiner", PLACE, Owner.OPERATOR)
+    tag = Mention("lora", "fur", ("params", "prompt"), tag=True)
+    wanted = wanted_with(source("fur.safetensors", "loras"), mention=tag)
+    assert (wanted.kind, wanted.name, wanted.url) == ("lora", "fur.safetensors", PLACE)
+
+
+def test_a_checkpoint_may_turn_out_to_be_a_diffusion_model() -> None:
+    """As the operator lists it; but not where the server has a checkpoint of the name, or a loader asks for one."""
+    unet = source(kind="unet")
+    assert wanted_with(unet).place == Place("unet", "tiger.safetensors")
+    known = Mention("checkpoint", "tiger", ("checkpoint",), known="tiger.safetensors")
+    assert wanted_with(unet, mention=known).url is None
+    loader = Mention("checkpoint", "tiger.safetensors", ("workflow", "1", "inputs", "ckpt_name"))
+    assert wanted_with(unet, mention=loader).url is None
+    assert wanted_with(unet, source(url=URL)).url == URL
+
+
+def test_a_url_of_the_jobs_own_is_its_word() -> None:
+    """Guarded as ever, even where it is the operator's very URL; so is one that stands in the place of the name."""
+    listed = {"kind": "checkpoint", "name": "tiger.safetensors", "url": PLACE}
+    for wanted in (
+        wanted_with(source(), models=[listed]),
+        wanted_with(source(), mention=Mention("checkpoint", "tiger.safetensors", ("checkpoint",), url=PLACE)),
+    ):
+        assert (wanted.url, wanted.sha256, wanted.owner) == (PLACE, None, Owner.JOB)
+
+
+@pytest.mark.parametrize("fields", [{"sha256": OTHER}, {"sha256": OTHER, "size": 5}])
+def test_a_source_of_another_file_is_none(fields: dict[str, Any]) -> None:
+    """A digest that contradicts the job's, whatever the size."""
+    wanted = wanted_with(source(), models=[{"kind": "checkpoint", "name": "tiger.safetensors", **fields}])
+    assert (wanted.url, wanted.sha256, wanted.owner) == (None, OTHER, Owner.JOB)
+
+
+def test_sizes_tell_files_apart_where_digests_do_not() -> None:
+    """And the digest decides where both sides have it."""
+    listed = {"kind": "checkpoint", "name": "tiger.safetensors", "size": 7}
+    assert wanted_with(source(sha256=None), models=[listed]).url is None
+    wanted = wanted_with(source(), models=[{**listed, "sha256": SHA}])
+    assert (wanted.url, wanted.size, wanted.claimed) == (PLACE, 7, False)
+
+
+def test_a_digest_finds_a_file_of_any_name() -> None:
+    """It keeps the name that the job has for it."""
+    listed = {"kind": "checkpoint", "name": "tiger.safetensors", "sha256": SHA}
+    wanted = wanted_with(source("lion.safetensors"), models=[listed])
+    assert (wanted.name, wanted.url, wanted.owner) == ("tiger.safetensors", PLACE, Owner.OPERATOR)
+
+
+def test_a_digest_that_only_the_job_tells_is_a_claim() -> None:
+    """What it says of the operator's URL is checked for this job, and believed for no other."""
+    listed = {"kind": "checkpoint", "name": "tiger.safetensors", "sha256": SHA}
+    wanted = wanted_with(source(sha256=None), models=[listed])
+    assert (wanted.url, wanted.sha256, wanted.owner, wanted.claimed) == (PLACE, SHA, Owner.OPERATOR, True)
+    assert not wanted_with(source(sha256=None)).claimed
+
+
+def test_of_several_sources_the_one_of_the_whole_name_counts() -> None:
+    """A base name that several have tells none of them apart."""
+    folders = [source("a/tiger.safetensors"), source("b/tiger.safetensors")]
+    assert wanted_with(*folders).url is None
+    assert wanted_with(*folders, source(url=URL)).url == URL
+
+
+@pytest.mark.parametrize(
+    "fields", [{"url": None}, {"name": None}, {"name": "../tiger.safetensors"}, {"kind": None}, {"sha256": "x"}]
+)
+def test_what_is_no_source_is_passed_over(fields: dict[str, Any]) -> None:
+    """The job is no worse for it."""
+    assert wanted_with(source().model_copy(update=fields)) == wanted_with()
+
+
+def test_embeddings_that_only_a_source_names_are_wanted_too() -> None:
+    """A server without the file takes the name for a word of the text; one that is mentioned is wanted once."""
+    sources = [source("lazy.pt", "embeddings", url=URL), source("spare.pt", "lora")]
+    assert wants_of(job(), [CHECKPOINT], sources)[1:] == (Wanted("embedding", "lazy.pt", URL, SHA, 5, Owner.OPERATOR),)
+    mention = Mention("embedding", "lazy", ("params", "prompt"), tag=True)
+    assert [one.name for one in wants_of(job(), [mention], sources)] == ["lazy.pt"]

@@ -33,6 +33,8 @@ class Wanted:
     field: str = ""
     known: bool = False
     """Whether the server lists a file of this name: then one that is not in our folders is taken as it is."""
+    claimed: bool = False
+    """Whether only a job says that the operator's URL gives what its hash names: other jobs need not believe that."""
 
     @property
     def place(self) -> Place:

@@ -250,7 +250,8 @@ def _urls(wish: Wish, fetched: Fetched) -> frozenset[str]:
     Of what a job says that its URL gives only what came from there: another job may want it by that URL alone.
     """
     place = fetched.location
-    own = wish.own if wish.vouched or place.owner is wish.wanted.owner else frozenset[str]()
+    proven = place.owner is wish.wanted.owner and not wish.wanted.claimed
+    own = wish.own if wish.vouched or proven else frozenset[str]()
     try:
         return own | {canonical(place.url)}
     except ValueError:

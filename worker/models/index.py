@@ -296,6 +296,7 @@ def _transfer_row(transfer: Transfer) -> tuple[str, str, str, str, str | None]:
         "sha256": wanted.sha256,
         "size": wanted.size,
         "owner": wanted.owner.value,
+        "claimed": wanted.claimed,
     }
     landing = None if transfer.landing is None else json.dumps(_row(transfer.landing))
     return (*transfer.place, transfer.key, json.dumps(asked), landing)

@@ -46,7 +46,7 @@ def wish_of(wanted: Wanted) -> Wish:
     """Raises `InvalidJob` for a URL that names no file."""
     try:
         urls = frozenset([canonical(wanted.url)]) if wanted.url else frozenset[str]()
-        return Wish(wanted, identity(wanted), urls, urls, vouched=wanted.owner is Owner.OPERATOR)
+        return Wish(wanted, identity(wanted), urls, urls, vouched=wanted.owner is Owner.OPERATOR and not wanted.claimed)
     except ValueError as error:
         raise InvalidJob(str(error), field=wanted.field) from None
 

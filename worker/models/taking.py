@@ -368,6 +368,6 @@ def told(wish: Wish, location: Location) -> Wish:
         urls = wish.urls | {canonical(location.url)}
     except ValueError:
         urls = wish.urls
-    vouched = wish.vouched or (location.sha256 is not None and location.owner is wanted.owner)
+    proven = location.sha256 is not None and location.owner is wanted.owner and not wanted.claimed
     wanted = dataclasses.replace(wanted, name=name, sha256=sha256, size=size)
-    return dataclasses.replace(wish, wanted=wanted, urls=urls, asked=True, vouched=vouched)
+    return dataclasses.replace(wish, wanted=wanted, urls=urls, asked=True, vouched=wish.vouched or proven)

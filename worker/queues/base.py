@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from worker.node import Orders
 from worker.result import Result
+from worker.wire import Download
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Delivery:
     ``deliveries`` counts hand-overs, this one included, without those that were released for a drain or an
     unsupported document. What the queue cannot tell is None. ``last_attempt``: a charged end now is the
     last one; ``last_delivery``: no further hand-over may follow; ``over_limit``: this one already is too many.
+    ``sources``: where the queue's operator says that the job's models are to be had.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Delivery:
     last_attempt: bool | None = None
     last_delivery: bool | None = None
     over_limit: bool = False
+    sources: tuple[Download, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -153,6 +154,21 @@ async def test_the_operator_teaches_a_url(tmp_path: Path) -> None:
         await provided(cache, wanted("b.safetensors", at="mirror", sha256=sha256(DOG), owner=Owner.OPERATOR))
         assert await provided(cache, wanted("b.safetensors", at="mirror")) == ["a.safetensors"]
         assert cache.hub.fetches.total() == 1
+
+
+@virtual
+async def test_a_job_cannot_teach_a_url_of_the_operators(tmp_path: Path) -> None:
+    """Of a URL whose file the operator told no digest of, a job's digest is a claim that no other job need believe."""
+    async with kept(tmp_path / "m") as cache:
+        cache.hub.has("a", DOG)
+        cache.hub.has("listed", CAT, owner=Owner.OPERATOR)
+        await provided(cache, wanted("a.safetensors", at="a"))
+        named = wanted("b.safetensors", at="listed", owner=Owner.OPERATOR)
+        assert await provided(cache, replace(named, sha256=sha256(DOG), claimed=True)) == ["a.safetensors"]
+        assert await provided(cache, named) == ["b.safetensors"]
+        assert cache.path("b.safetensors").read_bytes() == CAT
+        assert await provided(cache, replace(named, sha256=sha256(CAT), claimed=True)) == ["b.safetensors"]
+        assert cache.hub.fetches.total() == 2
 
 
 @virtual

@@ -111,6 +111,19 @@ def test_the_published_answer_is_a_job_and_an_order() -> None:
     assert answers.orders_of(answer) == Orders(download=(Download(url=url, kind="checkpoint"),))
 
 
+def test_sources_stand_beside_the_document() -> None:
+    """They are the server's word and go with the delivery; a job is the same with them and without."""
+    document = {"id": "j", "checkpoint": "a.safetensors", "params": {"prompt": "a cat"}}
+    told = {"kind": "checkpoint", "name": "a.safetensors", "url": "http://[::1]:9/a", "sha256": "ab" * 32, "size": 5}
+    delivery = delivery_of(**document, sources=[told])
+    assert (json.loads(delivery.body), delivery.sources) == (document, (Download.model_validate(told),))
+    assert delivery_of(**document, sources=None).sources == ()
+    nameless = delivery_of(params={"prompt": "a cat"}, sources=[told])
+    assert (json.loads(nameless.body), len(nameless.sources)) == ({"params": {"prompt": "a cat"}}, 1)
+    pointer = delivery_of(id="j", job_url="https://store.example/j.json", sources=[told])
+    assert json.loads(pointer.body) == {"job_url": "https://store.example/j.json"}
+
+
 @pytest.mark.parametrize("document", [None, {}, {"generation": None}, {"unheard": 1, "download": None}])
 def test_no_work_has_many_forms(document: Any) -> None:
     """204, an empty object, a null generation, and fields that nobody knows."""

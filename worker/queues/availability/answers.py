@@ -197,6 +197,7 @@ def delivery_of(generation: Generation, fallback_id: str, policy: Policy) -> Del
             redelivered=False,
             last_attempt=True,
             last_delivery=True,
+            sources=generation.sources or (),
         )
     deliveries, attempts = generation.deliveries, _attempts_of(generation)
     most = generation.max_deliveries or policy.max_deliveries
@@ -216,6 +217,7 @@ def delivery_of(generation: Generation, fallback_id: str, policy: Policy) -> Del
         last_attempt=None if generation.attempts is None else charged + 1 >= max_attempts,
         last_delivery=None if deliveries is None else deliveries >= most,
         over_limit=deliveries is not None and deliveries > most,
+        sources=generation.sources or (),
     )
 
 
