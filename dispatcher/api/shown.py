@@ -35,7 +35,7 @@ def job(row: JobRow, *, result: bool = True) -> dict[str, Any]:
         "progress": row.progress,
         "hop": row.hop,
     }
-    found = {name: value for name, value in found.items() if value not in (None, False)}
+    found = {name: value for name, value in found.items() if value is not None and value is not False}
     found["code"] = row.code
     if result:
         found["result"] = pydantic_core.from_json(row.result.to_json()) if row.result is not None else None
