@@ -23,7 +23,7 @@ from worker.wire import Ended, Heartbeat, NodeInfo, Release, Running
 MODELS = tuple(f"model-{number:02d}.safetensors" for number in range(12))
 SLOTS = 2
 POLL_S = 1.0
-AGAIN_S = 0.05
+AGAIN_S = 0.3
 MOST_ATTEMPTS = 3
 LONGEST_S = 0.03
 RELEASE = "disk_full"
