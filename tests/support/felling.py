@@ -19,7 +19,7 @@ from worker.clock import SystemClock, isoformat
 
 EVENTS = ["succeeded", "failed", "cancelled"]
 PATIENCE_S = 180
-"""A webhook that was on its way when its dispatcher was killed is another's after a good minute."""
+"""A webhook that was on its way when its dispatcher was killed is another's after a minute and its budget."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ async def felled(url: str, folder: Path, plan: Plan) -> Felled:
     """A crowd works off a plan while its dispatchers are killed and frozen."""
     rng = random.Random(plan.seed)
     watch = Watch(url)
-    variables = {"LEASE": f"{plan.lease_s}s", "WEBHOOK_BUDGET": "5s"}
+    variables = {"LEASE": f"{plan.lease_s}s", "WEBHOOK_BUDGET": "20s"}
     async with (
         Hook() as hook,
         posted(url, folder, *plan.names, **variables) as posts,
