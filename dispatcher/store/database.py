@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import InternalError as DatabaseBroken
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -34,6 +34,9 @@ SERVER: Mapping[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+_LIMITS = "-c jit=off -c statement_timeout=0 -c lock_timeout=5min -c idle_in_transaction_session_timeout=0"
+"""Of a connection that changes tables: a step over many rows takes as long as it takes."""
+
 _PASSING = (OperationalError, InterfaceError, DatabaseBroken, PoolTimeout)
 _SQLITE_MISTAKES = frozenset(
     {
@@ -80,6 +83,11 @@ def connected(url: URL) -> Engine:
     return create_engine(
         url, pool_size=size, max_overflow=0, pool_timeout=10, use_native_hstore=False, connect_args=dict(SERVER)
     )
+
+
+def _unlimited(url: URL) -> Engine:
+    """An engine that opens a connection for each transaction."""
+    return create_engine(url, poolclass=NullPool, use_native_hstore=False, connect_args={**SERVER, "options": _LIMITS})
 
 
 def _prepare(db: sqlite3.Connection, _: Any) -> None:
@@ -137,6 +145,11 @@ class Database:
     async def read(self, look: Callable[..., T], *arguments: Any) -> T:
         """The same for what only reads; each statement sees what was committed before it."""
         return await self._run(self._reading, self._reader, look, arguments)
+
+    async def migrate(self, change: Callable[..., T]) -> T:
+        """As `write`, by a connection of its own that has no limits of time but one for waiting for others' locks."""
+        engine = self._engine if self.is_sqlite else _unlimited(self.url)
+        return await self._run(self._writing, engine, change, ())
 
     async def aclose(self) -> None:
         """After what is running; may be called again."""

@@ -20,7 +20,6 @@ from dispatcher.store.base import (
     NewJob,
     NodeRow,
     Pick,
-    StoreUnavailable,
     Swept,
 )
 from dispatcher.store.database import SQLITE, Database
@@ -29,7 +28,7 @@ from dispatcher.store.gathering import Gathering
 from dispatcher.store.rows import PORTION
 from dispatcher.store.schema import leases as leases_table
 from dispatcher.store.schema import line, moment, nodes, stamp
-from dispatcher.store.upgrade import is_misconfigured, upgrade
+from dispatcher.store.upgrade import brought_up
 from dispatcher.store.wake import Bell, Ear, Listener, Poller
 from dispatcher.words import Key, Source, Waiting
 from worker.clock import Clock, CorrectedClock
@@ -72,12 +71,7 @@ class SqlStore:
         self._ends: Gathering[Ending, JobRow | None] = Gathering(self._end, most=ENDS_AT_ONCE, name="store-ends")
 
     async def open(self) -> None:
-        try:
-            await self._database.write(upgrade)
-        except StoreUnavailable as error:
-            if is_misconfigured(error.__cause__):
-                raise ConfigError(str(error)) from error
-            raise
+        await brought_up(self._database)
         await self._set_clock()
         await self._ear.listen()
 

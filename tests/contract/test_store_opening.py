@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 
 from dispatcher.store import open_store
 from dispatcher.store.base import StoreUnavailable
 from dispatcher.store.database import TRIES, Database, connected, translating
 from dispatcher.store.schema import VERSION_TABLE, metadata
 from dispatcher.store.sql import SqlStore, url_of
+from dispatcher.store.upgrade import LOCK
 from tests.support.clock import START, FakeClock
 from tests.support.databases import KINDS, Given, new_database, open_given
 from tests.support.stores import ids, put
@@ -73,6 +77,72 @@ async def test_foreign_database(kind: str, tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 0
     engine.dispose()
+
+
+@asynccontextmanager
+async def another_at_the_tables(kind: str, url: str) -> AsyncIterator[Callable[[], None]]:
+    """Another process that brings this empty database up to date, until it is told to stop."""
+    if kind == "sqlite":
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN IMMEDIATE")
+            yield db.rollback
+    else:
+        with await asyncio.to_thread(psycopg.connect, url) as other:
+            other.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            yield other.rollback
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_another_is_at_the_tables(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that start meanwhile wait until it is done, and say so once; each may be told to stop."""
+    monkeypatch.setattr("dispatcher.store.database.BUSY_S", 0.02)
+    url = await asyncio.to_thread(empty, kind, tmp_path)
+    store, stopped = SqlStore(url, FakeClock()), SqlStore(url, FakeClock())
+    with capture_logs() as logs:
+        async with another_at_the_tables(kind, url) as stop:
+            opening = asyncio.create_task(store.open(), name="opening")
+            await wait_until(lambda: len(logs) == 1)
+            leaving = asyncio.create_task(stopped.open(), name="leaving")
+            await wait_until(lambda: len(logs) == 2)
+            leaving.cancel()
+            await asyncio.wait({leaving})
+            await stopped.aclose()
+            assert not opening.done()
+            stop()
+            await opening
+    assert [line["event"] for line in logs] == ["database_upgrade_awaited"] * 2
+    await put(store, "a")
+    assert await ids(store) == ["a"]
+    await store.aclose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_another_stays_at_the_tables(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the end it counts as an outage."""
+    monkeypatch.setattr("dispatcher.store.database.BUSY_S", 0.02)
+    monkeypatch.setattr("dispatcher.store.upgrade.PATIENCE_S", 0.0)
+    url = await asyncio.to_thread(empty, kind, tmp_path)
+    store = SqlStore(url, FakeClock())
+    async with another_at_the_tables(kind, url):
+        with pytest.raises(StoreUnavailable, match="another process"):
+            await store.open()
+    await store.aclose()
+
+
+async def test_steps_have_all_the_time(given_db: Given) -> None:
+    """No statement of theirs is cut off, and they wait for others' locks; whatever else is asked has its limits."""
+    if given_db.kind == "sqlite":
+        return
+    database = Database(url_of(given_db.url))
+    assert await database.migrate(_limits) == ["0", "5min", "0"]
+    assert await database.write(_limits) == await database.read(_limits) == ["15s", "5s", "15s"]
+    await database.aclose()
+
+
+def _limits(connection: Connection) -> list[Any]:
+    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    return [connection.execute(text(f"SHOW {limit}")).scalar() for limit in limits]
 
 
 async def test_newer_database(tmp_path: Path) -> None:
