@@ -33,7 +33,7 @@ def asking(node: str, *loaded: str, disk: Sequence[str] = ()) -> Availability:
 
 
 class BoardStore:
-    """``fails`` are verbs that do not answer, ``refused`` jobs that another was quicker with; ``gate`` holds grants and renewals."""
+    """``fails`` are verbs that do not answer, ``refused`` jobs that another was quicker with; ``gate`` holds back."""
 
     def __init__(self, *jobs: Waiting) -> None:
         self.jobs = {job.id: job for job in jobs}
