@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Table, delete, select, update
@@ -226,11 +227,22 @@ def give_back(
         move(connection, moves)
     for hand, _ in wanted if visible is None else ():
         tally.comes(hand.job.key, hand.job.work_ms)
-    end_here(connection, [hand.job for hand in unwanted], JobCancelled(), now, tally)
+    counted = {hand.job.place: hand.counted(tried["code"]) for hand, tried in hands}
+    end_here(connection, [hand.job for hand in unwanted], JobCancelled(), now, tally, counted)
 
 
-def end_here(connection: Connection, rows: Sequence[AnyRow], error: WorkerError, now: int, tally: Tally) -> None:
-    """End jobs that nobody holds (rows of ``jobs``, locked), and owe their webhooks: done if cancelled, else dead."""
+def end_here(
+    connection: Connection,
+    rows: Sequence[AnyRow],
+    error: WorkerError,
+    now: int,
+    tally: Tally,
+    counted: Mapping[int, int] = MappingProxyType({}),
+) -> None:
+    """End jobs that nobody holds (rows of ``jobs``, locked), and owe their webhooks: done if cancelled, else dead.
+
+    ``counted``: the deliveries of those whose hand-over has just ended, by place.
+    """
     if not rows:
         return
     places = [row.place for row in rows]
@@ -254,7 +266,10 @@ def end_here(connection: Connection, rows: Sequence[AnyRow], error: WorkerError,
         )
         if row.status == "waiting":
             tally.goes(row.key, row.work_ms)
-    move(connection, [moved(row.place, status, row.deliveries, ended=now, why=error.code) for row in rows])
+    move(
+        connection,
+        [moved(row.place, status, counted.get(row.place, row.deliveries), ended=now, why=error.code) for row in rows],
+    )
     add(connection, results, kept)
     add(connection, letters, owed)
     if status == "done":

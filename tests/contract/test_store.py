@@ -151,6 +151,7 @@ async def test_cancel_held_then_given_back(given_db: Given) -> None:
     row = await give_back(store, grant, "draining")
     assert row is not None
     assert (row.status, row.code, [one.code for one in row.attempts]) == ("done", "cancelled", ["draining"])
+    assert row.deliveries == 0
     assert [letter.event for letter in await store.letters(10, LEASE)] == ["cancelled"]
     assert await waiting(store) == {}
 
