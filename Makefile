@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no
+QUICK := tests/unit tests/property tests/scenario tests/contract
 
 .PHONY: demo demo-fleet test check test-chaos lock clean
 
@@ -13,9 +15,11 @@ demo: $(READY)
 demo-fleet: $(READY)
 	$(BIN)/python -m demo $(ARGS)
 
+# Tracing branches costs half as much again, so only the quick tests are traced: they alone have to reach the gate.
 test: check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no --cov --cov-report= $(ARGS)
+	$(PYTEST) --cov --cov-report= $(QUICK) $(ARGS)
 	$(BIN)/python -m tests.branches
+	$(PYTEST) tests/fault tests/process $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

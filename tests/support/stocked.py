@@ -168,7 +168,13 @@ async def stocked(
         hurried(patch)
         changed(patch)
 
-    variables = {"WORKER_ENGINE": kind, "WORKER_MODELS_DIR": str(models), "WORKER_OUTPUT_FLAT": "off", **OPEN}
+    variables = {
+        "WORKER_ENGINE": kind,
+        "WORKER_MODELS_DIR": str(models),
+        "WORKER_OUTPUT_FLAT": "off",
+        "WORKER_QUEUE_MAX_DELIVERIES": "10000",
+        **OPEN,
+    }
     given = {**bare_server(kind, models), **(server or {})}
     async with running_worker(root, kind, knobs, server=given, changed=patched, **variables | options) as worker:
         yield Stocked(kind, worker, host, models, _noted(worker.sim))

@@ -27,6 +27,7 @@ from worker.simulators import Knobs, Simulator, running
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+LONGEST_S = 90.0
 Store = Literal["rclone", "moto"]
 """rclone ignores ``If-None-Match``, moto honours it."""
 MODEL, OTHER_MODEL = "dreamshaper_8.safetensors", "sd_xl_base_1.0.safetensors"
@@ -64,6 +65,8 @@ class Life:
         return self.process.returncode is not None
 
     async def died(self) -> int:
+        """Its exit code, once it has ended; it is not waited for for ever."""
+        await wait_until(lambda: self.over, LONGEST_S, lambda: f"it lives on\n{self.tail()}")
         return await self.process.wait()
 
     async def kill(self) -> None:
@@ -73,7 +76,7 @@ class Life:
     async def stop(self) -> int:
         """Ask it to drain; its exit code."""
         self.process.terminate()
-        return await self.process.wait()
+        return await self.died()
 
     async def held(self) -> None:
         """Wait until it stands at the failpoint where it is to be held."""
