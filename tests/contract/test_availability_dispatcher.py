@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from tests.support.waiting import wait_until
 from worker.clock import SystemClock
 from worker.errors import IdConflict, InvalidJob, JobCancelled, LeaseLost
 from worker.queues.availability import AvailabilityProducer, AvailabilityQueue
+from worker.wire import Download
 
 BODY = b'{"params": {"prompt": "a cat"}, "checkpoint": "a.safetensors", "x-mine": 1}'
 NOW = timedelta(0)
@@ -81,6 +83,20 @@ async def test_a_job_goes_all_the_way(tmp_path: Path) -> None:
         assert state is not None
         assert (state.status, state.code, state.result) == ("done", None, result)
         assert [job.id for job in await producer.jobs("done")] == ["a"]
+
+
+async def test_the_catalogues_word_goes_beside_the_job(tmp_path: Path) -> None:
+    """Where its model is to be had comes with the delivery, at each hand-over; the job stays what was submitted."""
+    entry = {"kind": "checkpoint", "name": "a.safetensors", "url": "http://[::1]:9/a", "sha256": "ab" * 32, "size": 5}
+    async with paired(tmp_path) as pair:
+        put = await pair.talk.client.put("/models", json=[entry])
+        assert put.status_code == 204
+        await pair.producer.submit("a", BODY)
+        for _ in range(2):
+            delivery = await taken(pair.queue)
+            assert delivery.sources == (Download.model_validate(entry),)
+            assert json.loads(delivery.body) == {"id": "a", **json.loads(BODY)}
+            await pair.queue.nack(delivery, NOW, "draining", charged=False)
 
 
 async def test_a_dead_letter_runs_again(tmp_path: Path) -> None:
