@@ -222,6 +222,7 @@ class Workshop:
         measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
         async with self.worker(name, **measured, **changes) as life:
             await self.ended(life)
+            await wait_until(lambda: life.over or life.events("listening"), timeout=60)
             assert await life.stop() == 0, life.tail()
 
     async def ledger(self, *, one_result: bool = True) -> Ledger:
