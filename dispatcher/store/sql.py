@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import URL, Connection, func, select, text
@@ -25,6 +25,7 @@ from dispatcher.store.base import (
 from dispatcher.store.database import SQLITE, Database
 from dispatcher.store.ending import Ending, end, release
 from dispatcher.store.gathering import Gathering
+from dispatcher.store.reading import Reading
 from dispatcher.store.rows import PORTION
 from dispatcher.store.schema import leases as leases_table
 from dispatcher.store.schema import line, moment, nodes, stamp
@@ -36,6 +37,7 @@ from worker.errors import ConfigError
 from worker.result import Result
 
 ENDS_AT_ONCE = 64
+READINGS = 5
 ROUNDS = 20
 """A sweep does so many portions of each kind at most; what is left is the next one's."""
 
@@ -204,9 +206,16 @@ class SqlStore:
         return await self._database.read(_news)
 
     async def _set_clock(self) -> None:
-        if isinstance(self._clock, CorrectedClock) and not self._database.is_sqlite:
-            server, ours = await self._database.read(_times, self._clock)
-            self._clock.observe(server + (self._clock.now() - ours))
+        """Go by PostgreSQL's clock; a reading that says nothing certain changes nothing."""
+        if not isinstance(self._clock, CorrectedClock) or self._database.is_sqlite:
+            return
+        for _ in range(READINGS):
+            reading = await self._database.read(_reading, self._clock)
+            if reading.agrees:
+                return
+            if reading.is_sharp:
+                self._clock.observe(reading.server + (self._clock.now() - reading.after))
+                return
 
 
 def _conninfo(url: URL) -> str:
@@ -218,10 +227,11 @@ def _news(connection: Connection) -> int:
     return found
 
 
-def _times(connection: Connection, clock: Clock) -> tuple[datetime, datetime]:
-    """The server's time and ours, taken at once: our loop may be late to hear of it."""
+def _reading(connection: Connection, clock: Clock) -> Reading:
+    """Taken where the statement runs: our loop may be late to hear of it."""
+    before = clock.now()
     now: int = connection.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")).scalar_one()
-    return moment(now), clock.now()
+    return Reading(before, moment(now), clock.now())
 
 
 def _counts(connection: Connection) -> str:

@@ -35,7 +35,7 @@ async def test_the_ledger_balances_though_a_dispatcher_is_killed(tmp_path: Path)
         deeds=DEEDS,
     )
     run = await felled(url, tmp_path, plan)
-    assert run.balance.breaches == []
+    assert run.balance.breaches == [], "; ".join(run.balance.breaches)
     ends = run.balance.ends()
     assert (run.kills, ends["dead job_timeout"], ends["dead expired"]) == (1, 4, 3)
 
