@@ -115,33 +115,39 @@ class Heartbeats:
         later, self._later = self._later, {}
         held = {one[:2]: one for one in later.values()} | {one[:2]: one for each in waiting for one in each.held}
         began = asyncio.get_running_loop().time()
+        lost: set[tuple[str, int]] = set()
+        cancelled: set[str] = set()
         try:
-            extended = await self._extended(list(held.values()))
+            for part in _parts(held.values()):
+                extended = await self.store.extend(part, self.lease)
+                lost |= {one[:2] for one in part if one[0] in extended.lost}
+                cancelled |= extended.cancelled
         except StoreUnavailable as error:
             for one in waiting:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             return
-        except asyncio.CancelledError:
-            self._waiting += waiting
-            raise
         for job_id, _ in held:
             _note(self._renewed, job_id, began)
-        self.cancel(extended.cancelled)
-        for job_id in extended.lost:
+        self.cancel(cancelled)
+        for job_id, _ in lost:
             self.over(job_id)
         for one in waiting:
-            ids = frozenset(job_id for job_id, *_ in one.held)
+            gone = frozenset(each[0] for each in one.held if each[:2] in lost)
+            ids = frozenset(each[0] for each in one.held)
             if not one.answer.done():
-                one.answer.set_result(Extended(extended.lost & ids, extended.cancelled & ids))
+                one.answer.set_result(Extended(gone, ids & cancelled - gone))
 
-    async def _extended(self, held: list[Held]) -> Extended:
-        lost: frozenset[str] = frozenset()
-        cancelled: frozenset[str] = frozenset()
-        for at in range(0, len(held), BATCH_MOST):
-            part = await self.store.extend(held[at : at + BATCH_MOST], self.lease)
-            lost, cancelled = lost | part.lost, cancelled | part.cancelled
-        return Extended(lost, cancelled)
+
+def _parts(held: Iterable[Held]) -> list[list[Held]]:
+    """Bounded parts in which no job stands twice: a stale token and the holder's may well be renewed at once."""
+    parts: list[dict[str, Held]] = []
+    for one in held:
+        part = next((part for part in parts if one[0] not in part and len(part) < BATCH_MOST), None)
+        if part is None:
+            parts.append(part := {})
+        part[one[0]] = one
+    return [list(part.values()) for part in parts]
 
 
 def _note(noted: OrderedDict[str, T], job_id: str, value: T) -> None:

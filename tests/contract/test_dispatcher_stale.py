@@ -94,3 +94,17 @@ async def test_whose_a_job_was_is_no_hindrance(two: Two) -> None:
     assert (await two.said(two.here, "machine-1", "result", held)).status_code == 409
     assert await two.lost(two.here, "machine-2", held) == []
     assert (await two.said(two.here, "machine-2", "result", held)).status_code == 204
+
+
+async def test_a_stale_token_is_lost_beside_the_holders(tmp_path: Path) -> None:
+    """Both are renewed in one batch: each hears of its own token, not of the job."""
+    async with dispatching(tmp_path) as talk:
+        await talk.submit(a_job("j1"))
+        stale = (await talk.ask(id="n1", loaded=(MODEL,), wait=5.0))["generation"]
+        assert (await talk.release(stale)).status_code == 204
+        held = (await talk.ask(id="n2", loaded=(MODEL,), wait=5.0))["generation"]
+        pairs = [[("j1", one["token"], None, None)] for one in (stale, held)]
+        for order in (pairs, pairs[::-1]):
+            told = await asyncio.gather(*(talk.view.heartbeats.renew(list(one)) for one in order))
+            lost = [sorted(one.lost) for one in told]
+            assert lost == ([["j1"], []] if order is pairs else [[], ["j1"]])

@@ -46,6 +46,8 @@ class Hand:
     sure_until: float
     told: list[tuple[str, str, int | None]] = field(default_factory=list)
     over: bool = False
+    ending: bool = False
+    """Whether an end of it is on its way, or was: another may have it before anybody is told."""
 
     def accepted(self) -> set[str]:
         """The codes of ends that were taken."""
@@ -135,7 +137,7 @@ class Crowd:
         before = self.hands.get(self.newest.get(hand.job, 0))
         if before is not None:
             self._expect(before.token < hand.token, f"{hand.job}: {hand.token} came after {before.token}")
-            sure = before.sure_until if not (before.accepted() | before.possible()) else 0.0
+            sure = before.sure_until if not before.ending else 0.0
             self._expect(sure <= hand.got_at, f"{hand.job}: {before.node} was sure of it when {hand.node} got it")
         self.newest[hand.job] = max(hand.token, self.newest.get(hand.job, 0))
         self._moved[hand.job].set()
@@ -248,6 +250,7 @@ class Crowd:
         """Say how it ended until somebody answers. The same end twice is one, so no answer may be repeated."""
         while True:
             stale = self._is_stale(hand)
+            hand.ending = True
             answer = await self._once("POST", f"/jobs/{hand.job}/{verb}", body, AS_NODE)
             status = None if answer is None or answer.status_code >= 500 else answer.status_code
             hand.told.append((verb, code, status))
