@@ -190,12 +190,15 @@ class Rules:
     """What the operator decides of matching and coverage; also what is assumed where nothing is known.
 
     ``residency`` in loads: how many times its load time a model stays in memory before it is swapped by choice.
+    ``patience`` in loads: how much work is to wait for a model that no node has in memory before it is worth a load,
+    and for how long at most an idle node leaves it for that, where more work than that waits for each node.
     ``size``: bytes of a checkpoint whose size nobody knows; ``cap``: of the cache of a node that does not tell.
     """
 
     max_skips: int = 100
     coverage: int = 2
     residency: float = 3.0
+    patience: float = 6.0
     size: int = 4_000_000_000
     cap: int = 50_000_000_000
 

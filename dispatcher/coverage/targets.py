@@ -14,10 +14,10 @@ PERIOD_S = 300.0
 WORK_S = 6.0
 """Seconds of a job where none waits by which to tell."""
 
-_FURTHER = 0.25
-_KEEP = 1.5
-_CUT = 0.5
-_FULL = 0.9
+_FURTHER = 0.05
+_AGED_S = 60.0
+_KEEP = 1.2
+_CUT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,11 @@ class Targets:
 
 
 def rate(demand: Demand) -> float:
-    """Jobs a second: those that come, and those that wait spread over `PERIOD_S`."""
-    return demand.arrivals + demand.waiting / PERIOD_S
+    """Jobs a second: those that come, and those that wait spread over `PERIOD_S`.
+
+    What waits counts once more for each minute of its first job, or models of few jobs would never have their turn.
+    """
+    return demand.arrivals + demand.waiting / PERIOD_S * (1.0 + demand.age_s / _AGED_S)
 
 
 def work_of(demand: Demand) -> float:
@@ -48,17 +51,21 @@ def _needed(demand: Demand) -> int:
 
 
 def copies_for(demand: Demand, nodes: int, rules: Rules) -> int:
-    """Copies of a model where disks are large enough: for its work, and one in ten more since nodes vanish."""
+    """Copies of a model where disks are large enough: at least `Rules.coverage`.
+
+    Where its work takes several nodes, as many as that and one in ten more, since nodes vanish.
+    """
     if rate(demand) <= 0 or demand.key == NO_MODEL:
         return 0
     needed = _needed(demand)
-    return min(nodes, max(rules.coverage, needed + max(1, needed // 10)))
+    spare = max(1, needed // 10) if needed > 1 else 0
+    return min(nodes, max(rules.coverage, needed + spare))
 
 
 def value(demand: Demand, copy: int) -> float:
     """What the copy of this number is worth, the first being 1: jobs a second that it serves.
 
-    Those that the work needs share it evenly; each further one is worth a quarter of the one before.
+    Those that the work needs share it evenly; each further one is worth a twentieth of the one before.
     """
     needed = _needed(demand)
     return rate(demand) / needed * _FURTHER ** max(0, copy - needed)
@@ -77,7 +84,7 @@ def targets_of(demand: Iterable[Demand], nodes: int, capacity: float, rules: Rul
         for copy in range(1, copies_for(d, nodes, rules) + 1)
     )
     want: dict[Key, int] = {}
-    cut, left = 0.0, capacity * _FULL
+    cut, left = 0.0, capacity
     for density, copy, key, size in offers:
         if size > left:
             cut = -density
@@ -89,7 +96,7 @@ def targets_of(demand: Iterable[Demand], nodes: int, capacity: float, rules: Rul
 
 
 def _kept(demand: Demand, nodes: int, cut: float, rules: Rules) -> int:
-    """Copies that would be wanted if demand were higher by half and disks took what is worth half as much."""
+    """Copies that would be wanted if demand were higher by a fifth and disks took what is worth a fifth less."""
     more = replace(demand, arrivals=demand.arrivals * _KEEP, work_s=demand.work_s * _KEEP)
     size = demand.size or rules.size
     most = copies_for(more, nodes, rules)

@@ -8,16 +8,19 @@ from typing import NamedTuple
 
 from dispatcher.coverage.targets import value
 from dispatcher.matching.cost import bytes_of, cost_s, fits
-from dispatcher.matching.index import pressure
+from dispatcher.matching.index import Pressure, pressure
 from dispatcher.matching.victim import Victim, necessity, victim_of
 from dispatcher.words import NO_MODEL, Board, Choice, Demand, Key, NodeView, Option, Rules, Skip, Waiting, Why
 
+JOIN = 2.0
+"""Where a model is in memory somewhere: loads' worth of work that must wait for each node for another to load it."""
+
 
 class _Objection(NamedTuple):
-    """Why this node should not begin a job; it counts until the node has been idle for so many seconds."""
+    """Why this node should not begin a job, for so many seconds more: what it rests on is not expected for longer."""
 
     skip: Skip
-    until: float
+    left: float
     note: str
 
 
@@ -34,39 +37,57 @@ class _Weighed(NamedTuple):
 class _Scales(NamedTuple):
     """What all options of one decision are weighed by.
 
-    ``warm``: the priority of the best job that needs no swap. ``link``: seconds for which transfers keep the node's
-    network busy. ``cheap``: seconds of a transfer for which a job in memory does not lose its place in line.
+    ``usual``: the priority above which a job need not be worth a load. ``link``: seconds for which transfers keep the
+    node's network busy. ``cheap``: seconds of a transfer for which a job in memory does not lose its place in line.
+    ``backlog``: seconds of work that wait for each node of the fleet.
     """
 
     node: NodeView
     board: Board
     rules: Rules
     victim: Victim
-    warm: float
+    usual: float
     link: float
     cheap: float
+    backlog: float
 
 
-def choose(node: NodeView, board: Board, rules: Rules) -> Choice:
+def choose(node: NodeView, board: Board, rules: Rules, *, brief: bool = False) -> Choice:
     """What a node gets of the jobs on the board; nothing where all of them are better done elsewhere or later.
 
     The same answer for the same question, however its mappings are ordered. ``options`` are the first job of each
     model that fits here, where that needs a transfer also the first that needs none, and those that do not fit.
+    ``brief``: weigh no more than it takes to know what the node gets; then ``options`` and ``skipped`` may lack what
+    comes behind that.
     """
-    first: list[tuple[Key, Waiting]] = []
+    scales = _scales(node, board, rules)
     large: list[Waiting] = []
-    for key, jobs in board.heads.items():
-        first += [(key, job) for job in _first(node, jobs, large)]
-    oldest = board.oldest
-    if oldest is not None and all(job.id != oldest.id for _, job in first):
-        if not fits(node, oldest):
-            large += [oldest] if oldest not in large else []
-        else:
-            first.append((oldest.key, oldest))
-    scales = _scales(node, board, rules, first)
-    weighed = [_weigh(key, job, scales) for key, job in first]
-    weighed.sort(key=lambda w: w.order)
+    first = board.oldest.id if board.oldest is not None else None
+    weighed = [_weigh(job.key, job, scales) for job in _oldest(node, board, large)]
+    for tier, keys in enumerate(_stages(node, board), start=1):
+        for key in keys:
+            found = _first(node, board.heads[key], large)
+            weighed += [_weigh(key, job, scales) for job in found if job.id != first]
+        if brief and weighed and _is_settled(min(weighed), tier, board):
+            break
+    weighed.sort()
     return _choice(scales, weighed, [_too_large(job, scales) for job in sorted(large, key=lambda job: job.order)])
+
+
+def _stages(node: NodeView, board: Board) -> tuple[list[Key], list[Key], list[Key]]:
+    """The models on the board: those in memory, those on disk, the others."""
+    stages: tuple[list[Key], list[Key], list[Key]] = ([], [], [])
+    for key in board.heads:
+        stages[0 if key == NO_MODEL or key in node.loaded else 1 if key in node.held else 2].append(key)
+    return stages
+
+
+def _is_settled(best: _Weighed, tier: int, board: Board) -> bool:
+    """Whether nothing of a later stage can come before this one."""
+    refused, _, priority, place, *_ = best.order
+    if refused or place > tier:
+        return False
+    return all(-priority >= jobs[0].priority for jobs in board.heads.values() if jobs)
 
 
 def _first(node: NodeView, jobs: Sequence[Waiting], large: list[Waiting]) -> Iterator[Waiting]:
@@ -77,7 +98,7 @@ def _first(node: NodeView, jobs: Sequence[Waiting], large: list[Waiting]) -> Ite
         if not fits(node, job):
             large.append(job)
             continue
-        here = all(need.key in held for need in job.needs)
+        here = held.issuperset([need.key for need in job.needs])
         if here or not found:
             yield job
         if here or job.key not in held:
@@ -85,11 +106,34 @@ def _first(node: NodeView, jobs: Sequence[Waiting], large: list[Waiting]) -> Ite
         found = True
 
 
-def _scales(node: NodeView, board: Board, rules: Rules, first: list[tuple[Key, Waiting]]) -> _Scales:
-    warm = max((job.priority for key, job in first if key == NO_MODEL or key in node.loaded), default=inf)
-    moving = sum(_size_of(key, node, board.demand, rules) for key in node.coming if key not in node.held)
-    link = moving / 2 / node.measured.network
-    return _Scales(node, board, rules, victim_of(node, board.demand, rules), warm, link, node.measured.load)
+def _oldest(node: NodeView, board: Board, large: list[Waiting]) -> Iterator[Waiting]:
+    """The first of all in line, which is weighed wherever its model is, if it fits here."""
+    oldest = board.oldest
+    if oldest is not None and fits(node, oldest):
+        yield oldest
+    elif oldest is not None and oldest.key not in board.heads:
+        large.append(oldest)
+
+
+def _scales(node: NodeView, board: Board, rules: Rules) -> _Scales:
+    demand = board.demand
+    moving = sum(_size_of(key, node, demand, rules) for key in node.coming if key not in node.held)
+    return _Scales(
+        node,
+        board,
+        rules,
+        victim_of(node, demand, rules),
+        usual=_usual(node, board),
+        link=moving / 2 / node.measured.network,
+        cheap=node.measured.load,
+        backlog=(demand if isinstance(demand, Pressure) else Pressure(demand.values())).backlog_s,
+    )
+
+
+def _usual(node: NodeView, board: Board) -> float:
+    """The highest priority of what needs no swap here; where there is nothing of that, the lowest of all."""
+    here = [jobs[0].priority for key in (NO_MODEL, *node.loaded) if (jobs := board.heads.get(key))]
+    return max(here) if here else min((jobs[0].priority for jobs in board.heads.values() if jobs), default=inf)
 
 
 def _size_of(key: Key, node: NodeView, demand: Mapping[Key, Demand], rules: Rules) -> int:
@@ -98,33 +142,27 @@ def _size_of(key: Key, node: NodeView, demand: Mapping[Key, Demand], rules: Rule
 
 
 def _weigh(key: Key, job: Waiting, scales: _Scales) -> _Weighed:
-    node, board, rules = scales.node, scales.board, scales.rules
-    why, cost = cost_s(node, job, rules)
-    if board.oldest is not None and job.id == board.oldest.id and _is_overdue(why, board, rules):
+    node, board = scales.node, scales.board
+    why, cost = cost_s(node, job, scales.rules)
+    if board.oldest is not None and job.id == board.oldest.id and _is_overdue(why, board, scales.rules):
+        order = (False, False, -job.priority, 0, 0.0, job.rank, job.id)
         note = f"passed over {board.passed} times; {cost:.1f} s to begin here"
-        return _Weighed(
-            (False, False, -job.priority, 0, 0.0, job.rank, job.id), job, Why.OVERDUE, cost, -cost, None, note
-        )
+        return _Weighed(order, job, Why.OVERDUE, cost, -cost, None, note)
     demand = board.demand.get(key) or Demand(key, waiting=1, work_s=job.work_s)
     if key == NO_MODEL or key in node.loaded:
         tier, score, gain = int(cost > scales.cheap), 0.0, demand.work_s - cost
         against = _against_transfer(job, cost, demand, scales) if why is Why.DOWNLOAD else None
         note = "in memory" if why is Why.WARM else f"in memory, but for {cost:.1f} s of other files"
     else:
-        need, patience = necessity(scales.victim, cost)
+        needed, patience = necessity(scales.victim, cost)
         tier, score = (2 if why is Why.DISK else 3), cost - pressure(demand)
-        gain = demand.work_s / (demand.warm + 1) - cost - need
-        against = _against_transfer(job, cost, demand, scales) if why is Why.DOWNLOAD else None
-        against = against or _elsewhere(cost, demand)
-        if against is None and need > 0 and gain <= 0 and job.priority <= scales.warm:
-            against = _Objection(
-                Skip.SWAP_NOT_WORTH,
-                patience,
-                f"would lose {-gain:.1f} s: what is in memory is needed for {need:.1f} s of work",
-            )
+        gain = demand.work_s / (demand.warm + 1) - cost - needed
+        against = (
+            (_against_transfer(job, cost, demand, scales) if why is Why.DOWNLOAD else None)
+            or _elsewhere(cost, demand)
+            or (_not_worth(why, cost, gain, needed, patience, demand, scales) if job.priority <= scales.usual else None)
+        )
         note = f"{demand.work_s:.0f} s of work wait, {demand.warm} nodes are warm; {cost:.1f} s to begin here"
-    if against is not None and node.idle_s >= against.until:
-        against = None
     order = (against is not None, True, -job.priority, tier, score, job.rank, job.id)
     return _Weighed(order, job, why, cost, gain, against, note)
 
@@ -139,24 +177,25 @@ def _against_transfer(job: Waiting, cost: float, demand: Demand, scales: _Scales
 
     Ordered transfers make way for a small file, jobs that wait for theirs do not.
     """
-    node = scales.node
-    if job.key in node.coming:
-        return _Objection(Skip.COMING, 2 * cost, f"is being fetched to this node, about {cost:.0f} s more")
-    if scales.link > 0 and (node.running or cost > 0.1 * scales.link):
+    node, idle = scales.node, scales.node.idle_s
+    if job.key in node.coming and idle < 2 * cost:
+        return _Objection(Skip.COMING, 2 * cost - idle, f"is being fetched to this node, about {cost:.0f} s more")
+    if idle < scales.link + cost and scales.link > 0 and (node.running or cost > scales.link / 10):
         note = f"{cost:.0f} s to fetch it, and others are on their way for {scales.link:.0f} s more"
-        return _Objection(Skip.COMING, scales.link + cost, note)
+        return _Objection(Skip.COMING, scales.link + cost - idle, note)
     if job.key in node.held:
         return None
     others = demand.copies + demand.coming
-    if others and demand.work_s / others <= cost:
-        if demand.coming:
-            return _Objection(Skip.COMING, cost, f"is being fetched to {demand.coming} other nodes")
+    served = others and demand.work_s / others <= cost
+    if served and demand.coming and idle < cost:
+        return _Objection(Skip.COMING, cost - idle, f"is being fetched to {demand.coming} other nodes")
+    if served and demand.copies and demand.age_s < cost:
         note = f"on the disks of {demand.copies} other nodes; {cost:.0f} s to begin here"
-        return _Objection(Skip.WARM_ELSEWHERE, cost, note)
+        return _Objection(Skip.WARM_ELSEWHERE, cost - demand.age_s, note)
     gained, lost = value(demand, others + 1) * 3600, _dropped(job, scales) * 3600
-    if lost > gained:
+    if lost > gained and idle < cost:
         note = f"would drop what serves {lost:.1f} jobs an hour for what serves {gained:.1f}"
-        return _Objection(Skip.SWAP_NOT_WORTH, cost, note)
+        return _Objection(Skip.SWAP_NOT_WORTH, cost - idle, note)
     return None
 
 
@@ -182,15 +221,38 @@ def _dropped(job: Waiting, scales: _Scales) -> float:
 
 
 def _elsewhere(cost: float, demand: Demand) -> _Objection | None:
-    """Nodes that have it in memory are through with what waits before this one has begun."""
-    if not demand.warm:
+    """Nodes that have it in memory are through with most of what waits before this one has begun.
+
+    Where they did not take the first of its jobs in twice that time they will not.
+    """
+    if not demand.warm or demand.age_s >= 2 * cost:
         return None
     work = demand.work_s / max(1, demand.waiting)
     left = demand.work_s + (demand.arrivals * work - demand.warm) * cost
-    if left > cost:
+    if left > JOIN * cost * (demand.warm + 1):
         return None
     note = f"{demand.warm} warm nodes do the {demand.work_s:.0f} s that wait; {cost:.1f} s to begin here"
-    return _Objection(Skip.WARM_ELSEWHERE, cost, note)
+    return _Objection(Skip.WARM_ELSEWHERE, 2 * cost - demand.age_s, note)
+
+
+def _not_worth(
+    why: Why, cost: float, gain: float, needed: float, patience: float, demand: Demand, scales: _Scales
+) -> _Objection | None:
+    """What is in memory is needed for more than the other would gain; or the work that waits is too thin for a load.
+
+    The latter only where more than that waits for each node, and something is in memory: where little waits besides,
+    nobody gains by a node that holds back.
+    """
+    idle = scales.node.idle_s
+    if needed > 0 and gain <= 0 and idle < patience:
+        note = f"would lose {-gain:.1f} s: what is in memory is needed for {needed:.1f} s of work"
+        return _Objection(Skip.SWAP_NOT_WORTH, patience - idle, note)
+    most = scales.rules.patience * cost
+    busy = scales.victim.key and scales.backlog - demand.work_s >= most
+    if why is not Why.DISK or not busy or idle >= most or pressure(demand) >= most:
+        return None
+    note = f"{demand.work_s:.0f} s of work are thin for a load, {cost:.1f} s; {scales.backlog:.0f} s wait for each node"
+    return _Objection(Skip.SWAP_NOT_WORTH, most - idle, note)
 
 
 def _too_large(job: Waiting, scales: _Scales) -> Option:
@@ -212,7 +274,7 @@ def _choice(scales: _Scales, weighed: list[_Weighed], large: list[Option]) -> Ch
         elif against is None:
             options.append(Option(job, why, cost, gain, Skip.BEHIND, note))
         else:
-            again = min(again, against.until)
+            again = min(again, against.left)
             options.append(Option(job, why, cost, gain, against.skip, against.note))
     counted: set[Key] = set()
     for option in options:
@@ -226,5 +288,4 @@ def _choice(scales: _Scales, weighed: list[_Weighed], large: list[Option]) -> Ch
                 skipped[reason] = skipped.get(reason, 0) + others
     if large:
         skipped[Skip.TOO_LARGE] = len(large)
-    wait = again - scales.node.idle_s if best is None and again < inf else None
-    return Choice(best, (*options, *large), skipped, wait)
+    return Choice(best, (*options, *large), skipped, again if best is None and again < inf else None)

@@ -9,6 +9,9 @@ from dispatcher.words import Need, NodeView, Rules, Waiting, Why
 MAIN = ("checkpoint", "unet")
 """Kinds of which a server has one in memory."""
 
+MAIN_KEYS = tuple(f"{kind}{mark}" for kind in MAIN for mark in "/@")
+"""How their keys begin."""
+
 _SIZES: Mapping[str, int] = {
     "lora": 200_000_000,
     "vae": 335_000_000,
@@ -59,7 +62,7 @@ def cost_s(node: NodeView, job: Waiting, rules: Rules) -> tuple[Why, float]:
 
 def fits(node: NodeView, job: Waiting) -> bool:
     """Whether all of a job's models can be on this node at once, by the sizes that are known."""
-    if node.cap is None or all(need.key in node.held for need in job.needs):
+    if node.cap is None or node.held.issuperset([need.key for need in job.needs]):
         return True
     unique = {need.key: need.size or node.sizes.get(need.key) or 0 for need in job.needs}
     return sum(unique.values()) <= node.cap

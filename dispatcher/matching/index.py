@@ -5,21 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 
+from dispatcher.matching.cost import MAIN_KEYS
 from dispatcher.words import NO_MODEL, Demand, Key, NodeView, Rules
 
 PRESSED = 8
 """Of the models that a node lacks, how many of the most pressed are weighed; as many again of those nobody has."""
 
-_AGE_S = 300.0
+_AGED = 0.1
 
 
 def pressure(demand: Demand) -> float:
     """How much a model is in want of one more node: seconds of waiting work for each node that would serve it then.
 
-    They count the more the longer the first of its jobs has waited, so that a model with a single job comes up too
-    before its batch is as large as others'.
+    Ten seconds for which the first of its jobs has waited count as one more, so that a model with a single job comes up
+    too before its batch is as large as others'.
     """
-    return demand.work_s * (1.0 + demand.age_s / _AGE_S) / (demand.warm + 1)
+    return (demand.work_s + _AGED * demand.age_s) / (demand.warm + 1)
 
 
 class Pressure(Mapping[Key, Demand]):
@@ -30,6 +31,7 @@ class Pressure(Mapping[Key, Demand]):
 
     def __init__(self, demand: Iterable[Demand] = ()) -> None:
         self._known: dict[Key, Demand] = {}
+        self._work_s, self._warm = 0.0, 0
         self._pressed: list[tuple[float, Key]] = []
         self._homeless: list[tuple[float, Key]] = []
         self.replace(demand)
@@ -46,6 +48,8 @@ class Pressure(Mapping[Key, Demand]):
     def replace(self, demand: Iterable[Demand]) -> None:
         """Forget what was known, and know this."""
         self._known = {d.key: d for d in demand}
+        self._work_s = sum(d.work_s for d in self._known.values())
+        self._warm = sum(_nodes(d) for d in self._known.values())
         waiting = [d for d in self._known.values() if _is_pressed(d)]
         self._pressed = sorted(_place(d) for d in waiting)
         self._homeless = sorted(_place(d) for d in waiting if not d.copies)
@@ -54,11 +58,18 @@ class Pressure(Mapping[Key, Demand]):
         """What is known of one model now."""
         old = self._known.get(demand.key)
         self._known[demand.key] = demand
+        self._work_s += demand.work_s - (old.work_s if old is not None else 0.0)
+        self._warm += _nodes(demand) - (_nodes(old) if old is not None else 0)
         for known, change in ((old, _removed), (demand, insort)):
             if known is not None and _is_pressed(known):
                 change(self._pressed, _place(known))
                 if not known.copies:
                     change(self._homeless, _place(known))
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of work that wait for each node that has a model in memory, NO_MODEL's included."""
+        return max(0.0, self._work_s) / max(1, self._warm)
 
     def top(self, count: int, *, but: Iterable[Key]) -> list[Key]:
         """The ``count`` most pressed models that jobs wait for, and as many of those that no node has; not ``but``."""
@@ -70,6 +81,10 @@ class Pressure(Mapping[Key, Demand]):
 
 def _is_pressed(demand: Demand) -> bool:
     return demand.waiting > 0 and demand.key != NO_MODEL
+
+
+def _nodes(demand: Demand) -> int:
+    return demand.warm if demand.key.startswith(MAIN_KEYS) else 0
 
 
 def _place(demand: Demand) -> tuple[float, Key]:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import NamedTuple
 
-from dispatcher.matching.cost import MAIN, load_s
+from dispatcher.matching.cost import MAIN_KEYS, load_s
 from dispatcher.words import Demand, Key, NodeView, Rules
 
 WORK_S = 6.0
 """Seconds of a job where none waits by which to tell."""
-
-_MAIN_KEYS = tuple(f"{kind}{mark}" for kind in MAIN for mark in "/@")
 
 
 class Victim(NamedTuple):
@@ -38,7 +36,7 @@ NOBODY = Victim("", 0.0, 0.0, WORK_S, 0.0, short=False, last=False, rest=0.0)
 
 def victim_of(node: NodeView, demand: Mapping[Key, Demand], rules: Rules) -> Victim:
     """Of the models in memory the one that was used the longest ago."""
-    mains = [key for key in node.loaded if key.startswith(_MAIN_KEYS)]
+    mains = [key for key in node.loaded if key.startswith(MAIN_KEYS)]
     if not mains:
         return NOBODY
     used = {key: at for at, key in enumerate(node.used)}

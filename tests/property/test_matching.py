@@ -165,6 +165,17 @@ def test_the_same_question_has_one_answer(node: NodeView, board: Board) -> None:
     assert choose(node, board, Rules()) == choose(node, other, Rules()) == choose(node, board, Rules())
 
 
+@EXAMPLES
+@given(nodes(), boards())
+def test_a_brief_decision_is_the_same(node: NodeView, board: Board) -> None:
+    """What is weighed for the explanation alone changes nothing; without a job everything was weighed."""
+    whole, brief = choose(node, board, Rules()), choose(node, board, Rules(), brief=True)
+    assert brief.option == whole.option
+    assert {option.job.id for option in brief.options} <= {option.job.id for option in whole.options}
+    if whole.option is None:
+        assert brief == whole
+
+
 def given_to(node: NodeView, option: Option) -> NodeView:
     """The node when it is through with a job."""
     keys = frozenset(each.key for each in option.job.needs)
@@ -186,20 +197,25 @@ def test_a_single_node_does_every_job_in_the_end(node: NodeView, board: Board, s
     rules = Rules(max_skips=skips)
     node = replace(node, running=0, cap=None)
     waiting = sorted((job for found in board.heads.values() for job in found), key=lambda job: job.order)
-    passed = rounds = 0
+    passed, rounds, waited = 0, 0, 0.0
     while waiting:
         rounds += 1
         assert rounds < 200
         heads = heads_of(waiting)
         demand = {
-            key: replace(d, waiting=len(heads.get(key, ())), work_s=sum(job.work_s for job in heads.get(key, ())))
+            key: replace(
+                d,
+                waiting=len(heads.get(key, ())),
+                work_s=sum(job.work_s for job in heads.get(key, ())),
+                age_s=d.age_s + waited,
+            )
             for key, d in board.demand.items()
         }
         choice = choose(node, Board(heads, demand, waiting[0], passed), rules)
         if choice.option is None:
             assert choice.again_s is not None
             assert choice.again_s > 0
-            node = replace(node, idle_s=node.idle_s + choice.again_s)
+            node, waited = replace(node, idle_s=node.idle_s + choice.again_s), waited + choice.again_s
             continue
         passed = 0 if choice.option.job is waiting[0] else passed + 1
         assert passed <= skips
