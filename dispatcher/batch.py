@@ -32,11 +32,18 @@ def interests(views: Iterable[NodeView], demand: Mapping[Key, Demand], rules: Ru
 
 
 def decide(
-    view: NodeView, keys: Sequence[Key], heads: Heads, demand: Mapping[Key, Demand], line: Line, rules: Rules
+    view: NodeView,
+    keys: Sequence[Key],
+    heads: Heads,
+    demand: Mapping[Key, Demand],
+    line: Line,
+    rules: Rules,
+    *,
+    brief: bool = False,
 ) -> Choice:
-    """What one node gets, as things stand after the decisions before it."""
+    """What one node gets, as things stand after the decisions before it; ``brief`` as `matching.choose` has it."""
     found = {key: jobs for key in keys if (jobs := heads(key))}
-    return matching.choose(view, Board(found, demand, line.oldest, line.passed), rules)
+    return matching.choose(view, Board(found, demand, line.oldest, line.passed), rules, brief=brief)
 
 
 def pick_of(node: str, option: Option) -> Pick:

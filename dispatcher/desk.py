@@ -281,7 +281,9 @@ class Desk:
             if any(map(is_short, view.loaded)):
                 self._queue(ask)
                 continue
-            choice = ask.choice = decide(view, keys[ask.node], heads.of, self.demands.index, line, self.rules)
+            choice = ask.choice = decide(
+                view, keys[ask.node], heads.of, self.demands.index, line, self.rules, brief=True
+            )
             if choice.option is None:
                 if any(map(is_short, keys[ask.node])):
                     self._queue(ask)

@@ -198,7 +198,7 @@ class Rules:
     max_skips: int = 100
     coverage: int = 2
     residency: float = 3.0
-    patience: float = 6.0
+    patience: float = 8.0
     size: int = 4_000_000_000
     cap: int = 50_000_000_000
 

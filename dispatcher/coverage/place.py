@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dispatcher.coverage.targets import Targets, rate, targets_of, value, work_of
@@ -37,7 +37,8 @@ def plan(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Seat:
-    """A node that may be given an order. ``spare``: files that may go for it with their sizes, the least needed first.
+    """A node that may be given an order. ``spare``: files that may go for it, by their keys, with their sizes, the
+    least needed first.
 
     ``room``: bytes that a file may take here at most. ``busy``: what part of its time jobs for its models take, where
     each copy does an even share.
@@ -45,7 +46,7 @@ class _Seat:
 
     node: NodeView
     free: int
-    spare: tuple[tuple[Key, int], ...]
+    spare: tuple[tuple[Sequence[Key], int], ...]
     room: int
     busy: float
 
@@ -94,30 +95,27 @@ class _Fleet:
         return range(first, min(self.targets.want.get(key, 0), 2 * there + 1) + 1)
 
     def seat(self, node: NodeView) -> _Seat:
-        own = sorted(node.held - node.same.keys())
+        files = _files(node)
         spare = sorted(
-            (self._worth(node, key), key, node.sizes.get(key) or self.size(key))
-            for key in own
-            if self._is_spare(node, key)
+            (self._worth(names), key, node.sizes.get(key) or self.size(key))
+            for key, names in files.items()
+            if self._is_spare(node, names)
         )
         free = _free(node, self.rules)
-        room = free + sum(size for _, _, size in spare)
-        cap = _capacity(node, self.rules)
-        return _Seat(node, free, tuple((key, size) for _, key, size in spare), min(room, cap), self._busy(node, own))
+        room = min(_capacity(node, self.rules), free + sum(size for _, _, size in spare))
+        given = tuple((files[key], size) for _, key, size in spare)
+        return _Seat(node, free, given, room, self._busy(files.values()))
 
-    def _is_spare(self, node: NodeView, key: Key) -> bool:
+    def _is_spare(self, node: NodeView, names: Sequence[Key]) -> bool:
         """Whether nobody needs this copy: under no name of its file it is in memory, or one of those to be kept."""
-        return all(
-            name not in node.loaded and self.copies[name] > self.targets.keep.get(name, 0) for name in _names(node, key)
-        )
+        return all(name not in node.loaded and self.copies[name] > self.targets.keep.get(name, 0) for name in names)
 
-    def _worth(self, node: NodeView, key: Key) -> float:
-        asked = [self.demand[name] for name in _names(node, key) if name in self.demand]
+    def _worth(self, names: Sequence[Key]) -> float:
+        asked = [self.demand[name] for name in names if name in self.demand]
         return max((value(d, max(1, self.copies[d.key])) for d in asked if rate(d) > 0), default=0.0)
 
-    def _busy(self, node: NodeView, own: Iterable[Key]) -> float:
-        names = (name for key in own for name in _names(node, key))
-        asked = (self.demand[name] for name in names if name in self.demand)
+    def _busy(self, files: Iterable[Sequence[Key]]) -> float:
+        asked = (self.demand[name] for names in files for name in names if name in self.demand)
         return sum(rate(d) * work_of(d) / self.copies[d.key] for d in asked)
 
     def soonest(self, seats: Sequence[_Seat], key: Key) -> tuple[_Seat, tuple[Key, ...]] | None:
@@ -135,16 +133,17 @@ class _Fleet:
     def _dropped(self, seat: _Seat, size: int) -> tuple[Key, ...] | None:
         """What must go there for a file of this size; None where that is not to spare any more."""
         lacking, gone = size - seat.free, list[Key]()
-        for key, freed in seat.spare:
+        for names, freed in seat.spare:
             if lacking <= 0:
                 break
-            if self._is_spare(seat.node, key):
+            if self._is_spare(seat.node, names):
                 lacking -= freed
-                gone.append(key)
+                gone.append(names[0])
         return tuple(gone) if lacking <= 0 else None
 
     def drop(self, seat: _Seat, keys: Iterable[Key]) -> None:
-        self.copies.subtract(name for key in keys for name in _names(seat.node, key))
+        files = _files(seat.node)
+        self.copies.subtract(name for key in keys for name in files[key])
 
     def size(self, key: Key) -> int:
         source, demand = self.catalogue.get(key), self.demand.get(key)
@@ -159,12 +158,13 @@ class _Fleet:
         return Need(key, source.kind, source.name, source.size, source.url, source.sha256)
 
 
-def _names(node: NodeView, key: Key) -> Iterator[Key]:
-    """All keys of a held file, by the first of them."""
-    yield key
-    for alias, first in node.same.items():
-        if first == key:
-            yield alias
+def _files(node: NodeView) -> dict[Key, list[Key]]:
+    """All keys of each file that a node has, by the first of them."""
+    files = {key: [key] for key in sorted(node.held) if key not in node.same}
+    for alias, first in sorted(node.same.items()):
+        if first in files:
+            files[first].append(alias)
+    return files
 
 
 def _delay(seat: _Seat, size: int) -> tuple[bool, float, int, str]:

@@ -7,12 +7,12 @@ from math import inf
 from typing import NamedTuple
 
 from dispatcher.coverage.targets import value
-from dispatcher.matching.cost import bytes_of, cost_s, fits
+from dispatcher.matching.cost import bytes_of, cost_s, fits, held_size
 from dispatcher.matching.index import Pressure, pressure
 from dispatcher.matching.victim import Victim, necessity, victim_of
 from dispatcher.words import NO_MODEL, Board, Choice, Demand, Key, NodeView, Option, Rules, Skip, Waiting, Why
 
-JOIN = 2.0
+JOIN = 3.0
 """Where a model is in memory somewhere: loads' worth of work that must wait for each node for another to load it."""
 
 
@@ -138,7 +138,7 @@ def _usual(node: NodeView, board: Board) -> float:
 
 def _size_of(key: Key, node: NodeView, demand: Mapping[Key, Demand], rules: Rules) -> int:
     known = demand.get(key)
-    return node.sizes.get(key) or (known.size if known is not None else None) or rules.size
+    return held_size(node, key) or (known.size if known is not None else None) or rules.size
 
 
 def _weigh(key: Key, job: Waiting, scales: _Scales) -> _Weighed:
@@ -207,13 +207,13 @@ def _dropped(job: Waiting, scales: _Scales) -> float:
     node, demand, rules = scales.node, scales.board.demand, scales.rules
     if node.free is None:
         return 0.0
-    own = {need.key for need in job.needs}
+    own = {node.same.get(need.key, need.key) for need in job.needs}
     lacking = sum(bytes_of(need, node, rules) for need in job.needs if need.key not in node.held) - node.free
     lost = 0.0
     for key in node.used:
         if lacking <= 0:
             break
-        if key in node.held and key not in own:
+        if key in node.held and key not in own and key not in node.same:
             lacking -= node.sizes.get(key) or rules.size
             known = demand.get(key)
             lost += value(known, known.copies) if known is not None and known.copies else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dispatcher.words import Need, NodeView, Rules, Waiting, Why
+from dispatcher.words import Key, Need, NodeView, Rules, Waiting, Why
 
 MAIN = ("checkpoint", "unet")
 """Kinds of which a server has one in memory."""
@@ -24,9 +24,14 @@ _SIZES: Mapping[str, int] = {
 """Bytes of a file whose size nobody knows, by kind; of any other kind `Rules.size`."""
 
 
+def held_size(node: NodeView, key: Key) -> int | None:
+    """The size of a file that the node has, under whatever key."""
+    return node.sizes.get(key) or node.sizes.get(node.same.get(key, key))
+
+
 def bytes_of(need: Need, node: NodeView, rules: Rules) -> int:
     """The size of a file as far as anybody knows it, else what its kind usually takes."""
-    return need.size or node.sizes.get(need.key) or _SIZES.get(need.kind, rules.size)
+    return need.size or held_size(node, need.key) or _SIZES.get(need.kind, rules.size)
 
 
 def load_s(node: NodeView, size: int, rules: Rules) -> float:
@@ -64,5 +69,5 @@ def fits(node: NodeView, job: Waiting) -> bool:
     """Whether all of a job's models can be on this node at once, by the sizes that are known."""
     if node.cap is None or node.held.issuperset([need.key for need in job.needs]):
         return True
-    unique = {need.key: need.size or node.sizes.get(need.key) or 0 for need in job.needs}
+    unique = {need.key: need.size or held_size(node, need.key) or 0 for need in job.needs}
     return sum(unique.values()) <= node.cap

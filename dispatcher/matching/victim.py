@@ -36,12 +36,12 @@ NOBODY = Victim("", 0.0, 0.0, WORK_S, 0.0, short=False, last=False, rest=0.0)
 
 def victim_of(node: NodeView, demand: Mapping[Key, Demand], rules: Rules) -> Victim:
     """Of the models in memory the one that was used the longest ago."""
-    mains = [key for key in node.loaded if key.startswith(MAIN_KEYS)]
+    mains = [key for key in node.loaded if key.startswith(MAIN_KEYS) and key not in node.same]
     if not mains:
         return NOBODY
     used = {key: at for at, key in enumerate(node.used)}
     key = min(mains, key=lambda k: (used.get(k, -1), k))
-    known = demand.get(key)
+    known = demand.get(key) or _otherwise(node, demand, key)
     load = load_s(node, node.sizes.get(key) or (known.size if known else None) or rules.size, rules)
     if known is None:
         return NOBODY._replace(key=key, load=load)
@@ -57,6 +57,13 @@ def victim_of(node: NodeView, demand: Mapping[Key, Demand], rules: Rules) -> Vic
         short=others < busy + sqrt(busy),
         last=others == 0,
         rest=max(0.0, rules.residency * load - node.resident_s),
+    )
+
+
+def _otherwise(node: NodeView, demand: Mapping[Key, Demand], key: Key) -> Demand | None:
+    """The demand for a file under another of its keys."""
+    return next(
+        (demand[alias] for alias in sorted(node.loaded) if node.same.get(alias) == key and alias in demand), None
     )
 
 

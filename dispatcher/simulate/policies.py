@@ -116,7 +116,7 @@ class Scheduled:
 
     def pick(self, node: NodeView, desk: Desk) -> Waiting | None:
         board = desk.board(matching.interests(node, desk.demand.fresh(), self.rules))
-        option = matching.choose(node, board, self.rules).option
+        option = matching.choose(node, board, self.rules, brief=True).option
         return option.job if option else None
 
     def asked(self, job: Waiting, desk: Desk) -> Iterable[str]:

@@ -110,7 +110,7 @@ def test_a_higher_priority_goes_first_from_disk_too() -> None:
     demand: tuple[Demand, ...] = (Demand(A, 1, 6.0, arrivals=5.0, warm=1), Demand(B, 1, 6.0))
     urgent = job("b", B, priority=1)
     assert chosen(choose(NODE, board(job("a", A), urgent, demand=demand), RULES)) == "b"
-    thin = (Demand(A, warm=1), Demand("checkpoint/z", 100, 600.0), Demand(B, 1, 6.0), Demand(C, 1, 6.0))
+    thin = (Demand(A, warm=1), Demand("checkpoint/z", 200, 1200.0), Demand(B, 1, 6.0), Demand(C, 1, 6.0))
     node = replace(NODE, held=frozenset({A, B, C}))
     assert chosen(choose(node, board(urgent, job("c", C), demand=thin), RULES)) == "b"
     assert chosen(choose(node, board(job("b", B), job("c", C), demand=thin), RULES)) is None
@@ -163,11 +163,11 @@ def test_what_a_warm_node_will_take_sooner_is_left_to_it() -> None:
 
 def test_thin_work_waits_for_more_only_while_the_fleet_has_other_work() -> None:
     """One job is not worth a load while a backlog waits for each node; where little else waits it is."""
-    busy = (Demand(A, 0, 0.0, warm=10), Demand("checkpoint/z", 100, 600.0, warm=1), Demand(B, 1, 6.0))
+    busy = (Demand(A, 0, 0.0, warm=10), Demand("checkpoint/z", 200, 1200.0, warm=1), Demand(B, 1, 6.0))
     thin = board(job("b", B), demand=busy)
     assert reasons(choose(NODE, thin, RULES)) == {"b": Skip.SWAP_NOT_WORTH}
-    assert choose(NODE, thin, RULES).again_s == 48.0
-    assert chosen(choose(replace(NODE, idle_s=48.0), thin, RULES)) == "b"
+    assert choose(NODE, thin, RULES).again_s == 64.0
+    assert chosen(choose(replace(NODE, idle_s=64.0), thin, RULES)) == "b"
     assert chosen(choose(replace(NODE, loaded=frozenset()), thin, RULES)) == "b"
     assert chosen(choose(NODE, board(job("b", B), demand=(*busy[:2], replace(busy[2], age_s=600.0))), RULES)) == "b"
     quiet = (busy[0], Demand("checkpoint/z", 80, 480.0, warm=1), busy[2])
@@ -287,3 +287,15 @@ def test_rare_models_cause_few_loads_beside_a_popular_one() -> None:
         passed = 0 if option.job is waiting.oldest else passed + 1
         rare = [each for each in rare if each.id != option.job.id]
     assert 0 < loads <= 1000 / 25 * 2
+
+
+def test_a_file_of_several_keys_is_one_file() -> None:
+    """Its size is known under each, and what a swap would take out of memory is wanted under each."""
+    alias = "checkpoint@" + "a" * 64
+    node = replace(NODE, loaded=frozenset({A, alias}), held=NODE.held | {alias}, same={alias: A}, sizes={A: 2 * GB})
+    assert cost_s(replace(node, loaded=frozenset()), job("x", alias, size=None), RULES) == (Why.DISK, 4.0)
+    hot = (Demand(alias, arrivals=2.0, warm=1), Demand(B, 1, 6.0))
+    assert chosen(choose(node, board(job("b", B), demand=hot), RULES)) is None
+    full = replace(NODE, loaded=frozenset(), held=frozenset({B, "checkpoint/b2"}), free=0, used=(B, "checkpoint/b2"))
+    full = replace(full, same={"checkpoint/b2": B})
+    assert chosen(choose(full, board(job("c", C), demand=(Demand(B, arrivals=0.5, copies=1),)), RULES)) is None
