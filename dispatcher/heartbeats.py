@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -114,29 +114,36 @@ class Heartbeats:
         waiting, self._waiting = self._waiting, []
         later, self._later = self._later, {}
         held = {one[:2]: one for one in later.values()} | {one[:2]: one for each in waiting for one in each.held}
-        began = asyncio.get_running_loop().time()
-        lost: set[tuple[str, int]] = set()
-        cancelled: set[str] = set()
         try:
-            for part in _parts(held.values()):
-                extended = await self.store.extend(part, self.lease)
-                lost |= {one[:2] for one in part if one[0] in extended.lost}
-                cancelled |= extended.cancelled
+            lost, cancelled = await self._extended(held.values())
+            for one in waiting:
+                gone = frozenset(each[0] for each in one.held if each[:2] in lost)
+                ids = frozenset(each[0] for each in one.held)
+                if not one.answer.done():
+                    one.answer.set_result(Extended(gone, ids & cancelled - gone))
         except StoreUnavailable as error:
             for one in waiting:
                 if not one.answer.done():
                     one.answer.set_exception(error)
-            return
-        for job_id, _ in held:
+        finally:
+            for one in waiting:
+                one.answer.cancel()
+
+    async def _extended(self, held: Collection[Held]) -> tuple[set[tuple[str, int]], set[str]]:
+        """Renew all of these: what is lost, by job and token, and which jobs are marked as cancelled."""
+        began = asyncio.get_running_loop().time()
+        lost: set[tuple[str, int]] = set()
+        cancelled: set[str] = set()
+        for part in _parts(held):
+            extended = await self.store.extend(part, self.lease)
+            lost |= {one[:2] for one in part if one[0] in extended.lost}
+            cancelled |= extended.cancelled
+        for job_id, *_ in held:
             _note(self._renewed, job_id, began)
         self.cancel(cancelled)
         for job_id, _ in lost:
             self.over(job_id)
-        for one in waiting:
-            gone = frozenset(each[0] for each in one.held if each[:2] in lost)
-            ids = frozenset(each[0] for each in one.held)
-            if not one.answer.done():
-                one.answer.set_result(Extended(gone, ids & cancelled - gone))
+        return lost, cancelled
 
 
 def _parts(held: Iterable[Held]) -> list[list[Held]]:

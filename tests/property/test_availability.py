@@ -20,6 +20,8 @@ from worker.queues.base import Delivery, Received
 
 NOW = timedelta(0)
 OUTAGE = Answer(503)
+HELD_MOST_S = 5.0
+"""An answer that never comes is another matter: what it leased comes back when the lease ends."""
 
 steps = st.lists(
     st.tuples(
@@ -53,6 +55,7 @@ class Holder:
                     self._receiving.cancel()
             case "hold":
                 self.server.let_go.clear()
+                asyncio.get_running_loop().call_later(HELD_MOST_S, self.server.let_go.set)
             case "let go":
                 self.server.let_go.set()
             case "outage" | "lose":
