@@ -209,6 +209,7 @@ async def test_connections_lost(given_db: Given) -> None:
     if given_db.kind == "sqlite":
         return
     store, other = await given_db.store(), await given_db.store()
+    await wait_until(lambda: other.ticket() > 0)
     await put(store, "a")
     await wait_until(lambda: other.ticket() > 1)
     await asyncio.to_thread(_end_connections, given_db.url)
