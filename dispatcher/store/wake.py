@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
@@ -50,7 +51,7 @@ class Ear(Protocol):
     async def aclose(self) -> None: ...
 
 
-class _Running:
+class _Running(ABC):
     """One task that goes on until it is closed."""
 
     def __init__(self, bell: Bell) -> None:
@@ -64,8 +65,8 @@ class _Running:
         if self._task is not None:
             await cancel_all({self._task})
 
-    async def _run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _run(self) -> None: ...
 
 
 class Listener(_Running):
