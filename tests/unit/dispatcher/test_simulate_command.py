@@ -18,17 +18,19 @@ app = typer.Typer()
 app.command()(simulate)
 
 
-def ran(*arguments: str, code: int = 0) -> str:
-    found = CliRunner().invoke(app, arguments, env={"COLUMNS": "240", "TERM": "dumb"})
+def ran(*arguments: str, code: int = 0, columns: int = 240) -> str:
+    found = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "TERM": "dumb"})
     assert found.exit_code == code, found.output
     return found.stdout if code == 0 else found.output
 
 
 def test_a_table_stands_beside_what_it_assumes() -> None:
-    """Each policy has its row, and every assumption is told."""
-    text = ran(*SMALL, "--policy", "sd-dispatcher", "--policy", "fifo")
-    rows = [line.split()[0] for line in text.splitlines() if line]
-    assert rows.count("sd-dispatcher") == rows.count("fifo") == 2
+    """Each policy has its column, legible in eighty columns, and every assumption is told."""
+    text = ran(*SMALL, "--policy", "sd-dispatcher", "--policy", "fifo", columns=80)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert text.splitlines()[0].split() == ["sd-dispatcher", "fifo"]
+    assert len(rows["loads"]) == len(rows["p99"]) - 2 == 3
+    assert not any("…" in line for line in text.splitlines()[:20])
     for told in ("nodes 5", "models 20", "zipf 1.0", "life_s 300.0", "max_skips 100", "parked 2"):
         assert told in text
     assert "nobody could do with fewer" in text
