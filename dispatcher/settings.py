@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dispatcher.words import Rules
 from worker.errors import ConfigError, FieldError
@@ -19,7 +18,7 @@ from worker.job import Limits
 from worker.settings.checks import Events, PrivateHosts, SigningSecrets, parse_words
 from worker.settings.environment import Dialect, EnvironmentSource, validated
 from worker.settings.fields import ZERO, Group, var
-from worker.settings.groups import Variable, variables_of
+from worker.settings.groups import SettingsTree, Variable, variables_of
 from worker.settings.source import surroundings
 from worker.settings.units import Duration, Size, WebUrl
 from worker.signature import read_secrets
@@ -156,27 +155,14 @@ class RuleSettings(Group):
         return Rules(max_skips=self.max_skips, coverage=self.coverage)
 
 
-class Settings(BaseSettings):
+class Settings(SettingsTree):
     """The whole tree; built from the environment by `load_settings` alone. ``warnings``: odd, though no mistake."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     serve: ServeSettings = Field(ServeSettings(), title="service")
     access: AccessSettings = Field(AccessSettings(), title="access")
     webhook: WebhookSettings = Field(WebhookSettings(), title="webhooks")
     rules: RuleSettings = Field(RuleSettings(), title="rules")
     warnings: tuple[FieldError, ...] = ()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
     @property
     def host(self) -> str:

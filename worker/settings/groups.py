@@ -299,14 +299,29 @@ class NodeSettings(Group):
     strict: bool = var("WORKER_STRICT", False, "unknown `WORKER_` variables are errors", shown="false")
 
 
-class Settings(BaseSettings):
+class SettingsTree(BaseSettings):
+    """A whole tree of groups: constructing it reads nothing, least of all the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+class Settings(SettingsTree):
     """The whole tree; which variable each field reads stands at the field.
 
     Built from the environment by `worker.settings.source` alone: constructing it reads nothing. ``warnings``
     holds what is odd in the environment, though no mistake; ``inherited`` what is set of other images' variables.
     """
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     engine: EngineSettings = Field(EngineSettings(), title="engine")
     http: HttpSettings = Field(HttpSettings(), title="http")
@@ -330,17 +345,6 @@ class Settings(BaseSettings):
             max_timeout=engine.job_timeout_max,
             max_body=self.http.max_body,
         )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
 
 @dataclass(frozen=True, slots=True)
