@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.made import safetensors
 from tests.support.model_disk import BYTES, NOW, SHA, A, B, C, comfyui_folders, failing, landed, opened, ours, put
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.errors import ConfigError, DiskFull, DownloadFailed, InvalidJob, ModelCorrupt
 from worker.mentions import Place
 from worker.models import acts
@@ -131,11 +131,11 @@ async def test_uses_reach_the_disk_in_seconds(folders: Folders) -> None:
     async with opened(folders) as disk:
         for place in (A, B):
             await landed(disk, place)
-        await asyncio.sleep(FLUSH.total_seconds() * 2)
+        await elapse(FLUSH.total_seconds() * 2)
         await disk.learn(B, url="https://x/in-the-same-thread")
         disk.touch(A)
         assert [entry.place for entry in peek(folders.ours).entries] == [A, B]
-        await asyncio.sleep(FLUSH.total_seconds() * 2)
+        await elapse(FLUSH.total_seconds() * 2)
         await disk.learn(B, url="https://x/in-the-same-thread")
         assert [entry.place for entry in peek(folders.ours).entries] == [B, A]
 
@@ -146,7 +146,7 @@ async def test_a_look_is_not_repeated_all_the_time(folders: Folders) -> None:
     async with opened(folders) as disk:
         put(folders, A)
         assert not await disk.refresh()
-        await asyncio.sleep(3600)
+        await elapse(3600)
         assert (await disk.refresh()).added == (A,)
 
 

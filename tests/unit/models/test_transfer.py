@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.errors import AuthFailed, DownloadFailed, ModelCorrupt, ModelForbidden, ModelNotFound, Owner, WorkerError
 from worker.models.answers import Part, Span, check_kind, is_of_content, length_of, part_of, refusal, strong_tag
 from worker.models.bandwidth import Bandwidth
@@ -124,7 +124,7 @@ async def test_time_that_was_not_used_is_not_saved_up() -> None:
     """After a pause the cap is what it was."""
     bandwidth = Bandwidth(1000)
     loop = asyncio.get_running_loop()
-    await asyncio.sleep(100)
+    await elapse(100)
     began = loop.time()
     await bandwidth.pay(500)
     assert loop.time() - began == pytest.approx(0.5)
@@ -147,7 +147,7 @@ async def test_only_the_background_stands_still() -> None:
     await bandwidth.passage(lambda: Priority.START)
     rising = asyncio.create_task(bandwidth.passage(lambda: priority), name="rising")
     waiting = asyncio.create_task(bandwidth.passage(lambda: Priority.BACKGROUND), name="waiting")
-    await asyncio.sleep(5)
+    await elapse(5)
     assert not rising.done()
     priority = Priority.JOB
     await rising
