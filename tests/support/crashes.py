@@ -43,8 +43,7 @@ async def crash_at(shop: Workshop, point: str) -> None:
     """
     shop.pictures = 2
     await shop.submit_many(8)
-    for number in range(3):
-        await shop.submit(f"refused-{number}", code="invalid_job", steps=10_000)
+    await submit_refused(shop, range(3))
     second = 2
     if point.endswith("nack"):
         await shop.submit("doubtful")
@@ -52,8 +51,15 @@ async def crash_at(shop: Workshop, point: str) -> None:
         second = 1
     await one_life(shop, Failure(point, 1))
     await shop.submit_many(4)
+    await submit_refused(shop, range(3, 5))
     await one_life(shop, Failure(point, second))
     await shop.finished()
+
+
+async def submit_refused(shop: Workshop, numbers: range) -> None:
+    """Jobs that no engine takes."""
+    for number in numbers:
+        await shop.submit(f"refused-{number}", code="invalid_job", steps=10_000)
 
 
 async def crash_at_random(shop: Workshop, rng: random.Random, kills: int) -> int:
