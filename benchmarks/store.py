@@ -83,7 +83,7 @@ async def measured(store: SqlStore, load: Load, batch: int, seconds: float) -> T
     while time.perf_counter() < over:
         nodes = load.rng.sample(range(NODES), batch)
         began, cpu = time.perf_counter(), time.process_time()
-        heads, first, _ = await store.board({key for node in nodes for key in load.held[node]}, each=EACH)
+        heads, first, _ = await store.board({key: EACH for node in nodes for key in load.held[node]})
         times.board.append(time.perf_counter() - began)
         if first is None:
             break

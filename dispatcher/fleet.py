@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-import pydantic_core
-
 from dispatcher.documents import read_orders
 from dispatcher.needs import Catalogue
+from dispatcher.steps import Steps
 from dispatcher.stock import MEMORY, File, Labels, Stock, files_of, measured, merged
 from dispatcher.store.base import NodeRow
 from dispatcher.words import Key, Measured, NodeOrders, NodeView, Waiting
@@ -26,6 +25,9 @@ from worker.wire import Availability, Heartbeat
 FORGOTTEN = timedelta(days=1)
 PAUSED = timedelta(seconds=60)
 """A node that asks again later than this was doing something else: it has not been idle all the time."""
+
+_STEP = 8
+"""Nodes of one step."""
 
 _NONE: frozenset[Key] = frozenset()
 Standing = tuple[frozenset[Key], frozenset[Key], frozenset[Key]]
@@ -252,12 +254,19 @@ class Fleet:
             if seat.heard < _now() - FORGOTTEN.total_seconds():
                 del self._seats[seat.id]
 
-    def unsaved(self) -> list[NodeRow]:
-        """What was heard here and is not saved; counts as saved from now on."""
-        found = [seat for seat in self._seats.values() if not seat.saved]
-        for seat in found:
-            seat.saved = True
-        return [NodeRow(seat.id, seat.seen, pydantic_core.from_json(seat.asked.to_json())) for seat in found]
+    def unsaved(self) -> Steps[list[NodeRow]]:
+        """What was heard here and is not saved; counts as saved from now on. In steps."""
+        rows: list[NodeRow] = []
+        try:
+            for seat in [seat for seat in self._seats.values() if not seat.saved]:
+                seat.saved = True
+                rows.append(NodeRow(seat.id, seat.seen, seat.asked.to_json().decode()))
+                if len(rows) % _STEP == 0:
+                    yield
+        except GeneratorExit:
+            self.not_saved(rows)
+            raise
+        return rows
 
     def not_saved(self, rows: Iterable[NodeRow]) -> None:
         """They could not be saved after all."""
@@ -265,18 +274,26 @@ class Fleet:
             if row.id in self._seats:
                 self._seats[row.id].saved = False
 
-    def read(self, rows: Iterable[NodeRow]) -> None:
-        """What all processes heard: of each node the latest counts."""
-        now, wall = _now(), self._clock.now()
+    def read(self, rows: Iterable[NodeRow]) -> Steps[None]:
+        """What all processes heard: of each node the latest counts. In steps."""
+        news = 0
         for row in rows:
             seat = self._seats.get(row.id)
             if seat is None or row.seen > seat.seen:
-                asked = Availability.model_validate(row.report)
-                if seat is None:
-                    seat = self._seats[row.id] = Seat(row.id, asked, row.seen, now, saved=True)
-                self._take(seat, asked, row.seen, now - max(0.0, (wall - row.seen).total_seconds()))
-            if row.orders != seat.stored:
+                self._read(row, seat)
+                news += 1
+                if news % _STEP == 0:
+                    yield
+            seat = self._seats.get(row.id)
+            if seat is not None and row.orders != seat.stored:
                 self.order(row.id, read_orders(row.orders), row.orders)
+
+    def _read(self, row: NodeRow, seat: Seat | None) -> None:
+        now, wall = _now(), self._clock.now()
+        asked = Availability.model_validate_json(row.report)
+        if seat is None:
+            seat = self._seats[row.id] = Seat(row.id, asked, row.seen, now, saved=True)
+        self._take(seat, asked, row.seen, now - max(0.0, (wall - row.seen).total_seconds()))
 
     def _take(self, seat: Seat, asked: Availability, seen: datetime, heard: float) -> None:
         seat.asked, seat.seen, seat.heard = asked, seen, heard

@@ -6,7 +6,7 @@ remembered may be taken by another process meanwhile: the store tells when the j
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dispatcher.words import Key, Waiting
@@ -38,9 +38,9 @@ class Heads:
         entry = self._entries.get(key)
         return entry is not None and entry.more and not entry.jobs
 
-    def put(self, found: Mapping[Key, Iterable[Waiting]], asked: Collection[Key], each: int, now: float) -> None:
-        """What was read of the keys that were asked for, at most ``each``."""
-        for key in asked:
+    def put(self, found: Mapping[Key, Iterable[Waiting]], asked: Mapping[Key, int], now: float) -> None:
+        """What was read of the keys that were asked for, of each at most as many as is said there."""
+        for key, each in asked.items():
             jobs = list(found.get(key, ()))
             self._entries[key] = _Entry(jobs, len(jobs) >= each, now + FRESH_S)
 

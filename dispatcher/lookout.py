@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.batch import Line, interests
@@ -40,30 +40,25 @@ class Lookout:
         if wanted or self.demands.waiting:
             crowds = Counter(key for view in views.values() for key in view.loaded)
             crowds[NO_MODEL] = len(views)
-            for each, found in self._classes(wanted, crowds).items():
-                missing = self.heads.missing(found, now)
-                if missing or each == COLD:
-                    line = await self._read(missing, each)
+            missing = self.heads.missing(wanted, now)
+            line = await self._read({key: self._many(key, crowds[key]) for key in missing})
         return keys, line
 
     def is_short(self, key: Key) -> bool:
         """Whether jobs of the model wait that were not read, and none that was read is left."""
         return self._waits(key) > 0 and self.heads.is_short(key)
 
-    def _classes(self, wanted: Iterable[Key], crowds: Mapping[Key, int]) -> dict[int, list[Key]]:
-        """The keys by how many first jobs are to be read of each."""
-        found: dict[int, list[Key]] = {COLD: [], WARM: [], CROWD: []}
-        for key in wanted:
-            crowd = crowds.get(key, 0)
-            warm = WARM if crowd <= WARM else CROWD
-            found[warm if crowd and self._waits(key) > COLD else COLD].append(key)
-        return found
+    def _many(self, key: Key, crowd: int) -> int:
+        """How many first jobs are to be read of a model that so many nodes have in memory."""
+        if not crowd or self._waits(key) <= COLD:
+            return COLD
+        return WARM if crowd <= WARM else CROWD
 
-    async def _read(self, keys: list[Key], each: int) -> Line:
-        found, oldest, passed = await self.store.board(keys, each=each)
+    async def _read(self, wanted: Mapping[Key, int]) -> Line:
+        found, oldest, passed = await self.store.board(wanted)
         now, wall = asyncio.get_running_loop().time(), self.clock.now()
-        self.heads.put(found, keys, each, now)
-        for key in keys:
+        self.heads.put(found, wanted, now)
+        for key in wanted:
             jobs = found.get(key)
             since = jobs[0].since if jobs else None
             self.demands.first(key, now - (wall - since).total_seconds() if since is not None else None)

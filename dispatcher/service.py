@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -42,7 +43,10 @@ log = structlog.get_logger()
 
 DATABASE = f"{PREFIX}DATABASE_URL"
 OK = 0
-COLLECTED = (20_000, 20, 20)
+COLLECTED = (5_000, 10, 100)
+"""When the collector looks, by generation: often, since it looks at all that came since then, and nobody is answered
+meanwhile."""
+TURN_S = 0.0005
 LAST_BATCH_MOST = timedelta(seconds=5)
 
 
@@ -166,7 +170,9 @@ async def serving(
     grace, and only then the rest stops.
     """
     app = create_app(dispatcher.view)
-    http = asyncio.create_task(serve(app, host, port, on_listening=on_listening, prefix=PREFIX), name="http")
+    http = asyncio.create_task(
+        serve(app, host, port, on_listening=on_listening, prefix=PREFIX, protocol="httptools"), name="http"
+    )
     services = {asyncio.create_task(work, name=name) for name, work in dispatcher.services}
     broken = asyncio.ensure_future(_first_failure({http, *services}))
     try:
@@ -196,12 +202,14 @@ async def _until(broken: asyncio.Future[None]) -> None:
     await asyncio.shield(broken)
 
 
-def _settle_memory() -> None:
+def _settle_interpreter() -> None:
     """Have the collector pass over what is there for good: looking through it takes a tenth of a second each time, in
-    which no node is answered."""
+    which no node is answered. And have threads take turns often: each statement in a thread of the database needs
+    several turns, and the loop's are long."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTED)
+    sys.setswitchinterval(TURN_S)
 
 
 async def run(
@@ -223,7 +231,7 @@ async def run(
             opened(settings) as dispatcher,
             serving(dispatcher, settings.host, settings.serve.port, on_listening=on_listening) as broken,
         ):
-            _settle_memory()
+            _settle_interpreter()
             await first_of(stop.wait(), _until(broken))
             log.info("stopping")
     finally:

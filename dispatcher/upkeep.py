@@ -20,6 +20,7 @@ from dispatcher.documents import stored_orders
 from dispatcher.fleet import Fleet
 from dispatcher.metrics import Metrics
 from dispatcher.needs import Catalogue
+from dispatcher.steps import beside
 from dispatcher.store.base import Store, StoreUnavailable, Swept
 from dispatcher.words import NodeOrders, Rules
 from worker.clock import Clock, isoformat
@@ -30,6 +31,10 @@ log = structlog.get_logger()
 COVERAGE_ROLE = "coverage"
 STALE_ORDER = timedelta(minutes=30)
 """An order that nobody carried out in this time is taken back, so that the node can get another."""
+
+
+SELDOM = 20.0
+"""What takes long is done the more seldom: its pause is at least so many times what it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,10 @@ class Upkeep:
 
     async def _again(self, name: str, action: Callable[[], Awaitable[object]], every_s: float) -> None:
         while True:
+            began = _now()
             went_well = await self._once(name, action)
-            await asyncio.sleep(every_s if went_well else max(every_s, 1.0))
+            took = _now() - began if every_s else 0.0
+            await asyncio.sleep(max(every_s, SELDOM * took if went_well else 1.0))
 
     async def _once(self, name: str, action: Callable[[], Awaitable[object]]) -> bool:
         try:
@@ -127,10 +134,11 @@ class Upkeep:
 
     async def watch(self) -> None:
         """Read the backlog, then wait until it may have changed."""
-        ticket = self.store.ticket()
+        ticket, began = self.store.ticket(), _now()
         await self.read_backlog()
+        took = _now() - began
         await self.store.changed(self.pace.backlog, ticket)
-        await asyncio.sleep(self.pace.settled)
+        await asyncio.sleep(min(self.pace.backlog, max(self.pace.settled, SELDOM * took)))
 
     async def read_backlog(self) -> None:
         self.demands.reading()
@@ -141,7 +149,7 @@ class Upkeep:
 
     async def expire(self) -> None:
         self.fleet.expire()
-        self.desk.lookout.heads.prune(asyncio.get_running_loop().time())
+        self.desk.lookout.heads.prune(_now())
 
     async def sweep(self) -> Swept:
         swept = await self.store.sweep(max_deliveries=self.max_deliveries)
@@ -152,7 +160,7 @@ class Upkeep:
         return swept
 
     async def save_nodes(self) -> None:
-        rows = self.fleet.unsaved()
+        rows = await beside(self.fleet.unsaved())
         if not rows:
             return
         try:
@@ -162,7 +170,7 @@ class Upkeep:
             raise
 
     async def read_nodes(self) -> None:
-        self.fleet.read(await self.store.nodes())
+        await beside(self.fleet.read(await self.store.nodes()))
 
     async def read_catalogue(self) -> None:
         sources = await self.store.models()
@@ -178,7 +186,7 @@ class Upkeep:
         self._take_back_stale()
         views = [self.fleet.view(seat) for seat in self.fleet.alive()]
         demand, known = dict(self.demands.index), self.catalogue.by_key
-        planned = await asyncio.to_thread(coverage.plan, views, demand, known, self.rules)
+        planned = await beside(coverage.plan_in_steps(views, demand, known, self.rules))
         orders = {seat.id: NodeOrders() for seat in self.fleet.alive() if seat.stored and not _any(seat.due)} | planned
         stored = {node: self._stored(found) for node, found in orders.items()}
         if stored:
@@ -198,6 +206,10 @@ class Upkeep:
             if at is not None and datetime.fromisoformat(at) + STALE_ORDER < self.clock.now():
                 log.info("order_stale", node=seat.id)
                 self.fleet.order(seat.id, NodeOrders(), seat.stored)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _any(orders: NodeOrders) -> bool:

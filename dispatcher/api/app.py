@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from dispatcher.api import fleet, jobs, models, nodes, problems, state
+from dispatcher.api.shortcut import Shortcut
 from dispatcher.view import View
 from worker import __version__
 from worker.web import docs
@@ -39,9 +40,11 @@ def create_app(view: View) -> FastAPI:
     async def page() -> HTMLResponse:
         return HTMLResponse(docs.page("sd-dispatcher"), headers={"content-security-policy": docs.POLICY})
 
-    app.include_router(nodes.routes(view))
+    of_nodes = nodes.routes(view)
+    app.include_router(of_nodes)
     app.include_router(state.probes(view))
     app.include_router(guarded)
+    app.add_middleware(Shortcut, router=of_nodes, on_bug=view.metrics.bug)
     app.add_middleware(BodyLimit, max_body=view.settings.serve.max_body)
     problems.install(app, view.metrics.bug)
     return app

@@ -215,7 +215,7 @@ async def _mine(view: View, node: Node, job_id: str, token: Any) -> None:
         raise LeaseOver
 
 
-async def _end(view: View, job_id: str, ended: Ended) -> JobRow:
+async def _end(view: View, job_id: str, ended: Ended) -> None:
     try:
         result = Result.model_validate({**ended.result, "id": ended.result.get("id", job_id)})
     except ValidationError as error:
@@ -223,13 +223,11 @@ async def _end(view: View, job_id: str, ended: Ended) -> JobRow:
     if result.id != job_id:
         raise Unreadable(FieldError("result.id", "is of another job"))
     dead = result.status == "failed" if ended.dead is None else ended.dead
-    row = await view.store.end(job_id, _token(ended.token), result, dead=dead)
-    if row is None:
+    if not await view.store.end(job_id, _token(ended.token), result, dead=dead):
         raise await _stale(view, job_id, "result")
     view.heartbeats.over(job_id)
     view.fleet.over(job_id)
     view.metrics.ended(result.status)
-    return row
 
 
 async def _release(view: View, job_id: str, given: Release, node: Node) -> JobRow:

@@ -77,18 +77,26 @@ def install(app: FastAPI, on_bug: Callable[[], None]) -> None:
 
     @app.exception_handler(WorkerError)
     async def failed(_: Request, error: WorkerError) -> JSONResponse:
-        status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
-        if status is None:
-            on_bug()
-            return problem(500, "the service failed; its log says how")
-        headers = {"www-authenticate": CHALLENGE} if status == 401 else {}
-        if error.retry_after is not None:
-            headers["retry-after"] = str(int(error.retry_after.total_seconds()) or 1)
-        return problem(status, error.message, code=error.code, errors=getattr(error, "errors", ()), headers=headers)
+        return answer(error, on_bug)
 
     @app.exception_handler(StoreUnavailable)
-    async def unavailable(_: Request, __: StoreUnavailable) -> JSONResponse:
-        return problem(503, "the database does not answer", code="database_unavailable", headers={"retry-after": "1"})
+    async def unavailable(_: Request, error: StoreUnavailable) -> JSONResponse:
+        return answer(error, on_bug)
+
+
+def answer(error: WorkerError | StoreUnavailable, on_bug: Callable[[], None]) -> JSONResponse:
+    """The problem that an error is told as; ``on_bug`` hears of one that nobody foresaw."""
+    if isinstance(error, StoreUnavailable):
+        headers = {"retry-after": "1"}
+        return problem(503, "the database does not answer", code="database_unavailable", headers=headers)
+    status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
+    if status is None:
+        on_bug()
+        return problem(500, "the service failed; its log says how")
+    headers = {"www-authenticate": CHALLENGE} if status == 401 else {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(int(error.retry_after.total_seconds()) or 1)
+    return problem(status, error.message, code=error.code, errors=getattr(error, "errors", ()), headers=headers)
 
 
 async def read(request: Request, kind: type[M]) -> M:

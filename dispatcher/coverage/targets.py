@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
+from dispatcher.steps import Steps, whole
 from dispatcher.words import NO_MODEL, Demand, Key, Rules
 
 PERIOD_S = 300.0
@@ -13,6 +14,9 @@ PERIOD_S = 300.0
 
 WORK_S = 6.0
 """Seconds of a job where none waits by which to tell."""
+
+PORTION = 64
+"""Models or nodes that are counted in one step."""
 
 _FURTHER = 0.05
 _AGED_S = 60.0
@@ -71,18 +75,33 @@ def value(demand: Demand, copy: int) -> float:
     return rate(demand) / needed * _FURTHER ** max(0, copy - needed)
 
 
+def _values(demand: Demand, most: int) -> list[float]:
+    """`value` of each copy, the first to the last of so many."""
+    needed = _needed(demand)
+    share = rate(demand) / needed
+    return [share * _FURTHER ** max(0, copy - needed) for copy in range(1, most + 1)]
+
+
 def targets_of(demand: Iterable[Demand], nodes: int, capacity: float, rules: Rules) -> Targets:
     """What of all the copies that are wanted fits into ``capacity`` bytes, the worthiest for their size first.
 
     Depends on what is asked for and on the fleet's size, and not on where files lie now: orders that were carried out
     change nothing here.
     """
-    asked = [d for d in demand if copies_for(d, nodes, rules)]
-    offers = sorted(
-        (-value(d, copy) / (d.size or rules.size), copy, d.key, d.size or rules.size)
-        for d in asked
-        for copy in range(1, copies_for(d, nodes, rules) + 1)
-    )
+    return whole(targets_in_steps(demand, nodes, capacity, rules))
+
+
+def targets_in_steps(demand: Iterable[Demand], nodes: int, capacity: float, rules: Rules) -> Steps[Targets]:
+    """`targets_of`, bit by bit."""
+    asked = [(d, most) for d in demand if (most := copies_for(d, nodes, rules))]
+    offers: list[tuple[float, int, Key, int]] = []
+    for number, (d, most) in enumerate(asked):
+        size = d.size or rules.size
+        offers += [(-worth / size, copy, d.key, size) for copy, worth in enumerate(_values(d, most), 1)]
+        if number % PORTION == 0:
+            yield
+    offers.sort()
+    yield
     want: dict[Key, int] = {}
     cut, left = 0.0, capacity
     for density, copy, key, size in offers:
@@ -91,13 +110,17 @@ def targets_of(demand: Iterable[Demand], nodes: int, capacity: float, rules: Rul
             break
         left -= size
         want[key] = copy
-    keep = {d.key: max(want.get(d.key, 0), _kept(d, nodes, cut, rules)) for d in asked}
+    keep: dict[Key, int] = {}
+    for number, (d, _) in enumerate(asked):
+        keep[d.key] = max(want.get(d.key, 0), _kept(d, nodes, cut, rules))
+        if number % PORTION == 0:
+            yield
     return Targets(want, keep)
 
 
 def _kept(demand: Demand, nodes: int, cut: float, rules: Rules) -> int:
     """Copies that would be wanted if demand were higher by a fifth and disks took what is worth a fifth less."""
     more = replace(demand, arrivals=demand.arrivals * _KEEP, work_s=demand.work_s * _KEEP)
-    size = demand.size or rules.size
-    most = copies_for(more, nodes, rules)
-    return next((n for n in range(most, 0, -1) if value(more, n) / size >= cut * _CUT), 0)
+    least = cut * _CUT * (demand.size or rules.size)
+    values = _values(more, copies_for(more, nodes, rules))
+    return next((copy for copy in range(len(values), 0, -1) if values[copy - 1] >= least), 0)

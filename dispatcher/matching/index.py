@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar, overload
 
 from dispatcher.matching.cost import MAIN_KEYS
 from dispatcher.words import NO_MODEL, Demand, Key, NodeView, Rules
+
+T = TypeVar("T")
 
 PRESSED = 8
 """Of the models that a node lacks, how many of the most pressed are weighed; as many again of those nobody has."""
@@ -38,6 +41,14 @@ class Pressure(Mapping[Key, Demand]):
 
     def __getitem__(self, key: Key) -> Demand:
         return self._known[key]
+
+    @overload
+    def get(self, key: Key, /) -> Demand | None: ...
+    @overload
+    def get(self, key: Key, /, default: Demand | T) -> Demand | T: ...
+    def get(self, key: Key, /, default: object = None) -> object:
+        """As of any mapping, without an exception for each model that nobody asks for."""
+        return self._known.get(key, default)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._known)

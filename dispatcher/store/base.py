@@ -6,10 +6,10 @@ that is promised here holds for them together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dispatcher.words import Key, Need, Source, Waiting
 from worker.queues.base import Attempt
@@ -77,9 +77,8 @@ class JobRow:
     hop: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What waits of one model."""
+class Backlog(NamedTuple):
+    """What waits of one model: there are thousands of these every second."""
 
     key: Key
     waiting: int
@@ -98,14 +97,14 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """What a node last told of itself: the body of its request, as `worker.wire` has it.
+    """What a node last told of itself: the body of its request in JSON, as `worker.wire` has it.
 
     ``orders`` is what it is to fetch and drop, as `Store.save_orders` was given it; `Store.save_nodes` leaves it alone.
     """
 
     id: str
     seen: datetime
-    report: Mapping[str, Any]
+    report: str
     orders: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -163,8 +162,9 @@ class Store(Protocol):
 
     # dispatch
 
-    async def board(self, keys: Collection[Key], *, each: int) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
-        """The first ``each`` waiting jobs of each key; the first of all in line, and how often it was passed over."""
+    async def board(self, wanted: Mapping[Key, int]) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+        """Of each key the first waiting jobs, as many as is said there; the first of all in line, and how often it was
+        passed over."""
         ...
 
     async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:
@@ -178,8 +178,8 @@ class Store(Protocol):
         """Renew (job id, token, progress, hop)."""
         ...
 
-    async def end(self, job_id: str, token: int, result: Result, *, dead: bool) -> JobRow | None:
-        """Over, by its holder. None, and nothing changed, when the token is stale. The same end twice is one.
+    async def end(self, job_id: str, token: int, result: Result, *, dead: bool) -> bool:
+        """Over, by its holder. False, and nothing changed, when the token is stale. The same end twice is one.
 
         Calls that come while the database is busy with others are gathered into one transaction.
         """

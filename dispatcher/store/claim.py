@@ -45,22 +45,24 @@ Board = tuple[dict[Key, list[Waiting]], Waiting | None, int]
 
 
 @cache
-def _heads(dialect: str, *, locked: bool) -> Executable:
-    """The first ``each`` of each of ``keys``; ``locked``: for this transaction, without those that others have."""
-    if dialect == SQLITE:
-        return _sqlite_heads(startable=locked)
-    key = func.unnest(cast(bindparam("keys"), ARRAY(Text))).table_valued("key", name="wanted").render_derived()
+def _heads(*, locked: bool) -> Executable:
+    """The first of each of ``keys``, as many as ``each`` says in its place; ``locked``: for this transaction, without
+    those that others have."""
+    keys, each = cast(bindparam("keys"), ARRAY(Text)), cast(bindparam("each"), ARRAY(BigInteger))
+    wanted = func.unnest(keys, each).table_valued("key", "each", name="wanted").render_derived()
     first: Select[Any] = (
-        select(*COLUMNS).where(STARTABLE if locked else WAITING, jobs.c.key == key.c.key).order_by(*TURN)
+        select(*COLUMNS).where(STARTABLE if locked else WAITING, jobs.c.key == wanted.c.key).order_by(*TURN)
     )
     if locked:
         first = first.with_for_update(skip_locked=True)
-    head = first.limit(bindparam("each")).lateral("head")
-    return select(head).select_from(key.join(head, true()))
+    head = first.limit(wanted.c.each).lateral("head")
+    return select(head).select_from(wanted.join(head, true()))
 
 
+@cache
 def _sqlite_heads(*, startable: bool) -> Executable:
-    """There nobody else writes meanwhile; without LATERAL the places are found first, by index, key after key."""
+    """There nobody else writes meanwhile; without LATERAL the places are found first, by index, key after key, and as
+    many of each."""
     key = func.json_each(bindparam("keys")).table_valued("value", name="wanted")
     one = jobs.alias("one")
     first = (
@@ -84,19 +86,36 @@ FIRST_IN_LINE = (
 )
 
 
-def board(connection: Connection, keys: Collection[Key], each: int) -> Board:
+def _first_of(
+    connection: Connection, wanted: Mapping[Key, int], *, locked: bool, now: int = 0
+) -> defaultdict[Key, list[AnyRow]]:
+    """The first rows of each key, at most as many as is said there, in no order."""
+    found: defaultdict[Key, list[AnyRow]] = defaultdict(list)
+    if not wanted:
+        return found
+    if connection.dialect.name != SQLITE:
+        parameters = {"keys": list(wanted), "each": list(wanted.values()), "now": now}
+        rows = connection.execute(_heads(locked=locked), parameters).all()
+    else:
+        rows = []
+        for each in sorted(set(wanted.values())):
+            keys = listed(connection, [key for key, many in wanted.items() if many == each])
+            rows += connection.execute(_sqlite_heads(startable=locked), {"keys": keys, "each": each, "now": now}).all()
+    for row in rows:
+        found[row.key].append(row)
+    return found
+
+
+def board(connection: Connection, wanted: Mapping[Key, int]) -> Board:
     """The first of each key in order, the first of all, and how often that was passed over."""
-    heads: defaultdict[Key, list[Waiting]] = defaultdict(list)
-    if keys and each > 0:
-        query = _heads(connection.dialect.name, locked=False)
-        for row in connection.execute(query, {"keys": listed(connection, keys), "each": each}):
-            heads[row.key].append(waiting_of(row))
-    for found in heads.values():
-        found.sort(key=lambda job: job.order)
+    heads = {
+        key: sorted(map(waiting_of, rows), key=lambda job: job.order)
+        for key, rows in _first_of(connection, wanted, locked=False).items()
+    }
     first = connection.execute(FIRST_IN_LINE).first()
     if first is None:
-        return dict(heads), None, 0
-    return dict(heads), waiting_of(first), first.passed
+        return heads, None, 0
+    return heads, waiting_of(first), first.passed
 
 
 def grant(
@@ -128,10 +147,7 @@ def _first_uses(got: Collection[str], picks: Sequence[Pick]) -> Iterator[str | N
 def _with_spare(connection: Connection, picks: Sequence[Pick], ids: Sequence[str | None], now: int) -> list[str | None]:
     """Who has not got the job that was asked for is to get the first of its key that is left."""
     left = Counter(pick.key for pick, job_id in zip(picks, ids, strict=True) if job_id is None)
-    parameters = {"keys": listed(connection, left), "each": max(left.values()), "now": now}
-    spare: defaultdict[Key, list[AnyRow]] = defaultdict(list)
-    for row in connection.execute(_heads(connection.dialect.name, locked=True), parameters):
-        spare[row.key].append(row)
+    spare = _first_of(connection, left, locked=True, now=now)
     for rows in spare.values():
         rows.sort(key=lambda row: (row.minus_priority, row.rank, row.id), reverse=True)
     return [

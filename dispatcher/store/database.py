@@ -25,10 +25,13 @@ THREADS = {"sqlite": (1, 1), "postgresql": (3, 2)}
 """For writing and for reading: SQLite has one writer at a time, whoever waits for it."""
 BUSY_S = 5.0
 _AGAIN_S = 0.02
+_PLANS = "-c jit=off -c plan_cache_mode=force_generic_plan"
+"""Every statement goes by an index whatever its parameters are, and planning one anew takes as long as running it."""
+
 SERVER: Mapping[str, Any] = {
     "application_name": "sd-dispatcher",
     "connect_timeout": 5,
-    "options": "-c jit=off -c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=15s",
+    "options": f"{_PLANS} -c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=15s",
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,

@@ -1,15 +1,14 @@
-"""How hand-overs and jobs end: by the holder, or in the dispatcher's own hands. All within the caller's transaction."""
+"""How jobs come back, and how they end in the dispatcher's own hands. All within the caller's transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Table, delete, select, update
+from sqlalchemy import Connection, Executable, select, update
 
 from dispatcher.store.base import JobRow
 from dispatcher.store.rows import (
@@ -27,60 +26,17 @@ from dispatcher.store.rows import (
     listed,
     within,
 )
-from dispatcher.store.schema import attempts, documents, inline_results, jobs, leases, letters, moment, results
+from dispatcher.store.schema import attempts, documents, jobs, letters, moment, results
+from dispatcher.store.taking import HandOver, gone_from, taken
 from worker import __version__
-from worker.errors import UNCOUNTED_CODES, JobCancelled, WorkerError
+from worker.errors import JobCancelled, WorkerError
 from worker.queues.base import Attempt
-from worker.queues.policy import CANCELLED, Policy, end_code, has_images, is_charged, job_code
+from worker.queues.policy import CANCELLED
 from worker.result import AttemptResult, ErrorResult, Result, WorkerResult
 
-KEEP_INLINE = Policy().keep_inline
 _MOVED = ("place", "status", "deliveries", "visible_at", "ended_at", "code")
 DISPATCHER = "dispatcher"
 """The name in results of jobs that nobody held when they ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """A job that its holder says is over."""
-
-    job_id: str
-    token: int
-    result: Result
-    dead: bool
-
-    @property
-    def status(self) -> str:
-        return "dead" if self.dead else "done"
-
-    @property
-    def code(self) -> str | None:
-        return job_code(self.result, dead=self.dead)
-
-
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """A hand-over whose lease was just ended: the job's row, and how it was held."""
-
-    job: AnyRow
-    lease: AnyRow
-
-    def attempt(self, ended_at: int, code: str | None, *, charged: bool = False, worker: str = "") -> dict[str, Any]:
-        """Its row in ``attempts``."""
-        return {
-            "token": self.lease.token,
-            "place": self.job.place,
-            "run": self.job.run,
-            "worker": worker or self.lease.node,
-            "ended_at": ended_at,
-            "code": code,
-            "charged": charged,
-        }
-
-    def counted(self, code: str | None) -> int:
-        """The job's deliveries once it has ended with the code."""
-        deliveries: int = self.job.deliveries
-        return deliveries - (code in UNCOUNTED_CODES)
 
 
 @cache
@@ -103,87 +59,15 @@ def moved(
     return dict(zip(_MOVED, (place, to, counted, visible, ended, why), strict=True))
 
 
-def end(connection: Connection, endings: Sequence[Ending], now: int) -> list[JobRow | None]:
-    """Over, by their holders; None for those whose token is stale."""
-    by_token = {one.token: one for one in endings}
-    held = [(hand, by_token[hand.lease.token]) for hand in taken(connection, [(e.job_id, e.token) for e in endings])]
-    if held:
-        tried = [hand.attempt(now, end_code(one.result), charged=is_charged(one.result)) for hand, one in held]
-        add(connection, attempts, tried)
-        move(
-            connection,
-            [
-                moved(hand.job.place, one.status, hand.counted(end_code(one.result)), ended=now, why=one.code)
-                for hand, one in held
-            ],
-        )
-        _keep_results(connection, [(hand.job.place, one.result) for hand, one in held])
-        _drop_documents(connection, [hand.job.place for hand, one in held if not one.dead])
-    return _ended(connection, endings)
-
-
-def taken(connection: Connection, held: Sequence[tuple[str, int]]) -> list[HandOver]:
-    """End the leases of (job id, token) that still are."""
-    asked = set(held)
-    found = connection.execute(_holding(connection.dialect.name), {"tokens": listed(connection, {t for _, t in asked})})
-    return ended(connection, [row for row in found if (row.job_id, row.token) in asked])
-
-
-@cache
-def _holding(dialect: str) -> Executable:
-    return select(leases).where(within(dialect, leases.c.token, "tokens")).order_by(leases.c.token).with_for_update()
-
-
-def ended(connection: Connection, locked: Sequence[AnyRow]) -> list[HandOver]:
-    """End these leases; nobody else changes their jobs before this transaction is over."""
-    if not locked:
-        return []
-    of = {row.place: row for row in locked}
-    dialect, places = connection.dialect.name, {"places": listed(connection, of)}
-    connection.execute(_gone_from(dialect, leases), places)
-    return [HandOver(row, of[row.place]) for row in connection.execute(_jobs_at(dialect), places)]
-
-
-@cache
-def _gone_from(dialect: str, table: Table) -> Executable:
-    return delete(table).where(within(dialect, table.c.place, "places"))
-
-
-@cache
-def _jobs_at(dialect: str) -> Executable:
-    return select(jobs).where(within(dialect, jobs.c.place, "places"))
-
-
-def _ended(connection: Connection, endings: Sequence[Ending]) -> list[JobRow | None]:
-    """What stands there now; None where that is not what was asked for."""
-    ids = {"ids": listed(connection, {one.job_id for one in endings})}
-    rows = connection.execute(_rows_of(connection.dialect.name), ids).all()
-    found = {
-        (row.token, row.status, row.code): told for row, told in zip(rows, job_rows(connection, rows), strict=True)
-    }
-    told = [found.get((one.token, one.status, one.code)) for one in endings]
-    return [row if row is not None and row.id == one.job_id else None for row, one in zip(told, endings, strict=True)]
-
-
 @cache
 def _rows_of(dialect: str) -> Executable:
     return select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(within(dialect, jobs.c.id, "ids"))
 
 
-def _keep_results(connection: Connection, found: Sequence[tuple[int, Result]]) -> None:
-    rows = [{"place": place, "result": result.to_json(base64=False).decode()} for place, result in found]
-    add(connection, results, rows)
-    whole = [{"place": place, "result": result.to_json().decode()} for place, result in found if has_images(result)]
-    if whole:
-        add(connection, inline_results, whole)
-        latest = select(inline_results.c.number).order_by(inline_results.c.number.desc())
-        last_kept = latest.limit(1).offset(KEEP_INLINE - 1).scalar_subquery()
-        connection.execute(delete(inline_results).where(inline_results.c.number < last_kept))
-
-
-def _drop_documents(connection: Connection, places: Sequence[int]) -> None:
+def drop_documents(connection: Connection, places: Sequence[int]) -> None:
+    """What is over needs them no more."""
     if places:
-        connection.execute(_gone_from(connection.dialect.name, documents), {"places": listed(connection, places)})
+        connection.execute(gone_from(connection.dialect.name, documents), {"places": listed(connection, places)})
 
 
 def release(
@@ -273,7 +157,7 @@ def end_here(
     add(connection, results, kept)
     add(connection, letters, owed)
     if status == "done":
-        _drop_documents(connection, places)
+        drop_documents(connection, places)
 
 
 def _result(row: AnyRow, document: dict[str, Any], ended: Sequence[Attempt], error: WorkerError, now: int) -> Result:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, or_, select, update
+from sqlalchemy import Connection, Executable, delete, or_, select, update
 
 from dispatcher.store.base import NodeRow
-from dispatcher.store.rows import document_of, insert_into, json_of
+from dispatcher.store.rows import adding_from, document_of, given, insert_into, json_of
 from dispatcher.store.schema import models, moment, nodes, roles, stamp
 from dispatcher.words import Source
 
@@ -20,28 +21,38 @@ def save_nodes(connection: Connection, rows: Sequence[NodeRow]) -> None:
     latest = {row.id: row for row in sorted(rows, key=lambda row: row.seen)}
     if not latest:
         return
-    adding = insert_into(connection, nodes)
-    newer = adding.on_conflict_do_update(
+    values = [
+        {"id": row.id, "seen": stamp(row.seen), "report": row.report, "orders": json_of(row.orders)}
+        for row in sorted(latest.values(), key=lambda row: row.id)
+    ]
+    connection.execute(_saving(connection.dialect.name), {"rows": json_of(values)})
+
+
+@cache
+def _saving(dialect: str) -> Executable:
+    adding = adding_from(dialect, nodes, ("id", "seen", "report", "orders"))
+    return adding.on_conflict_do_update(
         index_elements=["id"],
         set_={"seen": adding.excluded.seen, "report": adding.excluded.report},
         where=nodes.c.seen <= adding.excluded.seen,
     )
-    values = [
-        {"id": row.id, "seen": stamp(row.seen), "report": json_of(row.report), "orders": json_of(row.orders)}
-        for row in sorted(latest.values(), key=lambda row: row.id)
-    ]
-    connection.execute(newer, values)
 
 
 def save_orders(connection: Connection, orders: Mapping[str, Mapping[str, Any]]) -> None:
     if orders:
-        put = update(nodes).where(nodes.c.id == bindparam("node")).values(orders=bindparam("asked"))
-        connection.execute(put, [{"node": node, "asked": json_of(orders[node])} for node in sorted(orders)])
+        rows = [{"id": node, "orders": json_of(orders[node])} for node in sorted(orders)]
+        connection.execute(_ordering(connection.dialect.name), {"rows": json_of(rows)})
+
+
+@cache
+def _ordering(dialect: str) -> Executable:
+    to = given(dialect, nodes.c.id, nodes.c.orders)
+    return update(nodes).where(nodes.c.id == to.c.id).values(orders=to.c.orders)
 
 
 def read_nodes(connection: Connection) -> list[NodeRow]:
     found = connection.execute(select(nodes).order_by(nodes.c.id))
-    return [NodeRow(row.id, moment(row.seen), document_of(row.report), document_of(row.orders)) for row in found]
+    return [NodeRow(row.id, moment(row.seen), row.report, document_of(row.orders)) for row in found]
 
 
 def lead(connection: Connection, role: str, holder: str, lease: timedelta, now: int) -> bool:

@@ -17,13 +17,18 @@ Out = TypeVar("Out")
 class Gathering(Generic[In, Out]):
     """One call at once when nothing is under way, else together with all that come meanwhile, up to ``most``.
 
+    Between the beginnings of two lie ``apart_s`` seconds where there were fewer than that.
+
     ``perform`` answers each item in its place. Where it fails for a mistake within one item, each is tried alone, so
     that nobody fails for another's.
     """
 
-    def __init__(self, perform: Callable[[list[In]], Awaitable[Sequence[Out]]], *, most: int, name: str) -> None:
+    def __init__(
+        self, perform: Callable[[list[In]], Awaitable[Sequence[Out]]], *, most: int, apart_s: float, name: str
+    ) -> None:
         self._perform = perform
         self._most = most
+        self._apart_s = apart_s
         self._name = name
         self._waiting: list[tuple[In, asyncio.Future[Out]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -46,11 +51,14 @@ class Gathering(Generic[In, Out]):
     async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            began = asyncio.get_running_loop().time()
             try:
                 await self._answer(batch)
             except asyncio.CancelledError:
                 self._waiting = [*batch, *self._waiting]
                 raise
+            if len(batch) < self._most:
+                await asyncio.sleep(began + self._apart_s - asyncio.get_running_loop().time())
 
     async def _answer(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
         [found] = await asyncio.gather(self._perform([item for item, _ in batch]), return_exceptions=True)

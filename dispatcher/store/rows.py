@@ -76,13 +76,18 @@ def given(dialect: str, *columns: Column[Any]) -> FromClause:
 
 @cache
 def adding(dialect: str, table: Table, names: tuple[str, ...], *returned: Column[Any], skip: str = "") -> Executable:
-    """INSERT of rows given with these columns; ``skip``: but for those whose value of that column is there already."""
-    source = given(dialect, *(table.c[name] for name in names))
-    into = (sqlite.insert if dialect == SQLITE else postgresql.insert)(table)
-    insertion = into.from_select(names, select(*(source.c[name] for name in names)).where(true()))
+    """`adding_from`; ``skip``: but for those whose value of that column is there already."""
+    insertion = adding_from(dialect, table, names)
     if skip:
         insertion = insertion.on_conflict_do_nothing(index_elements=[skip])
     return insertion.returning(*returned) if returned else insertion
+
+
+def adding_from(dialect: str, table: Table, names: tuple[str, ...]) -> postgresql.Insert | sqlite.Insert:
+    """INSERT of rows given with these columns, in their order."""
+    source = given(dialect, *(table.c[name] for name in names))
+    into = (sqlite.insert if dialect == SQLITE else postgresql.insert)(table)
+    return into.from_select(names, select(*(source.c[name] for name in names)).where(true()))
 
 
 def add(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,8 +22,9 @@ from dispatcher.store.base import (
     Pick,
     Swept,
 )
+from dispatcher.store.closing import Ending, end
 from dispatcher.store.database import SQLITE, Database
-from dispatcher.store.ending import Ending, end, release
+from dispatcher.store.ending import release
 from dispatcher.store.gathering import Gathering
 from dispatcher.store.reading import Reading
 from dispatcher.store.rows import PORTION
@@ -36,7 +37,7 @@ from worker.clock import Clock, CorrectedClock
 from worker.errors import ConfigError
 from worker.result import Result
 
-ENDS_AT_ONCE = 64
+ENDS_AT_ONCE, APART_S = 64, 0.025
 READINGS = 5
 ROUNDS = 20
 """A sweep does so many portions of each kind at most; what is left is the next one's."""
@@ -70,7 +71,9 @@ class SqlStore:
         self._ear: Ear = (
             Poller(self._bell, self._news) if self._database.is_sqlite else Listener(self._bell, _conninfo(url_of(url)))
         )
-        self._ends: Gathering[Ending, JobRow | None] = Gathering(self._end, most=ENDS_AT_ONCE, name="store-ends")
+        self._ends: Gathering[Ending, bool] = Gathering(
+            self._end, most=ENDS_AT_ONCE, apart_s=APART_S, name="store-ends"
+        )
 
     async def open(self) -> None:
         await brought_up(self._database)
@@ -112,8 +115,8 @@ class SqlStore:
 
     # dispatch
 
-    async def board(self, keys: Collection[Key], *, each: int) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
-        return await self._database.read(claim.board, keys, each)
+    async def board(self, wanted: Mapping[Key, int]) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+        return await self._database.read(claim.board, wanted)
 
     async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:
         return await self._database.write(claim.grant, picks, lease, passed, self._now())
@@ -121,10 +124,10 @@ class SqlStore:
     async def extend(self, held: Sequence[tuple[str, int, float | None, str | None]], lease: timedelta) -> Extended:
         return await self._database.write(leases.extend, held, lease, self._now())
 
-    async def end(self, job_id: str, token: int, result: Result, *, dead: bool) -> JobRow | None:
+    async def end(self, job_id: str, token: int, result: Result, *, dead: bool) -> bool:
         return await self._ends(Ending(job_id, token, result, dead))
 
-    async def _end(self, endings: list[Ending]) -> list[JobRow | None]:
+    async def _end(self, endings: list[Ending]) -> list[bool]:
         return await self._database.write(end, endings, self._now())
 
     async def release(

@@ -6,21 +6,29 @@ Each step does a portion at the time given (a stamp) and says how many it found:
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
+    Executable,
+    Select,
     and_,
+    cast,
     delete,
     func,
+    insert,
     literal_column,
+    or_,
     select,
     update,
 )
 
 from dispatcher.store.base import Backlog
-from dispatcher.store.ending import HandOver, end_here, ended, give_back
+from dispatcher.store.database import SQLITE
+from dispatcher.store.ending import end_here, give_back
 from dispatcher.store.rows import PORTION, Tally, add, among, insert_into
 from dispatcher.store.schema import (
     DELAYED,
@@ -41,6 +49,7 @@ from dispatcher.store.schema import (
     virtual_times,
     work_s,
 )
+from dispatcher.store.taking import HandOver, ended
 from worker.errors import DeliveryLimit, Expired, WorkerError
 from worker.queues.policy import Policy
 
@@ -135,34 +144,40 @@ def forgotten(connection: Connection, now: int) -> int:
 
 
 def read_backlog(connection: Connection) -> list[Backlog]:
-    waiting, work = func.sum(backlog.c.waiting), func.sum(backlog.c.work_ms)
+    waiting, work = (cast(func.sum(column), BigInteger) for column in (backlog.c.waiting, backlog.c.work_ms))
     query = select(backlog.c.key, waiting, work).group_by(backlog.c.key).having(waiting != 0)
-    return [Backlog(key, int(count), work_s(int(ms))) for key, count, ms in connection.execute(query)]
+    return [Backlog(key, count, work_s(ms)) for key, count, ms in connection.execute(query)]
 
 
 def folded(connection: Connection, _: int) -> int:
     """Changes of a model's backlog that have piled up become one, without a sum ever being wrong meanwhile."""
-    piled = (
-        select(backlog.c.key)
-        .group_by(backlog.c.key)
-        .having(func.count() > literal_column(str(UNFOLDED)))
-        .limit(PORTION)
-    )
-    keys = list(connection.execute(piled).scalars())
-    if not keys:
-        return 0
-    mine = select(backlog.c.number).where(among(connection, backlog.c.key, keys)).with_for_update(skip_locked=True)
-    numbers = list(connection.execute(mine).scalars())
-    _fold(connection, numbers)
-    return len(keys)
+    if connection.dialect.name != SQLITE:
+        return len(connection.execute(_folding()).all())
+    found = connection.execute(select(backlog.c.number, backlog.c.key).where(backlog.c.key.in_(_piled()))).all()
+    if found:
+        gone = delete(backlog).where(among(connection, backlog.c.number, [row.number for row in found]))
+        tally = Tally()
+        for row in connection.execute(gone.returning(backlog.c.key, backlog.c.waiting, backlog.c.work_ms)):
+            tally.count(row.key, row.waiting, row.work_ms)
+        tally.write(connection)
+    return len({row.key for row in found})
 
 
-def _fold(connection: Connection, numbers: list[int]) -> None:
-    gone = delete(backlog).where(among(connection, backlog.c.number, numbers))
-    tally = Tally()
-    for row in connection.execute(gone.returning(backlog.c.key, backlog.c.waiting, backlog.c.work_ms)):
-        tally.count(row.key, row.waiting, row.work_ms)
-    tally.write(connection)
+@cache
+def _folding() -> Executable:
+    """As one statement: the rows never leave the database."""
+    mine = select(backlog.c.number).where(backlog.c.key.in_(_piled())).with_for_update(skip_locked=True)
+    gone = delete(backlog).where(backlog.c.number.in_(mine.cte("mine").select()))
+    gone_rows = gone.returning(backlog.c.key, backlog.c.waiting, backlog.c.work_ms).cte("gone")
+    sums = (func.sum(gone_rows.c.waiting), func.sum(gone_rows.c.work_ms))
+    whole = select(gone_rows.c.key, *sums).group_by(gone_rows.c.key).having(or_(*(one != 0 for one in sums)))
+    return insert(backlog).from_select(("key", "waiting", "work_ms"), whole).returning(backlog.c.key)
+
+
+def _piled() -> Select[tuple[str]]:
+    """The models of which so many changes stand there that adding them up takes time."""
+    piled = select(backlog.c.key).group_by(backlog.c.key).having(func.count() > literal_column(str(UNFOLDED)))
+    return piled.limit(literal_column(str(PORTION)))
 
 
 def advance(connection: Connection, now: int) -> None:

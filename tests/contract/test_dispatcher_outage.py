@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -63,7 +64,7 @@ async def test_what_nodes_said_is_kept_until_it_can_be_saved(tmp_path: Path, mon
         assert await talk.view.store.nodes() == []
         await talk.view.upkeep.save_nodes()
         (row,) = await talk.view.store.nodes()
-        assert (row.id, row.report["models"][0]["name"]) == ("n1", MODEL)
+        assert (row.id, json.loads(row.report)["models"][0]["name"]) == ("n1", MODEL)
 
 
 async def test_an_order_that_nobody_carries_out_is_taken_back(tmp_path: Path) -> None:

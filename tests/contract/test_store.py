@@ -90,7 +90,7 @@ async def test_needs(given_db: Given) -> None:
     await store.submit([new_job("a"), new_job("b", "")])
     job = new_job("c")
     await store.submit([type(job)("c", job.document, "c", needs)])
-    heads, _, _ = await store.board(["checkpoint@ab", "", "checkpoint/none"], each=5)
+    heads, _, _ = await store.board({"checkpoint@ab": 5, "": 5, "checkpoint/none": 5})
     assert {one: [job.id for job in found] for one, found in heads.items()} == {"checkpoint@ab": ["c"], "": ["b"]}
     assert heads["checkpoint@ab"][0].needs == needs
     assert heads[""][0].needs == ()
@@ -136,8 +136,8 @@ async def test_cancel_held(given_db: Given) -> None:
         assert told == Extended(cancelled=frozenset({"a"}))
     row = await known(other, "a")
     assert (row.status, row.cancelling) == ("leased", True)
-    ended = await store.end("a", grant.token, result_of("a", "cancelled"), dead=False)
-    assert ended is not None
+    assert await store.end("a", grant.token, result_of("a", "cancelled"), dead=False)
+    ended = await known(store, "a")
     assert (ended.status, ended.code) == ("done", "cancelled")
     assert await store.letters(10, LEASE) == []
 
@@ -251,7 +251,7 @@ async def test_list_of_a_user(given_db: Given) -> None:
 
 async def test_images_in_results(given_db: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images within results can be read of the latest few jobs; of the others all but the images."""
-    monkeypatch.setattr("dispatcher.store.ending.KEEP_INLINE", 2)
+    monkeypatch.setattr("dispatcher.store.closing.KEEP_INLINE", 2)
     store = await given_db.store()
     image = ImageResult(index=0, base64="AAAA", format="png", width=1, height=1, bytes=3, sha256="0" * 64)
     for number in range(4):

@@ -20,13 +20,13 @@ LONG_S = 20.0
 async def test_nodes(given_db: Given) -> None:
     """What a node told last is kept, in whatever order the processes write it; its orders are another's to write."""
     store, other = await given_db.store(), await given_db.store()
-    late = NodeRow("n1", START + SOON, {"node": {"id": "n1"}, "disk": {"free": 2}})
-    await store.save_nodes([NodeRow("n2", START, {}), NodeRow("n1", START, {}), late])
+    late = NodeRow("n1", START + SOON, '{"node":{"id":"n1"},"disk":{"free":2}}')
+    await store.save_nodes([NodeRow("n2", START, "{}"), NodeRow("n1", START, "{}"), late])
     await other.save_orders({"n1": {"download": ["m"]}, "unknown": {"evict": []}})
-    await other.save_nodes([NodeRow("n1", START, {"old": True})])
+    await other.save_nodes([NodeRow("n1", START, '{"old":true}')])
     assert await store.nodes() == [
         NodeRow("n1", late.seen, late.report, {"download": ["m"]}),
-        NodeRow("n2", START, {}, {}),
+        NodeRow("n2", START, "{}", {}),
     ]
     await store.save_nodes([])
     await store.save_orders({})
@@ -35,7 +35,7 @@ async def test_nodes(given_db: Given) -> None:
 async def test_nodes_are_forgotten(given_db: Given) -> None:
     """A node not heard of for a day is not known any more."""
     store = await given_db.store()
-    await store.save_nodes([NodeRow("gone", START, {}), NodeRow("here", START + SOON, {})])
+    await store.save_nodes([NodeRow("gone", START, "{}"), NodeRow("here", START + SOON, "{}")])
     given_db.advance(timedelta(days=1))
     await store.sweep(max_deliveries=10)
     assert [row.id for row in await store.nodes()] == ["here"]

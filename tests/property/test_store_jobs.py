@@ -132,12 +132,12 @@ class Ledger:
         status, code = RESULT[verb.name]
         token, is_holder = self._token(job_id, verb)
         result = result_of(job_id, status, code=code)  # type: ignore[arg-type]
-        row = await store.end(job_id, token, result, dead=verb.name == "dead")
+        is_over = await store.end(job_id, token, result, dead=verb.name == "dead")
         if is_holder:
             was = replace(self.jobs[job_id], cancelling=False)
             self.jobs[job_id] = replace(was.gone(code or "succeeded", verb.name), code=code)
-            assert row is not None
-        elif row is not None:
+            assert is_over
+        elif is_over:
             known = self.jobs[job_id]
             assert (known.status, known.code, self.tokens[job_id][-1]) == (verb.name, code, token)
 
@@ -215,7 +215,7 @@ class Ledger:
             key(f"m{int(one[1:]) % MODELS}") for one, known in self.jobs.items() if known.status == "waiting"
         )
         assert {one: count for one, (count, _) in (await waiting(self.stores[1])).items()} == models
-        heads, first, _ = await self.stores[0].board([key(f"m{number}") for number in range(MODELS)], each=JOBS)
+        heads, first, _ = await self.stores[0].board({key(f"m{number}"): JOBS for number in range(MODELS)})
         assert {one: len(found) for one, found in heads.items()} == models
         assert (first is None) == (not models)
 

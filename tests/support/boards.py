@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -53,10 +53,11 @@ class BoardStore:
         if verb in self.fails:
             raise StoreUnavailable(verb)
 
-    async def board(self, keys: Collection[Key], *, each: int) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+    async def board(self, wanted: Mapping[Key, int]) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
         self._called("board")
         line = sorted(self.jobs.values(), key=lambda job: job.order)
-        return {key: [job for job in line if job.key == key][:each] for key in keys}, next(iter(line), None), 0
+        heads = {key: [job for job in line if job.key == key][:each] for key, each in wanted.items()}
+        return heads, next(iter(line), None), 0
 
     async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:
         self.granting.set()

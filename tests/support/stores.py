@@ -68,13 +68,11 @@ async def known(store: Store, job_id: str) -> JobRow:
 
 
 async def is_done(store: Store, grant: Grant) -> bool:
-    return await store.end(grant.job.id, grant.token, result_of(grant.job.id), dead=False) is not None
+    return await store.end(grant.job.id, grant.token, result_of(grant.job.id), dead=False)
 
 
 async def is_dead(store: Store, grant: Grant, code: str = "invalid_job") -> bool:
-    return (
-        await store.end(grant.job.id, grant.token, result_of(grant.job.id, "failed", code=code), dead=True) is not None
-    )
+    return await store.end(grant.job.id, grant.token, result_of(grant.job.id, "failed", code=code), dead=True)
 
 
 async def give_back(
@@ -94,7 +92,7 @@ async def waiting(store: Store) -> dict[Key, tuple[int, float]]:
 
 
 async def in_order(store: Store, model: str = "a", many: int = 100) -> list[str]:
-    heads, _, _ = await store.board([key(model)], each=many)
+    heads, _, _ = await store.board({key(model): many})
     return [job.id for job in heads.get(key(model), ())]
 
 

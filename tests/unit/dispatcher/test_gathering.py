@@ -32,7 +32,7 @@ class Desk:
 
 
 def gathering(desk: Desk, most: int = 3) -> Gathering[int, int]:
-    return Gathering(desk.perform, most=most, name="test")
+    return Gathering(desk.perform, most=most, apart_s=0.0, name="test")
 
 
 async def test_together() -> None:

@@ -137,15 +137,15 @@ def test_a_signal_ends_the_service_cleanly(
     """SIGTERM: exit 0, after it listened; the database is there."""
     monkeypatch.setenv("DISPATCHER_PORT", "0")
 
-    async def served(app: Any, host: str, port: int, *, on_listening: Callable[[int], None], prefix: str) -> None:
+    async def served(app: Any, host: str, port: int, *, on_listening: Callable[[int], None], **_: str) -> None:
         def listening(taken: int) -> None:
             on_listening(taken)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        await serve(app, host, port, on_listening=listening, prefix=prefix)
+        await serve(app, host, port, on_listening=listening, prefix=_["prefix"])
 
     monkeypatch.setattr(service, "serve", served)
-    monkeypatch.setattr(service, "_settle_memory", lambda: None)
+    monkeypatch.setattr(service, "_settle_interpreter", lambda: None)
     assert entry.command_line(["serve"]) == entry.OK
     assert (tmp_path / "dispatcher.db").exists()
     said = capsys.readouterr().out

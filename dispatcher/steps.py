@@ -1,0 +1,32 @@
+"""Work in small steps, so that it can be done beside other work in one thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""Yields after about a millisecond's work each time, and returns what was made."""
+
+
+def whole(steps: Steps[T]) -> T:
+    """All of it at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: T = done.value
+            return made
+
+
+async def beside(steps: Steps[T]) -> T:
+    """Bit by bit, everything else having its turn in between."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: T = done.value
+            return made
+        await asyncio.sleep(0)
