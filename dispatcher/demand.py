@@ -12,6 +12,7 @@ from math import exp
 from typing import Protocol
 
 from dispatcher.matching import Pressure
+from dispatcher.steps import Steps
 from dispatcher.store.base import Backlog
 from dispatcher.words import Demand, Key, Waiting
 
@@ -19,6 +20,9 @@ SMOOTHED_S = 300.0
 """Arrivals are smoothed over this time."""
 
 NEGLIGIBLE = 1e-5
+STEP = 200
+"""Models of one step."""
+
 FEW = 100
 AGED, AGED_S = 1.1, 2.0
 """A model's pressure is renewed when its first job's age grew by this factor and so many seconds."""
@@ -79,8 +83,9 @@ class Demands:
         for queue in self._queues.values():
             queue.moved, queue.moved_s = 0, 0.0
 
-    def read(self, backlog: Iterable[Backlog]) -> set[Key]:
-        """Take over what was read; gives back the keys of which more waits than was known here."""
+    def read(self, backlog: Iterable[Backlog]) -> Steps[set[Key]]:
+        """Take over what was read; gives back the keys of which more waits than was known here. In steps: what moves
+        between them counts."""
         now = self._now()
         grown: set[Key] = set()
         found = {one.key: one for one in backlog}
@@ -89,19 +94,25 @@ class Demands:
             self._set(key, queue, queue.moved, queue.moved_s)
             if queue.waiting <= 0:
                 del self._queues[key]
-        for key, one in found.items():
-            queue = self._queues.setdefault(key, _Queue())
-            more = one.waiting + queue.moved - queue.waiting
-            if not more and abs(one.work_s + queue.moved_s - queue.work_s) <= SAME * queue.work_s:
-                continue
-            if more > 0:
-                grown.add(key)
-                if self._begun:
-                    self._rate(key).add(more, now)
-            self._set(key, queue, one.waiting + queue.moved, one.work_s + queue.moved_s)
+        for number, one in enumerate(found.values(), 1):
+            if self._correct(one, now):
+                grown.add(one.key)
+            if number % STEP == 0:
+                yield
         self._begun = True
         self._renew(now)
         return grown
+
+    def _correct(self, one: Backlog, now: float) -> bool:
+        """Whether more waits of the model than was known here."""
+        key, queue = one.key, self._queues.setdefault(one.key, _Queue())
+        more = one.waiting + queue.moved - queue.waiting
+        if not more and abs(one.work_s + queue.moved_s - queue.work_s) <= SAME * queue.work_s:
+            return False
+        if more > 0 and self._begun:
+            self._rate(key).add(more, now)
+        self._set(key, queue, one.waiting + queue.moved, one.work_s + queue.moved_s)
+        return more > 0
 
     def came(self, jobs: Iterable[tuple[Key, float]]) -> None:
         """Jobs of these keys with so much work (seconds) wait from now on."""

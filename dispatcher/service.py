@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 DATABASE = f"{PREFIX}DATABASE_URL"
 OK = 0
-COLLECTED = (5_000, 10, 100)
+COLLECTED = (2_000, 10, 200)
 """When the collector looks, by generation: often, since it looks at all that came since then, and nobody is answered
 meanwhile."""
 TURN_S = 0.0005

@@ -142,7 +142,7 @@ class Upkeep:
 
     async def read_backlog(self) -> None:
         self.demands.reading()
-        self.desk.wake(self.demands.read(await self.store.backlog()))
+        self.desk.wake(await beside(self.demands.read(await self.store.backlog())))
 
     async def tick(self) -> None:
         self.desk.tick()

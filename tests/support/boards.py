@@ -12,6 +12,7 @@ from dispatcher.desk import Desk
 from dispatcher.fleet import Fleet
 from dispatcher.lookout import Lookout
 from dispatcher.metrics import Metrics
+from dispatcher.steps import whole
 from dispatcher.store.base import Backlog, Extended, Grant, JobRow, Pick, Store, StoreUnavailable
 from dispatcher.words import Key, Need, Rules, Waiting
 from tests.support.clock import FakeClock
@@ -104,4 +105,4 @@ def know(desk: Desk, store: BoardStore) -> None:
     desk.demands.reading()
     keys = {job.key for job in store.jobs.values()}
     jobs = store.jobs.values()
-    desk.wake(desk.demands.read([Backlog(key, sum(job.key == key for job in jobs), 6.0) for key in keys]))
+    desk.wake(whole(desk.demands.read([Backlog(key, sum(job.key == key for job in jobs), 6.0) for key in keys])))

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from dispatcher.demand import FEW, SMOOTHED_S, Demands
+from dispatcher.steps import whole
 from dispatcher.store.base import Backlog
 from dispatcher.words import Need, Waiting
 
@@ -61,22 +62,22 @@ def test_a_reading_corrects_the_counts() -> None:
     demands.came([("a", 6.0), ("b", 6.0)])
     demands.reading()
     demands.came([("a", 6.0)])
-    assert demands.read([Backlog("a", 5, 30.0)]) == {"a"}
+    assert whole(demands.read([Backlog("a", 5, 30.0)])) == {"a"}
     assert (demands.index["a"].waiting, demands.index["a"].work_s) == (6, 36.0)
     assert demands.index["b"].waiting == 0
     assert demands.waiting == 6
     demands.reading()
-    assert demands.read([Backlog("a", 6, 36.0)]) == set()
+    assert whole(demands.read([Backlog("a", 6, 36.0)])) == set()
 
 
 def test_the_first_reading_is_no_wave_of_arrivals() -> None:
     """What waited already when the process began did not come just now; what is more later did."""
     demands = Demands(Having(), Time())
     demands.reading()
-    demands.read([Backlog("a", 3000, 1.0)])
+    whole(demands.read([Backlog("a", 3000, 1.0)]))
     assert demands.index["a"].arrivals == 0
     demands.reading()
-    demands.read([Backlog("a", 3300, 1.0)])
+    whole(demands.read([Backlog("a", 3300, 1.0)]))
     assert abs(demands.index["a"].arrivals - 300 / SMOOTHED_S) < 1e-9
 
 
@@ -90,14 +91,14 @@ def test_arrivals_are_forgotten_by_and_by() -> None:
         demands.gone(job("a"))
     time.now += SMOOTHED_S
     demands.reading()
-    demands.read([])
+    whole(demands.read([]))
     assert 0.3 * first < demands.index["a"].arrivals < 0.4 * first
     demands.came((f"k{i}", 1.0) for i in range(2 * FEW))
     for i in range(2 * FEW):
         demands.gone(job(f"k{i}"))
     time.now += 100 * SMOOTHED_S
     demands.reading()
-    demands.read([])
+    whole(demands.read([]))
     assert len(demands.index) == 0
 
 
@@ -121,7 +122,7 @@ def test_the_age_of_the_first_job_presses_more_and_more() -> None:
     demands.first("unknown", time.now)
     time.now += 60
     demands.reading()
-    demands.read([Backlog("a", 1, 6.0)])
+    whole(demands.read([Backlog("a", 1, 6.0)]))
     assert demands.index["a"].age_s == 60
     demands.gone(job("a"))
     assert demands.index["a"].age_s == 0
