@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,8 +140,12 @@ async def a_dispatcher(database: str, log: Path) -> AsyncIterator[tuple[int, int
 
 def postgres_cpu_s() -> float:
     """Of all processes of that name, the measured server being the only one on the machine."""
-    pids = [path.parent for path in Path("/proc").glob("[0-9]*/comm") if path.read_text().strip() == "postgres"]
-    return sum(cpu_s(int(pid.name)) for pid in pids)
+    found = 0.0
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if (path / "comm").read_text().strip() == "postgres":
+                found += cpu_s(int(path.name))
+    return found
 
 
 @dataclass
@@ -163,48 +167,51 @@ class Shares:
         return ", ".join(f"{name} {100 * part / wall:.0f} %" for name, part in zip(names, parts, strict=True))
 
 
-def report(what: str, bench: Bench, seconds: float, shares: Shares) -> None:
+@contextmanager
+def reported(what: str, bench: Bench, shares: Shares) -> Iterator[None]:
+    bench.reset()
+    shares.begin()
+    began = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - began
     print(
-        f"  {what:22}: {bench.assigned / seconds:6,.0f} assignments/s; an answer p50"
-        f" {percentile(bench.took, 0.5):6.1f} ms, p99 {percentile(bench.took, 0.99):6.1f} ms;"
-        f" empty {100 * bench.empty / max(1, len(bench.took)):.1f} %; cores: {shares.told()}",
+        f"  {what:22}: {bench.assigned / seconds:6,.0f} assignments/s, {len(bench.took) / seconds:6,.0f} answers/s:"
+        f" p50 {percentile(bench.took, 0.5):6.1f} ms, p99 {percentile(bench.took, 0.99):6.1f} ms; cores: {shares.told()}",
         flush=True,
     )
 
 
-async def measured(waiting: int, processes: int, asked: argparse.Namespace) -> None:
+async def at(waiting: int, asked: argparse.Namespace) -> None:
     with a_database("postgresql") as url, tempfile.TemporaryDirectory() as folder:
         popularity, numbers = Popularity(), itertools.count()
         began = time.perf_counter()
         await filled(url, waiting, popularity, numbers)
-        print(
-            f"{waiting:,} jobs wait (after {time.perf_counter() - began:.0f} s), {processes} dispatcher(s)", flush=True
-        )
-        async with AsyncExitStack() as stack:
-            found = [
-                await stack.enter_async_context(a_dispatcher(url, Path(folder) / f"{number}.log"))
-                for number in range(processes)
-            ]
-            ports, pids = [port for port, _ in found], [pid for _, pid in found]
-            nodes = await a_fleet(NODES, ports, popularity)
-            users = [await connected(port) for port in ports]
-            bench, shares = Bench(nodes, users, popularity, numbers, idle=deque(nodes)), Shares(pids)
-            await bench.as_many(max(asked.together), asked.warm)
-            for together in asked.together:
-                bench.reset()
-                shares.begin()
-                began = time.perf_counter()
-                await bench.as_many(together, asked.seconds)
-                report(f"{together} requests at a time", bench, time.perf_counter() - began, shares)
-            rng = random.Random(11)
-            for rate in asked.rates:
-                bench.reset()
-                shares.begin()
-                began = time.perf_counter()
-                await bench.at_random(rate, asked.seconds, rng)
-                report(f"{rate:.0f} nodes a second", bench, time.perf_counter() - began, shares)
-            for one in [*users, *(node.connection for node in nodes)]:
-                one.close()
+        print(f"{waiting:,} jobs wait (after {time.perf_counter() - began:.0f} s)", flush=True)
+        for processes in asked.processes:
+            print(f" {processes} dispatcher(s)", flush=True)
+            async with AsyncExitStack() as stack:
+                logs = [Path(folder) / f"{number}.log" for number in range(processes)]
+                found = [await stack.enter_async_context(a_dispatcher(url, log)) for log in logs]
+                ports, pids = [port for port, _ in found], [pid for _, pid in found]
+                nodes = await a_fleet(NODES, ports, popularity)
+                users = [await connected(port) for port in ports]
+                bench = Bench(nodes, users, popularity, numbers, idle=deque(nodes))
+                await measured(bench, Shares(pids), asked)
+                for one in [*users, *(node.connection for node in nodes)]:
+                    one.close()
+
+
+async def measured(bench: Bench, shares: Shares, asked: argparse.Namespace) -> None:
+    rng = random.Random(11)
+    await bench.as_many(max(asked.together), asked.warm)
+    for together in asked.together:
+        with reported(f"{together} requests at a time", bench, shares):
+            await bench.as_many(together, asked.seconds)
+    for rate in asked.rates:
+        with reported(f"{rate:.0f} nodes a second", bench, shares):
+            await bench.at_random(rate, asked.seconds, rng)
+    for node in bench.nodes:
+        await node.finish()
 
 
 def main() -> None:
@@ -212,13 +219,12 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rates", type=float, nargs="*", default=[300])
-    parser.add_argument("--together", type=int, nargs="+", default=[64])
+    parser.add_argument("--together", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--warm", type=float, default=10.0, help="seconds of work before anything is measured")
     asked = parser.parse_args()
     for waiting in asked.waiting:
-        for processes in asked.processes:
-            asyncio.run(measured(waiting, processes, asked))
+        asyncio.run(at(waiting, asked))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ OK = 0
 FAILED = 1
 BAD_CONFIGURATION = 64
 INTERNAL = 70
-EXTRA = frozenset({"alembic", "jwt", "psycopg", "pygal", "sqlalchemy"})
+EXTRA = frozenset({"alembic", "httptools", "jwt", "psycopg", "pygal", "sqlalchemy"})
 """What only the extra `dispatcher` brings."""
 
 
