@@ -174,9 +174,10 @@ def reported(what: str, bench: Bench, shares: Shares) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds = time.perf_counter() - began
+    p50, p99 = percentile(bench.took, 0.5), percentile(bench.took, 0.99)
     print(
         f"  {what:22}: {bench.assigned / seconds:6,.0f} assignments/s, {len(bench.took) / seconds:6,.0f} answers/s:"
-        f" p50 {percentile(bench.took, 0.5):6.1f} ms, p99 {percentile(bench.took, 0.99):6.1f} ms; cores: {shares.told()}",
+        f" p50 {p50:6.1f} ms, p99 {p99:6.1f} ms; cores: {shares.told()}",
         flush=True,
     )
 
