@@ -36,6 +36,17 @@ STALE_ORDER = timedelta(minutes=30)
 SELDOM = 20.0
 """What takes long is done the more seldom: its pause is at least so many times what it took."""
 
+SELDOM_MOST = 4.0
+"""But at most so many times what it should be: a database that was slow once is no reason to wait for minutes."""
+
+AGAIN_S = 1.0
+"""After a failure, at the least."""
+
+
+def pause(every_s: float, took_s: float) -> float:
+    """Seconds until something is done again that should be done so often, when it has taken so long."""
+    return max(every_s, min(SELDOM * took_s, SELDOM_MOST * every_s))
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -115,8 +126,8 @@ class Upkeep:
         while True:
             began = _now()
             went_well = await self._once(name, action)
-            took = _now() - began if every_s else 0.0
-            await asyncio.sleep(max(every_s, SELDOM * took if went_well else 1.0))
+            pause_s = pause(every_s, _now() - began)
+            await asyncio.sleep(pause_s if went_well else max(every_s, AGAIN_S))
 
     async def _once(self, name: str, action: Callable[[], Awaitable[object]]) -> bool:
         try:
@@ -181,7 +192,9 @@ class Upkeep:
 
     async def cover(self) -> dict[str, NodeOrders]:
         """Plan what nodes are to fetch and to drop, where this is the process that does; gives back what is new."""
-        if not await self.store.lead(COVERAGE_ROLE, self.holder, timedelta(seconds=3 * self.pace.coverage)):
+        if not await self.store.lead(
+            COVERAGE_ROLE, self.holder, timedelta(seconds=2 * SELDOM_MOST * self.pace.coverage)
+        ):
             return {}
         self._take_back_stale()
         views = [self.fleet.view(seat) for seat in self.fleet.alive()]

@@ -26,7 +26,8 @@ THREADS = {"sqlite": (1, 1), "postgresql": (3, 2)}
 BUSY_S = 5.0
 _AGAIN_S = 0.02
 _PLANS = "-c jit=off -c plan_cache_mode=force_generic_plan"
-"""Every statement goes by an index whatever its parameters are, and planning one anew takes as long as running it."""
+"""Statements go by an index whatever their parameters are, and planning one anew takes as long as running it. Those of
+which that is not so are run by `planned_anew`."""
 
 SERVER: Mapping[str, Any] = {
     "application_name": "sd-dispatcher",
@@ -91,6 +92,13 @@ def connected(url: URL) -> Engine:
 def _unlimited(url: URL) -> Engine:
     """An engine that opens a connection for each transaction."""
     return create_engine(url, poolclass=NullPool, use_native_hstore=False, connect_args={**SERVER, "options": _LIMITS})
+
+
+def planned_anew(connection: Connection, change: Callable[..., T], *arguments: Any) -> T:
+    """A change whose best plan depends on its parameters: what is due by now may be nothing or all there is."""
+    if connection.dialect.name != SQLITE:
+        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")
+    return change(connection, *arguments)
 
 
 def _prepare(db: sqlite3.Connection, _: Any) -> None:

@@ -26,7 +26,8 @@ class _Part:
 
     def query(self, owner: str | None, after: AnyRow | None, limit: int) -> Select[Any]:
         order = [column.desc() if self.falling else column for column in self.order]
-        query = select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(self.where).order_by(*order).limit(limit)
+        most: ColumnElement[int] = literal_column(str(limit))
+        query = select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(self.where).order_by(*order).limit(most)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
         if after is None:

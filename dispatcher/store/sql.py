@@ -23,7 +23,7 @@ from dispatcher.store.base import (
     Swept,
 )
 from dispatcher.store.closing import Ending, end
-from dispatcher.store.database import SQLITE, Database
+from dispatcher.store.database import SQLITE, Database, planned_anew
 from dispatcher.store.ending import release
 from dispatcher.store.gathering import Gathering
 from dispatcher.store.reading import Reading
@@ -140,14 +140,14 @@ class SqlStore:
     async def sweep(self, *, max_deliveries: int) -> Swept:
         vanished, limited = 0, 0
         for _ in range(ROUNDS):
-            taken, over = await self._database.write(sweep.vanished, self._now(), max_deliveries)
+            taken, over = await self._database.write(planned_anew, sweep.vanished, self._now(), max_deliveries)
             vanished, limited = vanished + taken, limited + over
             if taken < PORTION:
                 break
         expired = await self._repeated(sweep.expired)
         limited += await self._repeated(sweep.limited, max_deliveries)
         woken = await self._repeated(sweep.woken)
-        await self._database.write(sweep.advance, self._now())
+        await self._database.write(planned_anew, sweep.advance, self._now())
         await self._repeated(sweep.folded)
         await self._repeated(sweep.forgotten)
         await self._set_clock()
@@ -158,7 +158,7 @@ class SqlStore:
     async def _repeated(self, step: Callable[..., int], *more: Any) -> int:
         done = 0
         for _ in range(ROUNDS):
-            found = await self._database.write(step, self._now(), *more)
+            found = await self._database.write(planned_anew, step, self._now(), *more)
             done += found
             if found < PORTION:
                 break
@@ -197,7 +197,7 @@ class SqlStore:
         return await self._database.write(fleet.remove_model, kind, name)
 
     async def letters(self, limit: int, lease: timedelta) -> list[Letter]:
-        return await self._database.write(outbox.take, limit, lease, self._now())
+        return await self._database.write(planned_anew, outbox.take, limit, lease, self._now())
 
     async def posted(self, letter_id: int, *, again: timedelta | None) -> None:
         await self._database.write(outbox.posted, letter_id, again, self._now())

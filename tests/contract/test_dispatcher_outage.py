@@ -15,7 +15,7 @@ from dispatcher.metrics import BUGS
 from dispatcher.store.base import StoreUnavailable
 from dispatcher.upkeep import STALE_ORDER, Pace
 from dispatcher.words import Need, NodeOrders
-from tests.support.dispatching import MODEL, SPACE, Talk, a_job, a_node, dispatching
+from tests.support.dispatching import AS_NODE, MODEL, SPACE, Talk, a_job, a_node, dispatching
 from tests.support.waiting import wait_until
 from worker.clock import isoformat
 from worker.errors import QueueUnavailable
@@ -106,3 +106,31 @@ async def test_a_bug_is_a_problem_and_counted(talk: Talk, monkeypatch: pytest.Mo
     assert talk.view.metrics.value(BUGS) == 1
     monkeypatch.undo()
     assert (await talk.node("/availability", a_node())).status_code == 200
+
+
+@pytest.mark.parametrize("error", [QueueUnavailable("a secret"), ZeroDivisionError("a secret")])
+async def test_a_bug_on_a_nodes_way(talk: Talk, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Requests that skip FastAPI's routing are answered as all others are, where they fail, too."""
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(talk.view.store, "end", broken)
+    await talk.submit(a_job("j1"))
+    given = await talk.given()
+    answer = await talk.end(given)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+    assert talk.view.metrics.value(BUGS) == 1
+    monkeypatch.undo()
+    assert (await talk.end(given)).status_code == 204
+
+
+async def test_the_short_way_is_for_what_is_posted(talk: Talk) -> None:
+    """Another method, or a path beside the nodes', is answered by the application."""
+    answers = [
+        await talk.client.get("/availability", headers=AS_NODE),
+        await talk.client.post("/availability/", headers=AS_NODE),
+        await talk.client.post("/jobs/j1/results", headers=AS_NODE),
+    ]
+    assert [answer.status_code for answer in answers] == [405, 307, 404]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from dispatcher.fleet import Fleet
+from dispatcher.steps import whole
 from dispatcher.words import Key, Need, Waiting, key_of
 from worker.clock import SystemClock
 from worker.wire import Availability, HeldModel, NodeInfo, Running
@@ -90,3 +91,15 @@ async def test_a_node_that_no_longer_holds_a_job_says_so() -> None:
     nodes.over("1")
     nodes.over("2")
     assert has(nodes) == ({A}, {A, B}, set())
+
+
+async def test_what_was_not_told_to_the_end_is_not_saved() -> None:
+    """Who stops in the middle of the unsaved ones has all of them again."""
+    nodes = fleet()
+    for number in range(20):
+        nodes.asked(asks("a").model_copy(update={"node": NodeInfo(id=f"n{number}")}))
+    begun = nodes.unsaved()
+    next(begun)
+    begun.close()
+    assert len(whole(nodes.unsaved())) == 20
+    assert whole(nodes.unsaved()) == []

@@ -8,6 +8,7 @@ import pytest
 
 from dispatcher.store.base import StoreUnavailable
 from dispatcher.store.gathering import Gathering
+from tests.support.virtual import elapse, virtual
 from tests.support.waiting import wait_until
 from worker.errors import InternalError
 
@@ -46,6 +47,25 @@ async def test_together() -> None:
     assert await asyncio.gather(*calls) == [2, 4, 6, 8, 10, 12]
     assert desk.batches == [[1], [2, 3, 4], [5, 6]]
     assert await double(7) == 14
+    await double.aclose()
+
+
+@virtual
+async def test_apart() -> None:
+    """After one that was done at once, all that come within the pause are one; a full batch has none behind it."""
+    desk, loop = Desk(), asyncio.get_running_loop()
+    double = Gathering(desk.perform, most=3, apart_s=0.5, name="test")
+    assert await double(1) == 2
+    assert loop.time() == 0
+    calls = [asyncio.create_task(double(number)) for number in range(2, 7)]
+    assert await asyncio.gather(*calls[:3]) == [4, 6, 8]
+    assert loop.time() == 0.5
+    assert await asyncio.gather(*calls[3:]) == [10, 12]
+    assert loop.time() == 0.5
+    assert desk.batches == [[1], [2, 3, 4], [5, 6]]
+    await elapse(10)
+    assert await double(7) == 14
+    assert loop.time() == 10.5
     await double.aclose()
 
 
