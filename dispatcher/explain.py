@@ -29,7 +29,7 @@ async def job(row: JobRow, view: View) -> dict[str, Any]:
         return found
     waiting = Waiting(row.id, row.needs, row.priority, row.rank, user=row.user, since=row.queued_at)
     demand = view.demands.index.get(key) or Demand(key)
-    heads, oldest, passed = await view.store.board({key: 1})
+    heads, oldest, passed = await view.store.board({key: 1}, but=view.desk.lookout.aside)
     first = heads.get(key)
     found |= {
         "first_of_its_model": bool(first) and first is not None and first[0].id == row.id,
@@ -103,7 +103,7 @@ async def node(seat: Seat, view: View) -> dict[str, Any]:
 
 async def _heads(looked: NodeView, view: View) -> tuple[dict[Key, list[Waiting]], Line]:
     keys = matching.interests(looked, view.demands.index, view.desk.rules)
-    heads, oldest, passed = await view.store.board(dict.fromkeys(keys, HEADS))
+    heads, oldest, passed = await view.store.board(dict.fromkeys(keys, HEADS), but=view.desk.lookout.aside)
     return {key: heads.get(key, []) for key in keys}, Line(oldest, passed)
 
 

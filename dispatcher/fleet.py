@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from dispatcher import matching
 from dispatcher.documents import read_orders
 from dispatcher.needs import Catalogue
 from dispatcher.steps import Steps
@@ -217,6 +218,16 @@ class Fleet:
         if seat is not None:
             seat.orders, seat.stored = orders, stored
             self._count(seat)
+
+    def could(self, job: Waiting) -> bool:
+        """Whether the job fits some node that is there, or none is there to tell."""
+        is_empty = True
+        for seat in self._seats.values():
+            if self.is_alive(seat):
+                is_empty = False
+                if matching.fits(self.view(seat), job):
+                    return True
+        return is_empty
 
     def view(self, seat: Seat) -> NodeView:
         """The node as decisions see it."""

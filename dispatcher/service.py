@@ -128,7 +128,8 @@ def _view(settings: Settings, store: Store, clock: Clock, keys: str, pace: Pace)
     fleet = Fleet(clock, given.node_timeout)
     demands = Demands(fleet, asyncio.get_running_loop().time)
     fleet.on_moved(demands.moved)
-    desk = Desk(store, fleet, demands, Lookout(store, demands, rules, clock), rules, given.lease, clock, metrics)
+    lookout = Lookout(store, demands, rules, clock, fleet.could)
+    desk = Desk(store, fleet, demands, lookout, rules, given.lease, clock, metrics)
     metrics.observe(
         Observed(
             lambda: demands.waiting,

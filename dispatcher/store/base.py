@@ -6,7 +6,7 @@ that is promised here holds for them together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -162,9 +162,12 @@ class Store(Protocol):
 
     # dispatch
 
-    async def board(self, wanted: Mapping[Key, int]) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+    async def board(
+        self, wanted: Mapping[Key, int], *, but: Collection[str] = ()
+    ) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
         """Of each key the first waiting jobs, as many as is said there; the first of all in line, and how often it was
-        passed over."""
+        passed over. The jobs of ``but`` are nobody's first in line.
+        """
         ...
 
     async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:

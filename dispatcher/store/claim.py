@@ -19,6 +19,7 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    not_,
     or_,
     select,
     true,
@@ -36,6 +37,7 @@ from dispatcher.store.rows import (
     document_of,
     listed,
     waiting_of,
+    within,
 )
 from dispatcher.store.schema import TURN, WAITING, jobs, line, moment
 from dispatcher.words import Key, Waiting
@@ -77,13 +79,13 @@ def _sqlite_heads(*, startable: bool) -> Executable:
     return select(*COLUMNS).select_from(key.join(jobs, jobs.c.place.in_(first)))
 
 
-_PASSED = select(line.c.passed).where(line.c.first == jobs.c.id).scalar_subquery()
-FIRST_IN_LINE = (
-    select(*WAITING_COLUMNS, func.coalesce(_PASSED, 0).label("passed"))
-    .where(WAITING)
-    .order_by(*TURN)
-    .limit(literal_column("1"))
-)
+@cache
+def _first_in_line(dialect: str) -> Executable:
+    """Without those of ``but``."""
+    passed = select(line.c.passed).where(line.c.first == jobs.c.id).scalar_subquery()
+    query = select(*WAITING_COLUMNS, func.coalesce(passed, 0).label("passed")).where(WAITING)
+    others = query.where(not_(within(dialect, jobs.c.id, "but")))
+    return others.order_by(*TURN).limit(literal_column("1"))
 
 
 def _first_of(
@@ -106,13 +108,13 @@ def _first_of(
     return found
 
 
-def board(connection: Connection, wanted: Mapping[Key, int]) -> Board:
-    """The first of each key in order, the first of all, and how often that was passed over."""
+def board(connection: Connection, wanted: Mapping[Key, int], but: Collection[str]) -> Board:
+    """The first of each key in order, the first of all ``but`` some, and how often that was passed over."""
     heads = {
         key: sorted(map(waiting_of, rows), key=lambda job: job.order)
         for key, rows in _first_of(connection, wanted, locked=False).items()
     }
-    first = connection.execute(FIRST_IN_LINE).first()
+    first = connection.execute(_first_in_line(connection.dialect.name), {"but": listed(connection, but)}).first()
     if first is None:
         return heads, None, 0
     return heads, waiting_of(first), first.passed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -115,8 +115,10 @@ class SqlStore:
 
     # dispatch
 
-    async def board(self, wanted: Mapping[Key, int]) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
-        return await self._database.read(claim.board, wanted)
+    async def board(
+        self, wanted: Mapping[Key, int], *, but: Collection[str] = ()
+    ) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+        return await self._database.read(claim.board, wanted, but)
 
     async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:
         return await self._database.write(claim.grant, picks, lease, passed, self._now())

@@ -161,6 +161,21 @@ async def test_a_node_is_explained(talk: Talk) -> None:
     assert (await talk.client.get("/nodes/no/explain")).status_code == 404
 
 
+async def test_a_job_that_nobody_could_do_holds_nobody_up(tmp_path: Path) -> None:
+    """It stands first and waits on, while the one behind it comes up for being passed over."""
+    async with dispatching(tmp_path, MAX_SKIPS="2") as talk:
+        await put(talk, {**ENTRY, "name": "huge.safetensors", "size": 90_000_000_000})
+        await talk.ask(loaded=(MODEL,), free=SPACE)
+        await talk.submit(a_job("huge", "huge.safetensors"))
+        await talk.submit(a_job("rare", "rare.safetensors"))
+        await talk.submit(*(a_job(f"j{number}") for number in range(12)))
+        given = [(await talk.given(free=SPACE))["id"] for _ in range(5)]
+        assert "rare" in given
+        assert given[0] != "rare"
+        assert (await talk.job("huge"))["status"] == "waiting"
+        assert "huge" in talk.view.desk.lookout.aside
+
+
 async def test_an_empty_answer_says_what_was_passed_over(talk: Talk) -> None:
     """Jobs that this node did not get, counted by reason."""
     await put(talk, {**ENTRY, "name": "huge.safetensors", "size": 90_000_000_000})

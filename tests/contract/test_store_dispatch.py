@@ -129,6 +129,16 @@ async def test_passed(given_db: Given) -> None:
     assert await passed() == (None, 0)
 
 
+async def test_the_first_but_some(given_db: Given) -> None:
+    """Jobs that are set aside are not the first in line, but still the first of their model."""
+    store = await given_db.store()
+    await put(store, "a", "b", "c")
+    heads, first, _ = await store.board({key("a"): 1}, but=["a", "b", "unknown"])
+    assert ([job.id for job in heads[key("a")]], first and first.id) == (["a"], "c")
+    _, nobody, _ = await store.board({}, but=["a", "b", "c"])
+    assert nobody is None
+
+
 async def test_extend(given_db: Given) -> None:
     """A renewal moves the lease and keeps what is told of the job; what others hold is lost, and nothing else."""
     store = await given_db.store()

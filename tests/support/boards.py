@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -54,11 +54,13 @@ class BoardStore:
         if verb in self.fails:
             raise StoreUnavailable(verb)
 
-    async def board(self, wanted: Mapping[Key, int]) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
+    async def board(
+        self, wanted: Mapping[Key, int], *, but: Collection[str] = ()
+    ) -> tuple[dict[Key, list[Waiting]], Waiting | None, int]:
         self._called("board")
         line = sorted(self.jobs.values(), key=lambda job: job.order)
         heads = {key: [job for job in line if job.key == key][:each] for key, each in wanted.items()}
-        return heads, next(iter(line), None), 0
+        return heads, next((job for job in line if job.id not in but), None), 0
 
     async def grant(self, picks: Sequence[Pick], lease: timedelta, *, passed: str | None) -> list[Grant | None]:
         self.granting.set()
@@ -95,7 +97,9 @@ def a_desk(store: BoardStore, rules: Rules | None = None) -> Desk:
     demands = Demands(fleet, asyncio.get_running_loop().time)
     fleet.on_moved(demands.moved)
     given, rules = cast("Store", store), rules or Rules()
-    desk = Desk(given, fleet, demands, Lookout(given, demands, rules, clock), rules, LEASE, clock, Metrics())
+    desk = Desk(
+        given, fleet, demands, Lookout(given, demands, rules, clock, fleet.could), rules, LEASE, clock, Metrics()
+    )
     know(desk, store)
     return desk
 
