@@ -42,6 +42,17 @@ class Bucket:
     def read(self, key: str) -> bytes:
         return self.client().get_object(Bucket=self.name, Key=key)["Body"].read()
 
+    def whole(self, key: str) -> bytes | None:
+        """The same; None for the rest of an upload that was cut off, which rclone lists for a while and cannot read."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return self.read(key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("InternalError", "NoSuchKey"):
+                raise
+            return None
+
     def write(self, key: str, body: bytes) -> None:
         self.client().put_object(Bucket=self.name, Key=key, Body=body)
 

@@ -228,12 +228,13 @@ class Workshop:
     async def ledger(self, *, one_result: bool = True) -> Ledger:
         """Everything as it stands now."""
         times = await asyncio.to_thread(all_keys, self.bucket)
-        objects = await asyncio.to_thread(lambda: {key: self.bucket.read(key) for key in times})
+        read = await asyncio.to_thread(lambda: {key: self.bucket.whole(key) for key in times})
+        objects = {key: body for key, body in read.items() if body is not None}
         return Ledger(
             wanted=dict(self.wanted),
             states=await self.line.states(self.wanted),
             objects=objects,
-            stood_since={key: self._stored_at(key, told) for key, told in times.items()},
+            stood_since={key: self._stored_at(key, times[key]) for key in objects},
             told=self.receiver.told,
             made=[Made(one.started, one.prompt) for sim in self.simulators for one in sim.stats.generations],
             refused=self.receiver.refused,
