@@ -266,17 +266,15 @@ class Fleet:
                 del self._seats[seat.id]
 
     def unsaved(self) -> Steps[list[NodeRow]]:
-        """What was heard here and is not saved; counts as saved from now on. In steps."""
+        """What was heard here and is not saved; counts as saved afterwards, but for what was heard meanwhile."""
         rows: list[NodeRow] = []
-        try:
-            for seat in [seat for seat in self._seats.values() if not seat.saved]:
-                seat.saved = True
-                rows.append(NodeRow(seat.id, seat.seen, seat.asked.to_json().decode()))
-                if len(rows) % _STEP == 0:
-                    yield
-        except GeneratorExit:
-            self.not_saved(rows)
-            raise
+        for seat in [seat for seat in self._seats.values() if not seat.saved]:
+            rows.append(NodeRow(seat.id, seat.seen, seat.asked.to_json().decode()))
+            if len(rows) % _STEP == 0:
+                yield
+        for row in rows:
+            if row.id in self._seats and self._seats[row.id].seen == row.seen:
+                self._seats[row.id].saved = True
         return rows
 
     def not_saved(self, rows: Iterable[NodeRow]) -> None:

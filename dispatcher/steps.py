@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import types
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -21,12 +21,7 @@ def whole(steps: Steps[T]) -> T:
             return made
 
 
-async def beside(steps: Steps[T]) -> T:
-    """Bit by bit, everything else having its turn in between."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            made: T = done.value
-            return made
-        await asyncio.sleep(0)
+@types.coroutine
+def beside(steps: Steps[T]) -> Steps[T]:
+    """To be awaited: bit by bit, everything else having its turn in between, as behind ``asyncio.sleep(0)``."""
+    return (yield from steps)

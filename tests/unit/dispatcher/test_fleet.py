@@ -94,12 +94,20 @@ async def test_a_node_that_no_longer_holds_a_job_says_so() -> None:
 
 
 async def test_what_was_not_told_to_the_end_is_not_saved() -> None:
-    """Who stops in the middle of the unsaved ones has all of them again."""
+    """Who stops in the middle of the unsaved ones has all of them again; what is heard meanwhile comes next time."""
     nodes = fleet()
     for number in range(20):
-        nodes.asked(asks("a").model_copy(update={"node": NodeInfo(id=f"n{number}")}))
+        nodes.asked(named(f"n{number}"))
     begun = nodes.unsaved()
     next(begun)
     begun.close()
-    assert len(whole(nodes.unsaved())) == 20
+    begun = nodes.unsaved()
+    next(begun)
+    nodes.asked(named("n3"))
+    assert len(whole(begun)) == 20
+    assert [row.id for row in whole(nodes.unsaved())] == ["n3"]
     assert whole(nodes.unsaved()) == []
+
+
+def named(node: str) -> Availability:
+    return asks("a").model_copy(update={"node": NodeInfo(id=node)})
