@@ -63,10 +63,9 @@ class Bench:
     idle: deque[Node] = field(default_factory=deque)
     took: list[float] = field(default_factory=list)
     assigned: int = 0
-    empty: int = 0
 
     def reset(self) -> None:
-        self.took, self.assigned, self.empty = [], 0, 0
+        self.took, self.assigned = [], 0
 
     async def turn(self, node: Node, due: float) -> None:
         """One node brings its job to an end and asks for another; what was given away is replaced."""
@@ -76,7 +75,6 @@ class Bench:
         given = await node.work()
         self.took.append(time.perf_counter() - began + late)
         self.assigned += given
-        self.empty += not given
         self.owed += given
         self.idle.append(node)
         if self.owed >= PORTION and self.users:

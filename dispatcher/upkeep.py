@@ -43,9 +43,9 @@ AGAIN_S = 1.0
 """After a failure, at the least."""
 
 
-def pause(every_s: float, took_s: float) -> float:
+def pause(every_s: float, took_s: float, most_s: float) -> float:
     """Seconds until something is done again that should be done so often, when it has taken so long."""
-    return max(every_s, min(SELDOM * took_s, SELDOM_MOST * every_s))
+    return max(every_s, min(SELDOM * took_s, most_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,11 @@ class Pace:
     expire: float = 1.0
     catalogue: float = 10.0
     coverage: float = 5.0
+
+    @property
+    def role(self) -> float:
+        """How long a process keeps the planning of coverage to itself: longer than it may pause between two plans."""
+        return (SELDOM_MOST + 1) * self.coverage
 
 
 @dataclass(slots=True)
@@ -126,7 +131,7 @@ class Upkeep:
         while True:
             began = _now()
             went_well = await self._once(name, action)
-            pause_s = pause(every_s, _now() - began)
+            pause_s = pause(every_s, _now() - began, SELDOM_MOST * every_s)
             await asyncio.sleep(pause_s if went_well else max(every_s, AGAIN_S))
 
     async def _once(self, name: str, action: Callable[[], Awaitable[object]]) -> bool:
@@ -147,9 +152,9 @@ class Upkeep:
         """Read the backlog, then wait until it may have changed."""
         ticket, began = self.store.ticket(), _now()
         await self.read_backlog()
-        took = _now() - began
+        pause_s = pause(self.pace.settled, _now() - began, self.pace.backlog)
         await self.store.changed(self.pace.backlog, ticket)
-        await asyncio.sleep(min(self.pace.backlog, max(self.pace.settled, SELDOM * took)))
+        await asyncio.sleep(pause_s)
 
     async def read_backlog(self) -> None:
         self.demands.reading()
@@ -192,9 +197,7 @@ class Upkeep:
 
     async def cover(self) -> dict[str, NodeOrders]:
         """Plan what nodes are to fetch and to drop, where this is the process that does; gives back what is new."""
-        if not await self.store.lead(
-            COVERAGE_ROLE, self.holder, timedelta(seconds=2 * SELDOM_MOST * self.pace.coverage)
-        ):
+        if not await self.store.lead(COVERAGE_ROLE, self.holder, timedelta(seconds=self.pace.role)):
             return {}
         self._take_back_stale()
         views = [self.fleet.view(seat) for seat in self.fleet.alive()]

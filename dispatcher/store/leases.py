@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Connection, Executable, and_, bindparam, case
 
 from dispatcher.store.base import Extended
 from dispatcher.store.rows import given, json_of
-from dispatcher.store.schema import leases
+from dispatcher.store.schema import is_token, leases
 
 Held = tuple[str, int, float | None, str | None]
 _GIVEN = (leases.c.job_id, leases.c.token, leases.c.progress, leases.c.hop)
@@ -34,7 +34,7 @@ def extend(connection: Connection, held: Sequence[Held], lease: timedelta, now: 
     until = now + lease // timedelta(microseconds=1)
     latest = {(job_id, token): (job_id, token, progress, hop) for job_id, token, progress, hop in held}
     names = [column.name for column in _GIVEN]
-    rows = json_of([dict(zip(names, one, strict=True)) for one in latest.values()])
+    rows = json_of([dict(zip(names, one, strict=True)) for (_, token), one in latest.items() if is_token(token)])
     renewed = connection.execute(_renewing(connection.dialect.name), {"rows": rows, "to": until}).all()
     lost = {job_id for job_id, _ in latest} - {row.job_id for row in renewed}
     return Extended(lost=frozenset(lost), cancelled=frozenset(row.job_id for row in renewed if row.cancelling))

@@ -240,6 +240,11 @@ letters = Table(
 )
 
 
+def is_token(number: int) -> bool:
+    """Whether a lease can have it: what no column holds is an error to PostgreSQL, and no lease's."""
+    return 0 < number < 2**63
+
+
 def work_ms(work_s: float) -> int:
     return round(work_s * _MILLISECOND_S)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from dispatcher.store.base import Extended, Pick
 from tests.support.clock import START
 from tests.support.databases import Given, open_given
@@ -219,6 +221,21 @@ async def test_end(given_db: Given) -> None:
     assert (row.status, row.code) == ("dead", "internal")
     assert row.attempts == (Attempt("n1", START, "internal", charged=True),)
     assert await store.letters(10, LEASE) == []
+
+
+@pytest.mark.parametrize("token", [-1, 0, 2**63, -(2**63) - 1, 2**70])
+async def test_a_token_that_none_can_be(given_db: Given, token: int) -> None:
+    """A number that no column holds is a stale token, and no mistake; whoever came beside it is served."""
+    store = await given_db.store()
+    await put(store, "a")
+    grant = await held(store)
+    wild, good = await asyncio.gather(
+        store.end("a", token, result_of("a"), dead=False), store.extend([("a", grant.token, None, None)], LEASE)
+    )
+    assert (wild, good.lost) == (False, frozenset())
+    assert (await store.extend([("a", token, None, None)], LEASE)).lost == {"a"}
+    assert await store.release("a", token, code="draining", delay=SOON, charged=False, worker="w") is None
+    assert await is_done(store, grant)
 
 
 async def test_ends_at_once(given_db: Given) -> None:

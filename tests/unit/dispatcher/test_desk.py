@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from dispatcher.desk import REMEMBERED, STRANGERS, Desk, Offer
+from dispatcher.desk import GATHER_S, REMEMBERED, STRANGERS, Desk, Offer
 from dispatcher.metrics import LOADS
 from dispatcher.store.base import StoreUnavailable
 from dispatcher.words import NO_MODEL, Waiting
 from tests.support.boards import BoardStore, a_desk, asking, know, waiting
+from tests.support.virtual import virtual
 from tests.support.waiting import wait_until
 from worker.tasks import cancel_all
 
@@ -61,6 +62,19 @@ async def test_an_idle_desk_asks_its_database_nothing() -> None:
     async with at_work(desk := a_desk(store)):
         assert job_of(await ask(desk, "n1", "a")) is None
     assert store.calls == []
+
+
+@virtual
+async def test_what_comes_close_together_shares_a_batch() -> None:
+    """A lone request is served at once; those that come within the pause behind it are one grant."""
+    store, loop = BoardStore(*(waiting(f"j{number}") for number in range(4))), asyncio.get_running_loop()
+    async with at_work(desk := a_desk(store)):
+        assert job_of(await ask(desk, "n0", "a")) is not None
+        assert loop.time() == 0
+        given = await asyncio.gather(*(ask(desk, f"n{number}", "a") for number in range(1, 4)))
+        assert None not in map(job_of, given)
+        assert loop.time() == GATHER_S
+    assert store.calls.count("grant") == 2
 
 
 async def test_the_quicker_process_gets_the_job_and_the_node_another() -> None:
