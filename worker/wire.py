@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from worker.mentions import SAME_FOLDER
 
@@ -46,6 +46,17 @@ LEASED = frozenset(
 """Fields of a generation that are about its lease, and no part of the job document."""
 
 Tier = Literal["vram", "disk"]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("has a NUL character in it")
+    return text
+
+
+Word = Annotated[str, AfterValidator(_without_nul)]
+"""A name that a server keeps: databases hold no NUL."""
+
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0)]
 
@@ -85,7 +96,7 @@ class Rates(Wire):
 class NodeInfo(Wire):
     """Who asks. ``instance`` is new at each start of the process: another one means that it restarted."""
 
-    id: Annotated[str, Field(min_length=1, max_length=256)]
+    id: Annotated[Word, Field(min_length=1, max_length=256)]
     gpu: str | None = None
     vram_gb: Amount | None = None
     instance: str | None = None
@@ -114,10 +125,10 @@ class DiskReport(Wire):
 class Running(Wire):
     """A job that the node holds; ``token`` as it was leased, ``progress`` 0-1 of the running generation."""
 
-    id: str
+    id: Word
     token: Any = None
     progress: float | None = None
-    hop: str | None = None
+    hop: Word | None = None
 
 
 class Availability(Wire):
@@ -264,10 +275,10 @@ class Release(Wire):
     """The body of ``POST /jobs/{id}/release``: why it comes back, and after how many seconds it may be given again."""
 
     token: Any = None
-    reason: str
+    reason: Word
     delay: Amount = 0.0
     charged: bool = False
-    worker: str | None = None
+    worker: Word | None = None
 
     @classmethod
     def of(cls, token: Any, code: str, delay_s: float, *, charged: bool, worker: str) -> Self:

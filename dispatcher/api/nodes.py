@@ -222,6 +222,8 @@ async def _end(view: View, job_id: str, ended: Ended) -> None:
         raise Unreadable(*_within(error)) from None
     if result.id != job_id:
         raise Unreadable(FieldError("result.id", "is of another job"))
+    if result.error is not None and "\0" in result.error.code:
+        raise Unreadable(FieldError("result.error.code", "has a NUL character in it"))
     dead = result.status == "failed" if ended.dead is None else ended.dead
     if not await view.store.end(job_id, _token(ended.token), result, dead=dead):
         raise await _stale(view, job_id, "result")

@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Column, Connection, Executable, Text, delete, in
 from dispatcher.store.database import SQLITE
 from dispatcher.store.ending import drop_documents, move, moved
 from dispatcher.store.rows import add, given, json_of, listed, within
-from dispatcher.store.schema import Word, attempts, documents, inline_results, jobs, results
+from dispatcher.store.schema import Word, attempts, documents, inline_results, is_word, jobs, results
 from dispatcher.store.taking import HandOver, taken
 from worker.queues.policy import Policy, end_code, has_images, is_charged, job_code
 from worker.result import Result
@@ -53,9 +53,10 @@ def end(connection: Connection, endings: Sequence[Ending], now: int) -> list[boo
 
 def _standing(connection: Connection, late: Sequence[Ending]) -> set[tuple[str, int, str, str | None]]:
     """How jobs stand that were no longer held: whoever says the same again is told that it is so."""
-    if not late:
+    known = {one.job_id for one in late if is_word(one.job_id)}
+    if not known:
         return set()
-    ids = {"ids": listed(connection, {one.job_id for one in late})}
+    ids = {"ids": listed(connection, known)}
     rows = connection.execute(_stands(connection.dialect.name), ids)
     return {(row.id, row.token, row.status, row.code) for row in rows}
 

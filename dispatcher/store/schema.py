@@ -245,6 +245,11 @@ def is_token(number: int) -> bool:
     return 0 < number < 2**63
 
 
+def is_word(text: str) -> bool:
+    """Whether a column can hold it: PostgreSQL knows no NUL, and what has one is nobody's name."""
+    return "\0" not in text
+
+
 def work_ms(work_s: float) -> int:
     return round(work_s * _MILLISECOND_S)
 

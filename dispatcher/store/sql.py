@@ -28,8 +28,8 @@ from dispatcher.store.ending import release
 from dispatcher.store.gathering import Gathering
 from dispatcher.store.reading import Reading
 from dispatcher.store.rows import PORTION
+from dispatcher.store.schema import is_word, line, moment, nodes, stamp
 from dispatcher.store.schema import leases as leases_table
-from dispatcher.store.schema import line, moment, nodes, stamp
 from dispatcher.store.upgrade import brought_up
 from dispatcher.store.wake import Bell, Ear, Listener, Poller
 from dispatcher.words import Key, Source, Waiting
@@ -98,18 +98,21 @@ class SqlStore:
         return fresh
 
     async def job(self, job_id: str) -> JobRow | None:
-        return await self._database.read(jobs.job, job_id)
+        return await self._database.read(jobs.job, job_id) if is_word(job_id) else None
 
     async def jobs(
         self, *, status: str | None = None, user: str | None = None, limit: int = 100, after: str | None = None
     ) -> list[JobRow]:
-        return await self._database.read(listing.jobs_of, status, user, limit, after)
+        if user is not None and not is_word(user):
+            return []
+        behind = after if after is not None and is_word(after) else None
+        return await self._database.read(listing.jobs_of, status, user, limit, behind)
 
     async def cancel(self, job_id: str) -> bool:
-        return await self._database.write(jobs.cancel, job_id, self._now())
+        return is_word(job_id) and await self._database.write(jobs.cancel, job_id, self._now())
 
     async def requeue(self, job_id: str) -> bool:
-        done = await self._database.write(jobs.requeue, job_id, self._now())
+        done = is_word(job_id) and await self._database.write(jobs.requeue, job_id, self._now())
         self._bell.ring()
         return done
 

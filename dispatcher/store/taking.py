@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Executable, Table, and_, delete, select
 
 from dispatcher.store.database import SQLITE
 from dispatcher.store.rows import AnyRow, given, json_of, listed, within
-from dispatcher.store.schema import is_token, jobs, leases
+from dispatcher.store.schema import is_token, is_word, jobs, leases
 from worker.errors import UNCOUNTED_CODES
 
 
@@ -42,7 +42,7 @@ class HandOver:
 
 def taken(connection: Connection, held: Sequence[tuple[str, int]]) -> list[HandOver]:
     """End the leases of (job id, token) that still are."""
-    asked = {(job_id, token) for job_id, token in held if is_token(token)}
+    asked = {(job_id, token) for job_id, token in held if is_token(token) and is_word(job_id)}
     if connection.dialect.name != SQLITE:
         rows = json_of([{"job_id": job_id, "token": token} for job_id, token in sorted(asked)])
         return [HandOver(row, row) for row in connection.execute(_taking(), {"rows": rows})]
