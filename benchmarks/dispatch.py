@@ -37,7 +37,7 @@ from benchmarks.fleet import (
     connected,
     documents,
 )
-from benchmarks.parts import answers, cpu_s, free_port, process
+from benchmarks.parts import answers, cpu_s, process
 from benchmarks.store import a_database, percentile
 from dispatcher.documents import new_job
 from dispatcher.needs import Catalogue
@@ -45,6 +45,7 @@ from dispatcher.store.sql import SqlStore
 from worker.clock import SystemClock
 from worker.job import Limits
 from worker.settings.source import surroundings
+from worker.simulators import free_port
 
 NODES = 1_000
 PORTION = 50

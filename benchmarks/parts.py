@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,15 +14,10 @@ from typing import Any
 import httpx
 
 from worker.settings.source import surroundings
+from worker.simulators import free_port
 from worker.tasks import cancel_all
 
 READY_WITHIN_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def answers(url: str, *, within_s: float = READY_WITHIN_S) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from datetime import timedelta
 from tests.support.waiting import wait_until
 from worker.engines.child import Child, processes
 from worker.engines.child.marker import VARIABLE
+from worker.simulators import free_port
 
 PLAIN = {"PATH": os.environ.get("PATH", os.defpath)}
 FOREVER = "import signal\nprint('up', flush=True)\nwhile True: signal.pause()\n"
@@ -48,13 +48,6 @@ while True:
 def python(script: str) -> tuple[str, ...]:
     """The command of a small server; it starts quickly since it imports no packages."""
     return sys.executable, "-I", "-S", "-c", script
-
-
-def free_port() -> int:
-    """A port of ``[::1]`` that nobody listens on."""
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.process.children import FAMILY, FOREVER, alive, child_of, free_port, numbers, python, said
+from tests.process.children import FAMILY, FOREVER, alive, child_of, numbers, python, said
 from tests.support.waiting import wait_until
 from tests.support.workshop import ROOT
+from worker.simulators import free_port
 
 CAP_SYS_PTRACE = 19
 PR_CAPBSET_DROP = 24

@@ -10,11 +10,12 @@ from functools import partial
 
 import pytest
 
-from tests.process.children import PLAIN, child_of, free_port, python, said
+from tests.process.children import PLAIN, child_of, python, said
 from tests.support.waiting import wait_until
 from tests.support.workshop import ROOT
 from worker.engines.child import Foreign, processes
 from worker.errors import ConfigError
+from worker.simulators import free_port
 
 SERVER = """
 import os, signal, socket

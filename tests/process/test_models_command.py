@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.process.children import free_port
 from tests.support.made import safetensors
 from tests.support.model_host import HostedFile, ModelHost, Twist
 from tests.support.waiting import wait_until
@@ -19,6 +18,7 @@ from tests.support.workshop import living
 from worker import http
 from worker.metrics import MODELS_DOWNLOADED_BYTES
 from worker.settings.source import surroundings
+from worker.simulators import free_port
 
 BODY = safetensors(bytes(range(256)) * 16_000)
 CUT = 3_000_000

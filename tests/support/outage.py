@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from worker.simulators import free_port
+
 
 class Way:
     """To a PostgreSQL server, over TCP on a port that stays the same; ``url`` is the database's by this way."""
@@ -20,7 +22,7 @@ class Way:
         parts = urlsplit(url)
         self._socket = f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.5432"
         self._database = parts.path
-        self._port = 0
+        self._port = free_port()
         self._server: asyncio.Server | None = None
         self._running: set[asyncio.Task[None]] = set()
 
@@ -30,7 +32,6 @@ class Way:
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "::1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
         """Refuse whoever comes, and break what is under way."""

@@ -8,12 +8,11 @@ import os
 import random
 import re
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from worker.errors import DownloadFailed
 from worker.metrics import ENGINE_RESTARTS
 from worker.queues.base import JobState
 from worker.queues.sqlite.driver import SqliteProducer
+from worker.simulators import free_port
 from worker.simulators.comfyui import write_checkpoint
 from worker.tasks import cancel_all
 
@@ -305,20 +305,11 @@ async def _answer(found: object | Awaitable[object]) -> object:
     return await found if isinstance(found, Awaitable) else found
 
 
-def free_port() -> int:
-    """A port of ``[::1]`` that nobody listens on, and the next one neither."""
-    while True:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6) as first:
-            port: int = first.getsockname()[1]
-            with suppress(OSError), socket.create_server(("::1", port + 1), family=socket.AF_INET6):
-                return port
-
-
 @asynccontextmanager
 async def supervised(kind: Kind, folder: Path, **knobs: Any) -> AsyncIterator[Supervised]:
     """Surroundings of their own for a test; ``knobs`` are those of the servers that are started."""
     write_checkpoint(folder / "comfyui" / "models" / "checkpoints" / "dreamshaper_8.safetensors", "sd15")
-    port = free_port()
+    port = free_port(2)
     async with AsyncExitStack() as stack:
         receiver = await stack.enter_async_context(Hook())
         producer = SqliteProducer(folder / "queue.db", SystemClock())

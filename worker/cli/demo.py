@@ -22,7 +22,6 @@ from worker.cli import FAILED, OK
 from worker.cli.demo_parts import (
     Receiver,
     documents,
-    free_port,
     judged,
     new_secret,
     worker_environment,
@@ -59,6 +58,8 @@ class _Demo:
     states: dict[str, JobState] = field(default_factory=dict)
 
     async def run(self) -> int:
+        from worker.simulators import free_port
+
         self.out.mkdir(parents=True, exist_ok=True)
         secret, port = new_secret(), free_port()
         async with AsyncExitStack() as stack:

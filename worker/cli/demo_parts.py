@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import json
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,12 +45,6 @@ def documents(count: int, now: datetime) -> dict[str, bytes]:
 
 def new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def worker_environment(*, out: Path, engine: str, engine_url: str, hook: str, secret: str, port: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 
 from worker.engines.child import ports, processes
 from worker.engines.child.ports import Listener, Misplaced, Place, misplaced, parse_address, parse_listeners, place_of
+from worker.simulators import free_port
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -112,8 +113,8 @@ def test_the_address_that_is_tried_first_decides() -> None:
 def test_without_proc_a_taken_port_is_found_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who holds it cannot be told then."""
     monkeypatch.setattr(processes, "PROC", tmp_path)
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
-        port = listening.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert ports.taken([Place("::1", port)]) == f"port {port} is in use"
         assert ports.taken([Place("localhost", port)]) == f"port {port} is in use"
     assert ports.taken([Place("::1", port)]) is None
