@@ -66,7 +66,7 @@ def measured(generations: list[dict[str, Any]]) -> Measured:
 
 async def through_the_worker(setting: Setting, engine: str, endpoint: str, bucket: Bucket, folder: Path) -> None:
     """All jobs wait in the queue; the worker does them its way."""
-    queue = QueueSettings(sqlite_path=folder / "queue.db")
+    queue = QueueSettings(kind="sqlite", sqlite_path=folder / "queue.db")
     producer = open_producer(queue, SystemClock())
     ids = [f"job-{n}" for n in range(setting.jobs)]
     for n, job_id in enumerate(ids):

@@ -68,7 +68,7 @@ async def one_job(queue: QueueSettings) -> None:
 
 
 async def footprint(storage: dict[str, str], folder: Path, seconds: float) -> Footprint:
-    queue = QueueSettings(sqlite_path=folder / "queue.db")
+    queue = QueueSettings(kind="sqlite", sqlite_path=folder / "queue.db")
     environment = {"WORKER_ENGINE": "sdnext", "WORKER_QUEUE": "sqlite", "WORKER_SQLITE_PATH": str(queue.sqlite_path)}
     async with simulator(step_s=0.01) as engine:
         loop = asyncio.get_running_loop()

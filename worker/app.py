@@ -17,10 +17,13 @@ from worker import __version__, http, log, recovery, warmup
 from worker.api.app import View, create_app
 from worker.api.fetches import Fetches
 from worker.api.models import Shown
+from worker.api.native import Native
 from worker.api.push import push
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
+from worker.desk import Desk
+from worker.desk import Rules as DeskRules
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
 from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
@@ -32,11 +35,12 @@ from worker.models.cache import Cache
 from worker.models.declared import declared, is_declared
 from worker.models.none import NoCache
 from worker.node import Identity, find_gpu
-from worker.outfit import Opened, PlainNode, outfit
+from worker.outfit import Opened, PlainNode, outfit, sender_of
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
-from worker.queues import open_queue
+from worker.queues import open_desk_queue, open_queue
 from worker.queues.base import Queue
+from worker.queues.memory import MemoryQueue
 from worker.settings import Settings
 from worker.settings.source import server_environment
 from worker.status import Status
@@ -81,7 +85,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
     async with AsyncExitStack() as stack:
         if "storage" in wanted:
             client = await stack.enter_async_context(guard.client())
-            storage = open_storage(settings.storage, client=client, guard=guard, clock=clock, rng=random.Random())
+            storage = open_storage(settings.store, client=client, guard=guard, clock=clock, rng=random.Random())
             stack.push_async_callback(storage.aclose)
         if "queue" in wanted:
             queue = open_queue(settings.queue, node, clock)
@@ -124,6 +128,7 @@ async def composed(
     watch = _watch(tools, storage, queue, status)
     provisioning = _provisioning(settings, models, status, made.documents)
     service = await _engine_service(settings, tools, process, status, watch, provisioning)
+    desk = _desk(settings, parts, storage, tools, status, stack)
     view = View(
         status,
         tools.live,
@@ -131,11 +136,13 @@ async def composed(
         identity,
         service.described,
         lambda: _extras(tools, provisioning, models),
-        _shown(models, stack),
+        _shown(models, stack) if desk is not None else None,
         tools.reporter.report,
+        _native(settings, desk, tools),
     )
     services = {
         "engine": service.run,
+        **({"desk": desk.run} if desk is not None else {}),
         "provisioning": provisioning.run,
         "models": lambda: _kept(models, tools),
         "watch": watch.run,
@@ -148,12 +155,50 @@ async def composed(
     return Supervisor(
         status,
         drain,
-        Intake(tools, status, window=settings.queue.window, parked=settings.queue.parked, rng=random.Random()),
+        _intake(settings, tools, desk, status),
         services,
         lambda: _served(view, settings, on_listening),
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
     )
+
+
+def _intake(settings: Settings, tools: Tools, desk: Desk | None, status: Status) -> Intake:
+    """Over the configured queue, the desk's, or both."""
+    lines = [tools] if settings.queue.kind != "none" else []
+    lines += [desk.outfitted()] if desk is not None else []
+    first, *beside = lines
+    window, parked = settings.queue.window, settings.queue.parked
+    return Intake(first, status, window=window, parked=parked, rng=random.Random(), beside=beside)
+
+
+def _desk(
+    settings: Settings, parts: Opened, storage: Storages, tools: Tools, status: Status, stack: AsyncExitStack
+) -> Desk | None:
+    """Where HTTP jobs are taken in; its queue is the worker's own where no other is configured."""
+    if not settings.takes_http_jobs:
+        return None
+    http, key = settings.http, settings.http.api_key
+    if key is None:
+        log.get().warning("http_jobs_open", message="no WORKER_API_KEY: whoever reaches the port may have jobs done")
+    rules = DeskRules(
+        settings.limits,
+        http.max_pending,
+        http.max_wait,
+        http.timeout,
+        http.cancel_on_disconnect,
+        key.get_secret_value().encode() if key is not None else b"",
+    )
+    own = parts.queue if isinstance(parts.queue, MemoryQueue) else open_desk_queue(parts.node, parts.clock)
+    sender = sender_of(settings, parts, stack, inline=settings.store.chosen != "s3")
+    return Desk(own, tools, status, rules, inline=storage.inline, notifier=sender)
+
+
+def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | None:
+    if desk is None:
+        return None
+    engine = settings.engine
+    return Native(desk, tools.engine, tools.gate, engine.kind, options_allowed=engine.options == "allow")
 
 
 async def _kept(models: Cache | NoCache, tools: Tools) -> None:

@@ -38,6 +38,7 @@ class LiveJob:
 
     ``progress_from`` is the time and fraction of its first report, ``progress_at`` the time of the last that grew.
     ``parked`` while it waits for its models, for which it waited ``models_s`` seconds so far in all.
+    ``made`` is what its generation made, once verified; a `worker.made.Made`.
     """
 
     id: str
@@ -52,6 +53,7 @@ class LiveJob:
     committed: bool = False
     parked: bool = False
     models_s: float = 0.0
+    made: Any = None
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, hop: Hop) -> None:

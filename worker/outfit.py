@@ -116,7 +116,7 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     bench = Bench(
         queue=queue,
         stores=storage,
-        sender=_sender(settings, parts, stack),
+        sender=sender_of(settings, parts, stack, inline=settings.store.chosen == "inline"),
         metrics=metrics,
         clock=parts.clock,
         identity=parts.node.identity,
@@ -178,7 +178,8 @@ def _rules(settings: Settings) -> Rules:
     )
 
 
-def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
+def sender_of(settings: Settings, parts: Opened, stack: AsyncExitStack, *, inline: bool) -> Sender:
+    """Who sends webhooks; ``inline``: results hold what was made where a job names no storage."""
     identity = parts.node.identity
     sender = Sender(
         Defaults.of(settings.webhook),
@@ -187,7 +188,7 @@ def _sender(settings: Settings, parts: Opened, stack: AsyncExitStack) -> Sender:
         rng=random.Random(),
         timeout=settings.webhook.timeout,
         budget=settings.webhook.budget,
-        inline=settings.storage.chosen == "inline",
+        inline=inline,
         worker=WorkerResult(id=identity.id, machine=identity.machine, gpu=identity.gpu, version=identity.version),
     )
     stack.push_async_callback(sender.aclose)

@@ -150,6 +150,7 @@ async def produce(journey: Journey, tools: Tools) -> Success:
         share = await held.enter_async_context(tools.budget.take(work.expect.pixels * 4))
         made = await generated(job, work, files, journey, tools, pins)
         share.at_least(made.size)
+        journey.live.made = made
         storage.accepts(job, len(made.artifacts))
         with journey.clock.hop(Hop.UPLOAD):
             return await publish(job, storage, made, journey, tools)
@@ -369,6 +370,7 @@ def succeeded(job: Job, output: Output, stored: list[Stored], journey: Journey, 
     price = tools.rules.price_per_hour
     return Result(
         id=job.id,
+        client_id=journey.delivery.client_id,
         status="succeeded",
         images=tuple(one for one in stored if isinstance(one, ImageResult)),
         files=tuple(one for one in stored if isinstance(one, FileResult)),

@@ -92,8 +92,11 @@ class WorkerResult(_Part):
 
 
 class Result(_Part):
+    """``client_id`` is what the caller of an HTTP job calls it, where it ran under an id of ours."""
+
     v: Literal[1] = 1
     id: str
+    client_id: str | None = None
     status: Literal["succeeded", "failed", "cancelled"]
     images: tuple[ImageResult, ...] = ()
     files: tuple[FileResult, ...] = ()

@@ -44,7 +44,7 @@ from worker.result import AttemptResult, ErrorResult, Result, Timings, WorkerRes
 from worker.stages import StageClock
 from worker.storage.base import Stores
 from worker.tasks import run_guarded
-from worker.webhooks import Sender
+from worker.webhooks import Notifier
 
 log = structlog.get_logger()
 
@@ -104,7 +104,7 @@ class Bench:
 
     queue: Queue
     stores: Stores
-    sender: Sender
+    sender: Notifier
     metrics: Metrics
     clock: Clock
     identity: Identity
@@ -292,6 +292,7 @@ def failure_of(error: WorkerError, journey: Journey, bench: Bench) -> Result:
     job = journey.known
     return Result(
         id=journey.id,
+        client_id=journey.delivery.client_id,
         status="cancelled" if isinstance(error, JobCancelled) else "failed",
         error=ErrorResult(code=error.code, message=error.message, retryable=error.retryable, fault=error.fault),
         timings=timings_of(journey),

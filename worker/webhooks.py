@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -103,6 +103,20 @@ class Message:
     body: bytes = field(repr=False)
 
 
+class Notifier(Protocol):
+    """Who tells what becomes of jobs, as `Sender` does."""
+
+    def wants(self, event: str, job: Job) -> bool: ...
+
+    async def accepts(self, job: Job) -> None: ...
+
+    async def send(
+        self, event: str, job: Job, result: Result, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> tuple[str, ...]: ...
+
+    def updates(self, job: Job) -> AbstractAsyncContextManager[Updates]: ...
+
+
 class Sender:
     """Sends webhooks of jobs to where the job, or else the operator, wants them.
 
@@ -171,7 +185,12 @@ class Sender:
         if not self.wants(event, job):
             return ()
         target = self._target(job)
-        message = await self._message(event, job, result)
+        return await self.deliver(target, await self._message(event, job, result), before_try=before_try)
+
+    async def deliver(
+        self, target: Target, message: Message, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> tuple[str, ...]:
+        """One webhook, tried within the budget; raises and gives back as `send`."""
 
         async def once() -> tuple[str, ...]:
             if before_try is not None:

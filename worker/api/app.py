@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import probes, status
+from worker.api import jobs, probes, status
 from worker.api.auth import KeyCheck
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
+from worker.api.native import Native
 from worker.live import Live
 from worker.metrics import Metrics
 from worker.node import Identity, Report
@@ -28,7 +29,7 @@ class View:
 
     ``engine`` says what is known of the image server, ``report`` what a scheduler is told of the node, ``extras`` what
     else belongs on the status page; all answer at once and hold no secrets. Who has the API key may have ``models``
-    fetched and removed.
+    fetched and removed, and jobs done by ``native``; None where HTTP takes none.
     """
 
     status: Status
@@ -39,6 +40,7 @@ class View:
     extras: Callable[[], dict[str, Any]] = dict
     models: Shown | None = None
     report: Callable[[], Report] = Report
+    native: Native | None = None
 
     def additions(self) -> dict[str, Any]:
         """What the status page tells beside the worker's own state."""
@@ -50,7 +52,7 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     app = FastAPI(
         title="sd-worker",
         version=view.identity.version,
-        summary="Probes, state and metrics of one image-generating worker.",
+        summary="Jobs, models, probes, state and metrics of one image-generating worker.",
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -59,7 +61,10 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     guarded.include_router(
         status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.additions, view.report)
     )
-    if view.models is not None and settings.api_key is not None:
+    native = view.native
+    if native is not None:
+        guarded.include_router(jobs.routes(native.desk))
+    if view.models is not None:
         guarded.include_router(models_routes(view.models))
 
     @guarded.get("/openapi.json", include_in_schema=False)
@@ -70,7 +75,7 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     async def page() -> HTMLResponse:
         return HTMLResponse(docs.page("sd-worker"), headers={"content-security-policy": docs.POLICY})
 
-    app.include_router(probes.routes(view.status))
+    app.include_router(probes.routes(view.status, native.desk.full if native is not None else tuple))
     app.include_router(guarded)
     app.add_middleware(BodyLimit, max_body=settings.max_body)
     problems.install(app, view.metrics.bug)

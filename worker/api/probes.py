@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -16,7 +18,8 @@ class ProbeAnswer(BaseModel):
     reasons: list[str]
 
 
-def routes(status: Status) -> APIRouter:
+def routes(status: Status, full: Callable[[], tuple[str, ...]] = tuple) -> APIRouter:
+    """``full`` says why no further job may come, though the worker is ready."""
     router = APIRouter(
         tags=["probes"],
         responses={
@@ -35,7 +38,8 @@ def routes(status: Status) -> APIRouter:
 
     @router.get("/ready", summary="Whether the worker takes jobs")
     async def ready() -> JSONResponse:
-        return _response(status.ready())
+        answer, reasons = status.ready(), full()
+        return _response(Answer(False, answer.status, reasons) if answer.ok and reasons else answer)
 
     @router.get("/health", summary="The same as /startup")
     async def health() -> JSONResponse:

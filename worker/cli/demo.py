@@ -65,7 +65,7 @@ class _Demo:
         async with AsyncExitStack() as stack:
             simulator = await stack.enter_async_context(_simulated(self.engine))
             receiver = await stack.enter_async_context(Receiver.listening(secret))
-            queue = QueueSettings(sqlite_path=self.out / "queue.db")
+            queue = QueueSettings(kind="sqlite", sqlite_path=self.out / "queue.db")
             producer = open_producer(queue, SystemClock())
             stack.push_async_callback(producer.aclose)
             wanted = documents(self.count, self.now)

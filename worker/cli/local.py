@@ -62,7 +62,7 @@ async def clock_offset(settings: Settings) -> Finding:
     from worker import http
 
     url = settings.storage.endpoint_url or "https://s3.amazonaws.com"
-    if settings.storage.chosen != "s3":
+    if settings.store.chosen != "s3":
         return Finding.note("nothing to compare with: images stay on this machine")
     clock = CorrectedClock(SystemClock())
     async with http.client(timeout=timedelta(seconds=10), loopback=http.is_loopback(url)) as client:
@@ -105,7 +105,7 @@ def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
     yield "user", Finding.ok(f"uid {os.getuid()}{' (root)' if os.getuid() == 0 else ''}")
     if settings.queue.kind == "sqlite":
         yield "queue", writable(settings.queue.sqlite_path.parent)
-    if settings.storage.chosen == "directory":
+    if settings.store.chosen == "directory":
         yield "storage", writable(settings.storage.directory)
     yield "temp", writable(Path(tempfile.gettempdir()))
     yield "port", _port(settings.http.host, settings.http.port)

@@ -133,7 +133,10 @@ class RawFile:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What the server made. ``load_s`` from submit to the first step, ``generate_s`` from there to the answer."""
+    """What the server made. ``load_s`` from submit to the first step, ``generate_s`` from there to the answer.
+
+    ``native`` is what else its own answer said, for callers who asked in its own language.
+    """
 
     images: tuple[RawImage, ...]
     engine: EngineResult
@@ -141,6 +144,7 @@ class Output:
     generate_s: float = 0.0
     warnings: tuple[str, ...] = ()
     files: tuple[RawFile, ...] = ()
+    native: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
 class ServerLog(Protocol):

@@ -69,7 +69,7 @@ async def cache_of(
 ) -> Cache:
     """The cache over these parts; closing it closes what the stack holds by then. Raises `ConfigError`."""
     max_size, disk_size = settings.models.max_size, settings.node.disk_size
-    also = (settings.storage.directory,) if settings.storage.chosen == "directory" else ()
+    also = (settings.store.directory,) if settings.store.chosen == "directory" else ()
     disk = await Disk.open(folders, also=also)
     closing.push_async_callback(disk.aclose)
     carrier = Carrier(

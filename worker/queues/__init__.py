@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from pydantic import SecretStr
 
@@ -13,10 +13,15 @@ from worker.queues.base import Producer, Queue
 from worker.queues.policy import Policy
 from worker.settings.groups import QueueSettings
 
+if TYPE_CHECKING:
+    from worker.queues.memory import MemoryQueue
+
 
 def open_queue(settings: QueueSettings, node: Node, clock: Clock) -> Queue:
     """The configured queue, for the worker that ``node`` is. Nothing is touched before its first use."""
     match settings.kind:
+        case "none":
+            return open_desk_queue(node, clock)
         case "sqlite":
             from worker.queues.sqlite import SqliteQueue
 
@@ -30,9 +35,19 @@ def open_queue(settings: QueueSettings, node: Node, clock: Clock) -> Queue:
             assert_never(unknown)
 
 
+def open_desk_queue(node: Node, clock: Clock) -> MemoryQueue:
+    """The queue of jobs that come over HTTP."""
+    from worker.queues.memory import MemoryQueue
+
+    return MemoryQueue(clock, worker=node.identity.id, can_delay=False)
+
+
 def open_producer(settings: QueueSettings, clock: Clock) -> Producer:
     """The submitting side of the configured queue. Nothing is touched before its first use."""
     match settings.kind:
+        case "none":
+            said = "is none: there is no queue to submit to; post jobs to a worker, with --url"
+            raise ConfigError((FieldError("WORKER_QUEUE", said),))
         case "sqlite":
             from worker.queues.sqlite import SqliteProducer
 

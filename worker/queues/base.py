@@ -29,7 +29,8 @@ class Delivery:
     ``deliveries`` counts hand-overs, this one included, without those that were released for a drain or an
     unsupported document. What the queue cannot tell is None. ``last_attempt``: a charged end now is the
     last one; ``last_delivery``: no further hand-over may follow; ``over_limit``: this one already is too many.
-    ``sources``: where the queue's operator says that the job's models are to be had.
+    ``sources``: where the queue's operator says that the job's models are to be had. ``client_id``: what the job is
+    called by who brought it, where it runs under an id of ours.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Delivery:
     last_delivery: bool | None = None
     over_limit: bool = False
     sources: tuple[Download, ...] = ()
+    client_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

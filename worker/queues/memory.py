@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import ChainMap, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -56,6 +56,9 @@ class _Entry:
     ended: datetime | None = None
     code: str | None = None
     result: Result | None = None
+    policy: Policy | None = None
+    client_id: str | None = None
+    seen: bool = False
 
     @property
     def rank(self) -> tuple[int, datetime, int]:
@@ -86,18 +89,38 @@ class MemoryQueue:
     """`Queue` and `Producer` in one.
 
     A lease that ran out is lost only once the job was handed over again or has ended: until then its holder
-    may still extend and settle it. ``wait`` bounds one `receive`.
+    may still extend and settle it. ``wait`` bounds one `receive`. ``can_delay`` false: a job that waits for its models
+    is better kept than given back, since nobody else can take it. ``on_end`` hears of every job that is over.
     """
 
     capacity: int | None = None
-    can_delay: bool = True
 
-    def __init__(self, clock: Clock, *, worker: str = "memory", policy: Policy | None = None, wait: timedelta = WAIT):
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        worker: str = "memory",
+        policy: Policy | None = None,
+        wait: timedelta = WAIT,
+        can_delay: bool = True,
+        on_end: Callable[[JobState], None] = lambda state: None,
+    ):
         self._clock = clock
         self._worker = worker
         self._policy = policy or Policy()
         self._wait_s = wait.total_seconds()
         self._jobs = _Jobs()
+        self.can_delay = can_delay
+        self.on_end = on_end
+
+    def ahead_of(self, job_id: str) -> int | None:
+        """How many waiting jobs come before this one; None where it does not wait."""
+        now = self._clock.now()
+        entry = self._jobs.open.get(job_id)
+        if entry is None or open_status(entry.token, entry.visible_at, now) == "leased":
+            return None
+        others = (one for one in self._jobs.open.values() if open_status(one.token, one.visible_at, now) != "leased")
+        return sum(one.rank < entry.rank for one in others)
 
     def beside(self, worker: str, *, wait: timedelta | None = None) -> MemoryQueue:
         """Another worker's driver on the same jobs."""
@@ -128,10 +151,11 @@ class MemoryQueue:
         entry = min(due, key=lambda one: one.rank)
         entry.end_hand_over(entry.visible_at, None)
         current = HandOver(next(self._jobs.tokens), entry.run, self._worker)
-        delivery = self._policy.delivery(entry.id, entry.body, entry.queued_at, current, entry.handed)
+        policy = entry.policy or self._policy
+        delivery = policy.delivery(entry.id, entry.body, entry.queued_at, current, entry.handed)
         entry.handed.append(current)
-        entry.token, entry.visible_at = current.token, now + self._policy.visibility
-        return delivery
+        entry.token, entry.visible_at = current.token, now + policy.visibility
+        return replace(delivery, client_id=entry.client_id, redelivered=delivery.redelivered or entry.seen)
 
     def _until_next_s(self) -> float:
         now = self._clock.now()
@@ -160,7 +184,18 @@ class MemoryQueue:
         entry.visible_at = now + delay
         self._jobs.wakeup.notify()
 
-    async def submit(self, job_id: str, body: bytes, *, priority: int = 0) -> bool:
+    async def submit(
+        self,
+        job_id: str,
+        body: bytes,
+        *,
+        priority: int = 0,
+        policy: Policy | None = None,
+        client_id: str | None = None,
+        seen: bool = False,
+    ) -> bool:
+        """As `Producer.submit`; with limits of its own, under what name the client knows it, and whether an earlier
+        success may stand elsewhere."""
         same = fingerprint(job_id, body)
         known = self._jobs.find(job_id)
         if known is not None:
@@ -168,9 +203,17 @@ class MemoryQueue:
                 raise IdConflict(f"another document is known under the id {job_id}")
             return False
         now = self._clock.now()
-        self._jobs.open[job_id] = _Entry(job_id, body, same, priority, next(self._jobs.places), now, now)
+        place = next(self._jobs.places)
+        self._jobs.open[job_id] = _Entry(
+            job_id, body, same, priority, place, now, now, policy=policy, client_id=client_id, seen=seen
+        )
         self._jobs.wakeup.notify()
         return True
+
+    def forget(self, job_id: str) -> None:
+        """Drop what is known of a job that is over."""
+        entry = self._jobs.done.pop(job_id, None) or self._jobs.dead.pop(job_id, None)
+        self._jobs.inline = deque(one for one in self._jobs.inline if one is not entry)
 
     async def state(self, job_id: str) -> JobState | None:
         entry = self._jobs.find(job_id)
@@ -240,6 +283,7 @@ class MemoryQueue:
         if ended is self._jobs.done:
             entry.body = b""
             self._forget(now)
+        self.on_end(self._state(entry))
 
     def _forget(self, now: datetime) -> None:
         done = self._jobs.done

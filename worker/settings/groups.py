@@ -119,6 +119,9 @@ class EngineSettings(Group):
         Rate(5, timedelta(minutes=10)),
         "restarts in this time after which the warm-up failed too, before the node is given up",
     )
+    options: Literal["refuse", "allow"] = var(
+        "WORKER_ENGINE_OPTIONS", "refuse", "`allow`: HTTP requests may change the server's global settings"
+    )
     comfyui_output: Literal["auto", "files", "preview", "websocket"] = var(
         "WORKER_COMFYUI_OUTPUT", "auto", "how images leave ComfyUI"
     )
@@ -139,20 +142,41 @@ class EngineSettings(Group):
 
 class HttpSettings(Group):
     host: str = var("WORKER_HTTP_HOST", "::", "`::` listens on IPv6 and IPv4")
-    port: int = var("WORKER_HTTP_PORT", 3000, "probes, status and metrics", ge=0, le=65535)
+    port: int = var("WORKER_HTTP_PORT", 3000, "probes, status, metrics and jobs", ge=0, le=65535)
+    jobs: Literal["auto", "on", "off"] = var(
+        "WORKER_HTTP_JOBS", "auto", "job and model endpoints; `auto`: on when the queue is `none` or a key is set"
+    )
     api_key: SecretStr | None = var(
         "WORKER_API_KEY",
         None,
         "needed by everything but the probes: `Authorization: Bearer`, `X-API-Key`, or password of HTTP Basic",
     )
     max_body: Size = var("WORKER_MAX_BODY", 100_000_000, "larger documents are refused", shown="100MB", gt=0)
+    max_pending: int = var("WORKER_MAX_PENDING", 16, "waiting HTTP jobs; one more is answered 429", ge=1)
+    max_wait: Duration = var(
+        "WORKER_MAX_WAIT",
+        timedelta(seconds=60),
+        "measured waiting time plus the job's own estimate; a job beyond it is answered 429 with `Retry-After`",
+        shown="60s",
+        gt=ZERO,
+    )
+    timeout: Duration | None = var(
+        "WORKER_HTTP_TIMEOUT",
+        None,
+        "a synchronous job that takes longer is answered 504 with its id, and goes on",
+        gt=ZERO,
+    )
+    cancel_on_disconnect: bool = var(
+        "WORKER_HTTP_CANCEL_ON_DISCONNECT", True, "a synchronous job whose caller went away is cancelled", shown="true"
+    )
+    workflows_dir: Path = var("WORKER_WORKFLOWS_DIR", Path("/workflows"), "custom endpoints", shown="/workflows")
 
 
 class QueueSettings(Group):
-    kind: Literal["sqlite", "availability"] = var(
+    kind: Literal["none", "sqlite", "availability"] = var(
         "WORKER_QUEUE",
-        "sqlite",
-        "where jobs come from: the embedded queue, or a scheduling server that gives each node the job whose model it has",
+        "none",
+        "where jobs come from: over HTTP alone, the embedded queue, or a scheduling server that gives each node the job whose model it has",
     )
     window: int = var("WORKER_QUEUE_WINDOW", 3, "at most so many deliveries generating or ready to", ge=1, le=32)
     parked: int = var(
@@ -188,7 +212,9 @@ class QueueSettings(Group):
 
 class StorageSettings(Group):
     kind: Literal["auto", "s3", "directory", "inline", "presigned"] = var(
-        "WORKER_STORAGE", "auto", "`auto`: s3 when a bucket is set, else directory"
+        "WORKER_STORAGE",
+        "auto",
+        "`auto`: s3 when a bucket is set; else inline for HTTP jobs, directory for `sqlite`",
     )
     directory: Path = var("WORKER_STORAGE_DIRECTORY", Path("./outputs"), "where `directory` stores", shown="./outputs")
     keep: Duration = var(
@@ -333,6 +359,20 @@ class Settings(SettingsTree):
     node: NodeSettings = Field(NodeSettings(), title="the rest")
     warnings: tuple[FieldError, ...] = ()
     inherited: tuple[Inherited, ...] = ()
+
+    @property
+    def takes_http_jobs(self) -> bool:
+        """Whether there are job and model endpoints."""
+        http = self.http
+        return http.jobs == "on" or (http.jobs == "auto" and (self.queue.kind == "none" or http.api_key is not None))
+
+    @property
+    def store(self) -> StorageSettings:
+        """The storage as it is in effect: without a queue, ``auto`` puts images into the answers to HTTP jobs."""
+        storage = self.storage
+        if self.queue.kind != "none" or storage.kind != "auto" or storage.bucket is not None:
+            return storage
+        return storage.model_copy(update={"kind": "inline"})
 
     @property
     def limits(self) -> Limits:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 _SUFFIXES = {
-    "ENGINE_": ("OPTIONS",),
-    "HTTP_": ("JOBS", "TIMEOUT", "CANCEL_ON_DISCONNECT"),
     "REDIS_": ("URL", "URL_FILE", "STREAM", "GROUP"),
     "FITNESS_": ("VRAM", "DOWNLOAD", "UPLOAD", "STEP"),
     "": (
-        *("MAX_PENDING", "MAX_WAIT", "WORKFLOWS_DIR", "SQS_QUEUE_URL"),
+        "SQS_QUEUE_URL",
         "BLOCKED_FOR",
     ),
 }
@@ -17,7 +15,7 @@ LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() 
 """Variables that are refused, so that nobody believes them to have an effect."""
 
 LATER_VALUES: dict[str, frozenset[str]] = {
-    "WORKER_QUEUE": frozenset({"none", "salad", "sqs", "redis"}),
+    "WORKER_QUEUE": frozenset({"salad", "sqs", "redis"}),
     "WORKER_STORAGE": frozenset({"s4"}),
     "WORKER_PLATFORM": frozenset({"salad"}),
 }

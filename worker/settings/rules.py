@@ -75,6 +75,12 @@ def _bucket(settings: Settings) -> Found:
         yield FieldError("WORKER_S3_BUCKET", "is needed with WORKER_STORAGE=s3")
 
 
+@_rule("WORKER_QUEUE", "WORKER_HTTP_JOBS")
+def _work(settings: Settings) -> Found:
+    if settings.queue.kind == "none" and settings.http.jobs == "off":
+        yield FieldError("WORKER_HTTP_JOBS", "is off, and WORKER_QUEUE is none: no job could ever come")
+
+
 @_rule("WORKER_QUEUE", "WORKER_AVAILABILITY_URL")
 def _scheduling_server(settings: Settings) -> Found:
     if settings.queue.kind == "availability" and settings.queue.availability_url is None:

@@ -44,6 +44,11 @@ class Storages:
                     raise InvalidJob(f"is for presigned storage, not for {name}", field=f"output.{field}")
         return self._by_name[name]
 
+    @property
+    def inline(self) -> Storage:
+        """Where what was made stands in the result itself."""
+        return self._by_name["inline"]
+
     async def purge(self, now: datetime) -> None:
         """Delete local images and files that are older than the operator keeps them."""
         from worker.storage.directory import DirectoryStorage

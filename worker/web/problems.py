@@ -46,8 +46,12 @@ def problem(
     code: str | None = None,
     errors: Iterable[FieldError] = (),
     headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """The answer that says what went wrong; a status has a code of its own unless one is given."""
+    """The answer that says what went wrong; a status has a code of its own unless one is given.
+
+    ``more`` are members that this one problem has beside the common ones.
+    """
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -55,7 +59,8 @@ def problem(
         detail=detail,
         errors=[FieldProblem(field=error.field, message=error.message) for error in errors],
     )
-    return JSONResponse(body.model_dump(), status, dict(headers or {}), media_type=MEDIA_TYPE)
+    content = {**body.model_dump(), **(more or {})}
+    return JSONResponse(content, status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI, on_bug: Callable[[], None]) -> None:

@@ -21,6 +21,7 @@ def findings(**environ: str) -> dict[str, local.Finding]:
 
 def test_a_good_image_passes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither server nor store is needed."""
+    monkeypatch.setenv("WORKER_QUEUE", "sqlite")
     monkeypatch.setenv("WORKER_HTTP_PORT", "0")
     ran = command("check", "--image")
     assert ran.code == 0
@@ -60,15 +61,18 @@ def test_an_address_of_another_machine_fails() -> None:
 
 def test_a_folder_that_cannot_be_written_fails() -> None:
     """By the nearest folder that exists."""
-    found = findings(WORKER_STORAGE_DIRECTORY="/proc/self/outputs", WORKER_SQLITE_PATH="/proc/sd/q.db")
+    folders = {"WORKER_STORAGE_DIRECTORY": "/proc/self/outputs", "WORKER_SQLITE_PATH": "/proc/sd/q.db"}
+    found = findings(WORKER_QUEUE="sqlite", **folders)
     assert found["storage"].verdict == found["queue"].verdict == "FAILED"
     assert "/proc" in found["storage"].text
 
 
 def test_a_folder_is_asked_for_only_where_it_is_used(tmp_path: Path) -> None:
-    """With a bucket nothing is written beside the queue."""
-    assert "storage" not in findings(WORKER_S3_BUCKET="bucket")
-    assert findings(WORKER_STORAGE_DIRECTORY=str(tmp_path))["storage"].text == f"{tmp_path} can be written"
+    """With a bucket nothing is written beside the queue, and without a queue images go into answers."""
+    assert "storage" not in findings(WORKER_QUEUE="sqlite", WORKER_S3_BUCKET="bucket")
+    assert not {"queue", "storage"} & findings().keys()
+    found = findings(WORKER_QUEUE="sqlite", WORKER_STORAGE_DIRECTORY=str(tmp_path))
+    assert found["storage"].text == f"{tmp_path} can be written"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_version_names_python_and_platform(argv: tuple[str, ...], command: Comma
 
 def test_a_queue_that_does_not_answer_ends_with_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own errors are told by code and message, without a traceback."""
+    monkeypatch.setenv("WORKER_QUEUE", "sqlite")
     monkeypatch.setenv("WORKER_SQLITE_PATH", "/proc/no/such/folder/q.db")
     ran = command("queue", "list")
     assert ran.code in (1, 64)

@@ -14,6 +14,11 @@ from worker.clock import SystemClock
 from worker.queues.sqlite import SqliteQueue
 
 
+@pytest.fixture(autouse=True)
+def _embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_QUEUE", "sqlite")
+
+
 @pytest.fixture
 def deaths(tmp_path: Path) -> list[str]:
     """Two dead jobs, and one that waits."""

@@ -28,6 +28,11 @@ from worker.queues.sqlite import SqliteQueue
 DOCUMENT = {"id": "a", "params": {"prompt": "a cat", "seed": 7}}
 
 
+@pytest.fixture(autouse=True)
+def _embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_QUEUE", "sqlite")
+
+
 def queued(path: Path) -> dict[str, dict[str, Any]]:
     """The documents on the queue by id, each taken off it."""
 

@@ -63,6 +63,7 @@ async def test_a_refused_token_is_bad_configuration(
 
 def test_check_in_an_image_asks_for_no_queue_file(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduling server has none that could be written."""
+    monkeypatch.setenv("WORKER_QUEUE", "sqlite")
     assert "queue" in command("check", "--image").out
     monkeypatch.setenv("WORKER_QUEUE", "availability")
     monkeypatch.setenv("WORKER_STORAGE", "directory")

@@ -297,7 +297,9 @@ def test_plans(path: Path, sql: str, values: tuple[Any, ...], indexes: set[str])
 async def test_opened_by_settings(path: Path) -> None:
     """The configured queue works for the node's worker, with the limits that are set."""
     node = PlainNode(Identity(id="node-7", machine="m", version="1"))
-    settings = QueueSettings(sqlite_path=path, visibility=timedelta(seconds=33), max_attempts=1, max_deliveries=1)
+    settings = QueueSettings(
+        kind="sqlite", sqlite_path=path, visibility=timedelta(seconds=33), max_attempts=1, max_deliveries=1
+    )
     producer = open_producer(settings, FakeClock())
     assert content_of(path) is None
     await producer.submit("a", b"{}")

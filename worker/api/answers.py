@@ -1,0 +1,123 @@
+"""What every endpoint that takes jobs shares: reading documents, waiting for the end, and saying what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pydantic_core
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from worker.desk import Desk, Ended, Ticket
+from worker.desk.refusals import TooManyPending
+from worker.errors import (
+    Expired,
+    Fault,
+    IdConflict,
+    InvalidJob,
+    JobCancelled,
+    JobTimedOut,
+    UnsupportedDocument,
+    WorkerError,
+)
+from worker.job import document_of
+from worker.result import Result
+from worker.tasks import cancel_all
+from worker.web.problems import problem
+
+RETRY_AFTER_S = 10
+"""When what failed for a reason that passes may be asked for again."""
+
+_TIMES = frozenset({Expired.code, JobTimedOut.code})
+_STATUS_OF_FAULT = {Fault.JOB: 422, Fault.NODE: 503, Fault.DEPENDENCY: 503, Fault.OPERATOR: 503, Fault.BUG: 500}
+_IN_THREAD = 1_000_000
+
+
+class Late(Exception):
+    """The job goes on, but its caller has waited as long as he may."""
+
+
+class Gone(Exception):
+    """The caller went away."""
+
+
+async def document_in(request: Request, *, max_body: int) -> dict[str, Any]:
+    """The JSON object that the request carries. Raises `InvalidJob`."""
+    body = await request.body()
+    if len(body) > _IN_THREAD:
+        return await asyncio.to_thread(document_of, body, max_body=max_body)
+    return document_of(body, max_body=max_body)
+
+
+async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
+    """Wait for a job until it has ended.
+
+    Raises `Late` once ``WORKER_HTTP_TIMEOUT`` is over, and `Gone` when the caller went away; then his job is
+    cancelled, unless the operator wants it done all the same.
+    """
+    timeout = desk.rules.timeout
+    over = asyncio.create_task(ticket.over(), name=f"wait-{ticket.id}")
+    away = asyncio.create_task(_away(request), name=f"watch-{ticket.id}")
+    try:
+        limit = None if timeout is None else timeout.total_seconds()
+        await asyncio.wait({over, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if over.done():
+            return over.result()
+        if not away.done():
+            raise Late
+        if desk.rules.cancel_on_disconnect:
+            await desk.cancel(ticket.id)
+        raise Gone
+    finally:
+        await cancel_all({over, away})
+
+
+async def _away(request: Request) -> None:
+    """Until the connection is gone; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def refused(error: WorkerError) -> JSONResponse:
+    """The problem that keeps a job from being taken in. Raises what is a bug."""
+    if error.fault is Fault.BUG:
+        raise error
+    errors = error.errors if isinstance(error, InvalidJob) else ()
+    return problem(_status(error), error.message, code=error.code, errors=errors, headers=_headers(error))
+
+
+def late(ticket: Ticket) -> JSONResponse:
+    """The job goes on: its state can be asked for."""
+    said = f"the job takes longer than an answer may; ask for /v1/jobs/{ticket.id}"
+    return problem(504, said, code="still_running", more={"id": ticket.id, "client_id": ticket.client_id})
+
+
+def failed(result: Result) -> JSONResponse:
+    """The problem that a job's end is, with the result document."""
+    error = result.error
+    if error is None:
+        raise ValueError("a success is no problem")
+    status = 409 if result.status == "cancelled" else 408 if error.code in _TIMES else _STATUS_OF_FAULT[error.fault]
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    document = pydantic_core.from_json(result.to_json(base64=False))
+    return problem(status, error.message, code=error.code, headers=headers, more={"result": document})
+
+
+def _status(error: WorkerError) -> int:
+    match error:
+        case TooManyPending():
+            return 429
+        case JobCancelled() | IdConflict():
+            return 409
+        case UnsupportedDocument():
+            return 422
+    return 408 if error.code in _TIMES else _STATUS_OF_FAULT[error.fault]
+
+
+def _headers(error: WorkerError) -> dict[str, str]:
+    if _status(error) not in (429, 503):
+        return {}
+    wait_s = error.retry_after.total_seconds() if error.retry_after is not None else RETRY_AFTER_S
+    return {"retry-after": str(max(1, math.ceil(wait_s)))}
