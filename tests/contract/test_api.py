@@ -21,7 +21,7 @@ from worker.api.app import View, create_app
 from worker.live import Hop, Live
 from worker.metrics import Metrics
 from worker.node import Identity, Report
-from worker.settings.groups import HttpSettings
+from worker.settings.http import HttpSettings
 from worker.status import Phase, Status
 from worker.web.server import _bound
 from worker.wire import DiskReport, HeldModel, Rates

@@ -41,7 +41,7 @@ from worker.models.none import NoCache
 from worker.models.open import open_cache
 from worker.node import Identity
 from worker.settings import load_settings
-from worker.settings.groups import HttpSettings
+from worker.settings.http import HttpSettings
 from worker.status import Status
 from worker.urls import Guard
 

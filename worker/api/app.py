@@ -17,7 +17,7 @@ from worker.api.native import Native
 from worker.live import Live
 from worker.metrics import Metrics
 from worker.node import Identity, Report
-from worker.settings.groups import HttpSettings
+from worker.settings.http import HttpSettings
 from worker.status import Status
 from worker.web import docs, problems
 from worker.web.body import BodyLimit

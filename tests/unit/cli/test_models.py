@@ -33,7 +33,7 @@ from worker.models.acts import survey
 from worker.models.baked import read_baked
 from worker.models.folders import OURS
 from worker.node import Identity
-from worker.settings.groups import HttpSettings
+from worker.settings.http import HttpSettings
 from worker.status import Status
 
 BYTES = safetensors(bytes(4096))
