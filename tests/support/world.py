@@ -22,9 +22,10 @@ from tests.support.fakes import (
 from tests.support.link import Link
 from tests.support.models import FakeModels
 from tests.support.virtual import VirtualClock, elapse
-from worker import recovery, warmup
+from worker import desk, recovery, warmup
 from worker.clock import CorrectedClock
 from worker.dependencies import Dependencies, Dependency
+from worker.desk import Desk
 from worker.drain import Drain
 from worker.engines.base import Output, Work
 from worker.gate import Gate
@@ -45,6 +46,7 @@ from worker.report import Reporter
 from worker.settings.units import Rate
 from worker.settlement import Bench
 from worker.status import Status
+from worker.storage.inline import InlineStorage
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import Budget
 from worker.tools import Rules, Tools
@@ -74,6 +76,7 @@ class World:
         max_wait: timedelta = timedelta(minutes=5),
         never: bool = False,
         services: dict[str, Callable[[], Awaitable[None]]] | None = None,
+        http: desk.Rules | None = None,
     ) -> None:
         wall = VirtualClock()
         self.window, self.parked, self.worker = window, parked, worker
@@ -115,7 +118,14 @@ class World:
                 self.limits, Encoding(), flat, timedelta(minutes=10), upload_concurrency=4, models_max_wait=max_wait
             ),
         )
+        self.desk = self._desk(http) if http is not None else None
         self._services(services or {}, drain_s, never=never)
+
+    def _desk(self, rules: desk.Rules) -> Desk:
+        """Where HTTP jobs are taken in, beside the queue."""
+        own = MemoryQueue(self.queue._clock, worker=self.worker, can_delay=False)
+        inline = InlineStorage(8_000_000)
+        return Desk(own, self.tools, self.status, rules, inline=inline, notifier=self.receiver)
 
     def _services(self, more: dict[str, Callable[[], Awaitable[None]]], drain_s: float, *, never: bool) -> None:
         watch = Watch(
@@ -146,8 +156,20 @@ class World:
         self.supervisor = Supervisor(
             self.status,
             self.drain,
-            Intake(self.tools, self.status, window=self.window, parked=self.parked, rng=random.Random(4)),
-            {"engine": engine_service.run, "watch": watch.run, **more},
+            Intake(
+                self.tools,
+                self.status,
+                window=self.window,
+                parked=self.parked,
+                rng=random.Random(4),
+                beside=[self.desk.outfitted()] if self.desk is not None else [],
+            ),
+            {
+                "engine": engine_service.run,
+                "watch": watch.run,
+                **({"desk": self.desk.run} if self.desk is not None else {}),
+                **more,
+            },
             _serve_for_ever,
             drain_timeout=timedelta(seconds=drain_s),
             stop_at_once=lambda: self.exits.append("at once"),
