@@ -15,7 +15,7 @@ import structlog
 
 from worker.desk.notifier import DeskNotifier
 from worker.desk.refusals import NotReady, TooManyPending
-from worker.desk.room import Load, Room
+from worker.desk.room import UNMEASURED_S, Line, Load, Room, Usual, size_of
 from worker.desk.stores import DeskStores
 from worker.desk.tickets import Ended, Ticket, Tickets
 from worker.drain import remaining
@@ -73,6 +73,7 @@ class Desk:
         self._tools = tools
         self._status = status
         self._room = Room(rules.max_pending, rules.max_wait.total_seconds())
+        self._line, self._usual = Line(), Usual()
         self._stores = DeskStores(tools.bench.stores, inline, self.tickets)
         self._notifier = DeskNotifier(notifier, self.tickets, self._settled)
         queue.on_end = self._ended
@@ -85,15 +86,22 @@ class Desk:
     @property
     def load(self) -> Load:
         """What stands before a job that comes now."""
-        now = asyncio.get_running_loop().time()
-        ours = {job.id for job in self._tools.live}
-        waiting = sum(ticket.id not in ours for ticket in self.tickets)
-        held = [job for job in self._tools.live if not job.hop.is_past_engine]
+        now, pace = asyncio.get_running_loop().time(), self._tools.pace
+        each_s = UNMEASURED_S if pace.generate_s is None else pace.generate_s
+        held = list(self._tools.live)
+        ours = {job.id for job in held}
+        waiting = [ticket for ticket in self.tickets if ticket.id not in ours]
+        ready = [job for job in held if not job.hop.is_past_engine and job.hop is not Hop.GENERATE]
         running = next((job for job in held if job.hop is Hop.GENERATE), None)
-        pace = self._tools.pace
-        left = None if running is None else remaining(running, now=now, pace=pace)
-        load = Load(waiting, len(held) - (running is not None), 0.0, pace.generate_s)
-        return load if running is None else replace(load, left_s=load.each_s if left is None else left)
+        left_s = remaining(running, now=now, pace=pace) if running is not None else 0.0
+        left_s = each_s if left_s is None else left_s
+        sizes = [ticket.size for ticket in waiting] + [self._size_of(job.id) for job in ready]
+        ahead_s = left_s + sum(self._usual.estimate_s(size, each_s) for size in sizes)
+        return Load(len(waiting), ahead_s, left_s, each_s)
+
+    def _size_of(self, job_id: str) -> float | None:
+        ticket = self.tickets.find(job_id)
+        return None if ticket is None else ticket.size
 
     def full(self) -> tuple[str, ...]:
         """Why no further job may come in now, for the readiness probe; empty when one may."""
@@ -122,8 +130,10 @@ class Desk:
             if known.fingerprint != job.sha256:
                 raise IdConflict("this key stands for another document")
             return known
-        self._check_open()
-        ticket = Ticket(job_id, job.sha256, waits, usable_id(document.get("id")), native, store, notifier)
+        size = size_of(job)
+        self._check_open(size)
+        client_id = usable_id(document.get("id"))
+        ticket = Ticket(job_id, job.sha256, waits, client_id, native, store, notifier, size=size)
         self.tickets.add(ticket)
         try:
             body = await _in_thread_if_large(document, lambda: pydantic_core.to_json(whole))
@@ -168,13 +178,19 @@ class Desk:
         keyed = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self.rules.secret[:64], digest_size=16)
         return f"http-{keyed.hexdigest()}"
 
-    def _check_open(self) -> None:
+    def _check_open(self, size: float | None) -> None:
+        """Raises `NotReady`, and `TooManyPending` where a job of this size would have to wait too long."""
         if self._status.phase is not Phase.READY:
             reasons = ", ".join(self._status.reasons) or str(self._status.phase)
             raise NotReady(f"this worker takes no jobs now: {reasons}", retry_after=RETRY_AFTER)
-        wait_s = self._room.retry_after_s(self.load)
-        if wait_s is not None:
-            raise TooManyPending(retry_after=timedelta(seconds=wait_s))
+        load = self.load
+        soonest_s = self._room.retry_after_s(load, self._usual.estimate_s(size, load.each_s))
+        if soonest_s is None:
+            if load.ahead_s <= 0:
+                self._line.forget()
+            return
+        now = asyncio.get_running_loop().time()
+        raise TooManyPending(retry_after=timedelta(seconds=self._line.place_s(soonest_s, each_s=load.each_s, now=now)))
 
     def _settled(self, result: Result) -> None:
         """A result is safe, though its webhook is not yet sent."""
@@ -191,6 +207,8 @@ class Desk:
         ticket = self.tickets.find(job_id)
         held = self.held(job_id)
         made = held.made if held is not None and ticket is not None and ticket.native else None
+        if ticket is not None and ticket.ended is None and result.status == "succeeded":
+            self._usual.observe(ticket.size, result.timings.generate)
         self.tickets.end(job_id, Ended(result, made))
 
     def _failed(self, ticket: Ticket, error: WorkerError) -> Result:

@@ -1,35 +1,38 @@
-"""Whether one more job may wait, and when a place will be free, as a pure decision."""
+"""Whether one more job may wait, how long it would, and when a place will be free, as pure decisions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from worker.job import Job
 
 UNMEASURED_S = 5.0
 """What a generation is taken to last before one was seen."""
 
 LEAST_S = 1.0
+"""The shortest time after which anybody is asked to come again."""
+
+LONGEST_LINE_S = 300.0
+"""How far apart those who were refused are spread at most."""
+
+BELIEVED = 10.0
+"""How many times longer or shorter than the usual job one is taken to be, whatever its size."""
+
+_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What stands before a new job: ``waiting`` at the desk, ``held`` of those that still need the engine.
+    """What stands before a job that comes now: ``waiting`` jobs at the desk, and ``ahead_s`` of work in all.
 
-    ``left_s`` is what the running generation takes yet, 0 without one; ``generate_s`` the average, None before any.
+    ``left_s`` of it is what the running generation takes yet, 0 without one; ``each_s`` is the usual job's.
     """
 
     waiting: int = 0
-    held: int = 0
+    ahead_s: float = 0.0
     left_s: float = 0.0
-    generate_s: float | None = None
-
-    @property
-    def each_s(self) -> float:
-        return UNMEASURED_S if self.generate_s is None else self.generate_s
-
-    @property
-    def wait_s(self) -> float:
-        """How long a job that comes now waits until it may begin."""
-        return self.left_s + (self.waiting + self.held) * self.each_s
+    each_s: float = UNMEASURED_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,86 @@ class Room:
     max_pending: int
     max_wait_s: float
 
-    def retry_after_s(self, load: Load) -> float | None:
-        """Seconds until a job may come again; None: it may come in now."""
-        over_s = 0.0
-        if load.wait_s > 0:
-            over_s = load.wait_s + load.each_s - self.max_wait_s
+    def retry_after_s(self, load: Load, own_s: float | None = None) -> float | None:
+        """Seconds until a job that takes ``own_s`` (None: the usual time) may come again; None: it may come in now."""
+        own_s = load.each_s if own_s is None else own_s
+        over_s = min(load.ahead_s + own_s - self.max_wait_s, load.ahead_s)
         if load.waiting >= self.max_pending:
-            soonest_s = load.left_s if load.left_s > 0 else load.each_s
-            over_s = max(over_s, soonest_s + (load.waiting - self.max_pending) * load.each_s)
+            first_s = load.left_s if load.left_s > 0 else load.each_s
+            over_s = max(over_s, first_s + (load.waiting - self.max_pending) * load.each_s)
         return None if over_s <= 0 else max(over_s, LEAST_S)
+
+
+@dataclass(slots=True)
+class Line:
+    """Those who were refused and told when to come again, one after another at the pace of the work.
+
+    Without it all who are refused in a burst would come back at once, and all but one be refused once more. Nothing is
+    kept for them: who comes first takes the place. It shortens as time passes, and nobody is sent further back than
+    `LONGEST_LINE_S` behind the first: then it begins anew beside the one that stands.
+    """
+
+    last_at: float | None = None
+    """When the last of them may come; event loop time."""
+
+    def place_s(self, soonest_s: float, *, each_s: float, now: float) -> float:
+        """Seconds after which the next one may come, when there is a place in ``soonest_s`` and one more after each
+        ``each_s``."""
+        first_at = now + soonest_s
+        at = first_at if self.last_at is None else max(first_at, self.last_at + each_s)
+        if at > first_at + LONGEST_LINE_S:
+            at = first_at
+        self.last_at = at
+        return at - now
+
+    def forget(self) -> None:
+        """Nobody is in the way any more."""
+        self.last_at = None
+
+
+@dataclass(slots=True)
+class Usual:
+    """Running averages of the jobs whose size is known: how large they were, and how many seconds they took."""
+
+    size: float | None = None
+    seconds: float = 0.0
+
+    def observe(self, size: float | None, seconds: float | None) -> None:
+        """Note a job that was done; without its size or its time it teaches nothing."""
+        if size is None or seconds is None:
+            return
+        if self.size is None:
+            self.size, self.seconds = size, seconds
+        else:
+            self.size += 0.3 * (size - self.size)
+            self.seconds += 0.3 * (seconds - self.seconds)
+
+    def estimate_s(self, size: float | None, each_s: float) -> float:
+        """What a job of this size will take: in proportion to its size, within `BELIEVED`; else ``each_s``."""
+        if size is None or self.size is None:
+            return each_s
+        return self.seconds * min(max(size / self.size, 1 / BELIEVED), BELIEVED)
+
+
+def size_of(job: Job) -> float | None:
+    """How much work a job is: its steps times its megapixels times its images; None where it does not say.
+
+    A graph, a template and what leaves steps or sides to the server do not say; images that it does not count are one.
+    """
+    if job.params is not None:
+        params = job.params
+        return _size(params.steps, params.width, params.height, params.batch_size, 1)
+    if job.request is not None:
+        asked = job.request
+        sides = asked.get("steps"), asked.get("width"), asked.get("height")
+        return _size(*sides, asked.get("batch_size", 1), asked.get("n_iter", 1))
+    return None
+
+
+def _size(*factors: Any) -> float | None:
+    product = 1.0
+    for factor in factors:
+        if type(factor) is not int or not 0 < factor < 1_000_000:
+            return None
+        product *= factor
+    return product / _PIXELS

@@ -35,7 +35,7 @@ class Ticket:
     """One job of the desk, under an id of ours.
 
     ``waits``: its caller waits for the end. ``native``: he asked in the server's own language, and gets what was made
-    itself. ``store`` and ``notifier`` take the place of the worker's own for this job.
+    itself. ``store`` and ``notifier`` take the place of the worker's own for this job. ``size``: as `room.size_of`.
     """
 
     id: str
@@ -46,6 +46,7 @@ class Ticket:
     store: Storage | None = None
     notifier: Notifier | None = None
     ended: Ended | None = None
+    size: float | None = None
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def end(self, ended: Ended) -> None:
