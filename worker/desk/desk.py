@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pydantic_core
 import structlog
 
+from worker.desk.hints import Hints
 from worker.desk.notifier import DeskNotifier
 from worker.desk.refusals import NotReady, TooManyPending
 from worker.desk.room import UNMEASURED_S, Line, Load, Room, Usual, size_of
@@ -29,6 +30,7 @@ from worker.result import ErrorResult, Result
 from worker.settlement import worker_of
 from worker.status import Phase, Status
 from worker.storage.base import Storage
+from worker.tasks import gather_bare
 from worker.tools import Tools
 from worker.webhooks import Notifier
 
@@ -74,6 +76,7 @@ class Desk:
         self._status = status
         self._room = Room(rules.max_pending, rules.max_wait.total_seconds())
         self._line, self._usual = Line(), Usual()
+        self._hints = Hints(tools)
         self._stores = DeskStores(tools.bench.stores, inline, self.tickets)
         self._notifier = DeskNotifier(notifier, self.tickets, self._settled)
         queue.on_end = self._ended
@@ -131,7 +134,7 @@ class Desk:
                 raise IdConflict("this key stands for another document")
             return known
         size = size_of(job)
-        self._check_open(size)
+        waits_for_others = self._check_open(size)
         client_id = usable_id(document.get("id"))
         ticket = Ticket(job_id, job.sha256, waits, client_id, native, store, notifier, size=size)
         self.tickets.add(ticket)
@@ -148,6 +151,8 @@ class Desk:
         except BaseException:
             self.tickets.drop(job_id)
             raise
+        if waits_for_others:
+            self._hints.note(job)
         log.info("job_taken", job=job_id, client_id=ticket.client_id, waits=waits)
         return ticket
 
@@ -159,7 +164,11 @@ class Desk:
         return self._tools.live.cancel(job_id) or withdrawn
 
     async def run(self) -> None:
-        """A service: once the drain has begun, callers whose jobs are not held any more are told so."""
+        """A service: models of waiting jobs are fetched ahead until the drain begins; then callers whose jobs are not
+        held any more are told so."""
+        await gather_bare([self._hints.run(), self._turned_away()], name="desk")
+
+    async def _turned_away(self) -> None:
         await self._tools.drain.beginning()
         while True:
             held = {job.id for job in self._tools.live}
@@ -178,8 +187,11 @@ class Desk:
         keyed = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self.rules.secret[:64], digest_size=16)
         return f"http-{keyed.hexdigest()}"
 
-    def _check_open(self, size: float | None) -> None:
-        """Raises `NotReady`, and `TooManyPending` where a job of this size would have to wait too long."""
+    def _check_open(self, size: float | None) -> bool:
+        """Whether other jobs come before one of this size.
+
+        Raises `NotReady`, and `TooManyPending` where it would have to wait too long.
+        """
         if self._status.phase is not Phase.READY:
             reasons = ", ".join(self._status.reasons) or str(self._status.phase)
             raise NotReady(f"this worker takes no jobs now: {reasons}", retry_after=RETRY_AFTER)
@@ -188,7 +200,7 @@ class Desk:
         if soonest_s is None:
             if load.ahead_s <= 0:
                 self._line.forget()
-            return
+            return load.ahead_s > 0
         now = asyncio.get_running_loop().time()
         raise TooManyPending(retry_after=timedelta(seconds=self._line.place_s(soonest_s, each_s=load.each_s, now=now)))
 
@@ -209,6 +221,7 @@ class Desk:
         made = held.made if held is not None and ticket is not None and ticket.native else None
         if ticket is not None and ticket.ended is None and result.status == "succeeded":
             self._usual.observe(ticket.size, result.timings.generate)
+        self._hints.forget(job_id)
         self.tickets.end(job_id, Ended(result, made))
 
     def _failed(self, ticket: Ticket, error: WorkerError) -> Result:
