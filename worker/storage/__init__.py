@@ -13,7 +13,7 @@ from worker.clock import CorrectedClock
 from worker.errors import ConfigError, FieldError, InvalidJob
 from worker.job import Job
 from worker.settings.groups import StorageSettings
-from worker.storage.base import Storage
+from worker.storage.base import Archive, Storage
 from worker.urls import Guard
 
 Kind = Literal["s3", "directory", "inline", "presigned"]
@@ -48,6 +48,11 @@ class Storages:
     def inline(self) -> Storage:
         """Where what was made stands in the result itself."""
         return self._by_name["inline"]
+
+    @property
+    def archives(self) -> tuple[Archive, ...]:
+        """The places whose documents are found by a job's id alone, the operator's first."""
+        return tuple(one for one in self._by_name.values() if isinstance(one, Archive))
 
     async def purge(self, now: datetime) -> None:
         """Delete local images and files that are older than the operator keeps them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from worker.files import Kind
 from worker.job import Job
@@ -170,6 +170,18 @@ class Storage(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Archive(Protocol):
+    """A place whose documents are found again by a job's id alone. Raises as `Storage` does."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def find_result(self, job_id: str) -> Result | None:
+        """How the job ended as far as it stands here, links signed anew: its success, else its latest failure."""
+        ...
 
 
 class Stores(Protocol):

@@ -23,7 +23,7 @@ from worker.errors import DiskFull, InvalidJob, UploadFailed
 from worker.job import Job
 from worker.result import FileResult, ImageResult, Result
 from worker.storage.base import R, Storable
-from worker.storage.keys import HASH_LENGTH, Keys, standing
+from worker.storage.keys import HASH_LENGTH, Keys, latest_of, standing, told
 
 Named = TypeVar("Named", ImageResult, FileResult)
 
@@ -76,6 +76,10 @@ class DirectoryStorage:
     async def find_mark(self, job: Job) -> Result | None:
         return await asyncio.to_thread(self._find_mark, job)
 
+    async def find_result(self, job_id: str) -> Result | None:
+        """As `Archive.find_result`."""
+        return await asyncio.to_thread(self._find_result, job_id)
+
     async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         key = self._keys.artifact(job, artifact)
         path = self._path(key)
@@ -111,14 +115,20 @@ class DirectoryStorage:
         return path
 
     def _find_mark(self, job: Job) -> Result | None:
-        path = self._path(self._keys.mark(job))
-        with _translated(path):
-            try:
-                body = path.read_bytes()
-            except FileNotFoundError:
-                return None
-        found = standing(job, body)
+        body = _read(self._path(self._keys.mark(job)))
+        found = None if body is None else standing(job, body)
         return None if found is None else self._linked(found)
+
+    def _find_result(self, job_id: str) -> Result | None:
+        body = _read(self._path(self._keys.mark_of(job_id)))
+        success = None if body is None else told(body)
+        if success is not None:
+            return self._linked(success)
+        folder = self._path(self._keys.failures_of(job_id)).parent
+        with _translated(folder):
+            latest = latest_of(path.name for path in folder.iterdir()) if folder.is_dir() else None
+        body = None if latest is None else _read(self._path(self._keys.failure_of(job_id, latest)))
+        return None if body is None else told(body)
 
     def _linked(self, result: Result) -> Result:
         images = tuple(self._relinked(image) for image in result.images)
@@ -184,6 +194,14 @@ class DirectoryStorage:
 def _lost(outputs: Sequence[ImageResult | FileResult]) -> bool:
     """Whether anything was stored here that is not here any more."""
     return any(output.key and not output.url for output in outputs)
+
+
+def _read(path: Path) -> bytes | None:
+    with _translated(path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 @contextlib.contextmanager

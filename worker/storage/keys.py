@@ -7,6 +7,7 @@ A result document's key depends on the job's id alone: one id has one success, w
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from string import Formatter
 from typing import Any
 
@@ -22,6 +23,7 @@ HASH_LENGTH = 12
 DEFAULT_PATTERN = "{prefix}/{id}/{index}-{hash}.{ext}"
 _REQUIRED = ("id", "index", "hash")
 _KNOWN = frozenset({"prefix", "ext", *_REQUIRED})
+_FAILURE = re.compile(r"failure-(\d{1,9})\.json")
 _MAX_KEY = 1024
 _ADVICE = "write it like " + DEFAULT_PATTERN
 
@@ -52,10 +54,21 @@ class Keys:
 
     def mark(self, job: Job) -> str:
         """Where the job's success stands."""
-        return _bounded(joined(self._results, job.id, "result.json"))
+        return self.mark_of(job.id)
+
+    def mark_of(self, job_id: str) -> str:
+        """Where the success of the job of this id stands."""
+        return _bounded(joined(self._results, job_id, "result.json"))
 
     def failure(self, job: Job, attempt: int) -> str:
-        return _bounded(joined(self._results, job.id, f"failure-{attempt}.json"))
+        return self.failure_of(job.id, attempt)
+
+    def failure_of(self, job_id: str, attempt: int) -> str:
+        return _bounded(self.failures_of(job_id) + f"{attempt}.json")
+
+    def failures_of(self, job_id: str) -> str:
+        """What the keys of the job's failures begin with."""
+        return joined(self._results, job_id, "failure-")
 
     def trial(self) -> str:
         """Where a check may write."""
@@ -83,6 +96,20 @@ def standing(job: Job, body: bytes) -> Result | None:
         raise UnsupportedDocument(
             f"the result that stands for {job.id} has a form that this worker cannot read"
         ) from None
+
+
+def told(body: bytes) -> Result | None:
+    """How a job ended, as a stored document tells it; None where it is none that this worker can read."""
+    try:
+        return Result.model_validate(_document(body))
+    except ValidationError:
+        return None
+
+
+def latest_of(names: Iterable[str]) -> int | None:
+    """The number of the latest failure among names of documents; None where there is none."""
+    found = (_FAILURE.fullmatch(name.rpartition("/")[2]) for name in names)
+    return max((int(match[1]) for match in found if match is not None), default=None)
 
 
 def _document(body: bytes) -> dict[str, Any] | None:

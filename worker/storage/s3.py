@@ -29,7 +29,8 @@ from worker.job import Job
 from worker.result import FileResult, ImageResult, Result
 from worker.retry import Policy, retrying
 from worker.storage.base import R, Storable
-from worker.storage.keys import Keys, standing
+from worker.storage.keys import Keys, latest_of, standing, told
+from worker.tasks import gather_bare
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -41,6 +42,7 @@ POLICY = Policy()
 
 JSON = "application/json"
 MULTIPART = 16 * 1024 * 1024
+PROBED = 10
 LONGEST_LINK = timedelta(days=7)
 _PART = 8 * 1024 * 1024
 _TRIAL = b"written by sd-worker check\n"
@@ -134,6 +136,16 @@ class S3Storage:
 
         return await self._retrying(look_up, self._patience.document)
 
+    async def find_result(self, job_id: str) -> Result | None:
+        """As `Archive.find_result`. Without s3:ListBucket failures are found up to the `PROBED`th attempt."""
+
+        async def look_up() -> Result | None:
+            seen = await self._read(self._keys.mark_of(job_id))
+            found = None if seen is None else told(seen.body)
+            return await self._latest_failure(job_id) if found is None else await self._relinked(found)
+
+        return await self._retrying(look_up, self._patience.document)
+
     async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         key = self._keys.artifact(job, artifact)
 
@@ -198,6 +210,24 @@ class S3Storage:
         seen = await self._read(self._keys.mark(job))
         found = None if seen is None else standing(job, seen.body)
         return result if found is None else await self._relinked(found)
+
+    async def _latest_failure(self, job_id: str) -> Result | None:
+        prefix = self._keys.failures_of(job_id)
+
+        def listed(s3: S3Client) -> list[str]:
+            found = s3.list_objects_v2(Bucket=self._place.bucket, Prefix=prefix)
+            return [one["Key"] for one in found.get("Contents", ())]
+
+        names = await self._ask(listed)
+        if isinstance(names, Refusal):
+            if names.status != 403 or names.of_credentials:
+                raise self._failure(names, prefix)
+            tries = [self._read(self._keys.failure_of(job_id, attempt)) for attempt in range(PROBED, 0, -1)]
+            seen = next((one for one in await gather_bare(tries, name="s3-failure") if one is not None), None)
+        else:
+            latest = latest_of(names)
+            seen = None if latest is None else await self._read(self._keys.failure_of(job_id, latest))
+        return None if seen is None else told(seen.body)
 
     def _condition(self, seen: _Seen | None) -> dict[str, str]:
         if self._honours is False:
