@@ -155,8 +155,8 @@ async def crowd(limit: BodyLimit, *callers: Caller) -> list[asyncio.Task[None]]:
 
 @virtual
 async def test_a_crowd_of_large_bodies_waits_in_its_sockets() -> None:
-    """No more is read at a time than may be, but for one body and the beginnings of the others; each has its turn once those before it
-    are dealt with, though their callers still wait for their answers."""
+    """No more is read at a time than may be, but for one body and the beginnings of the others; each has its turn once
+    those before it are dealt with, though their callers still wait for their answers."""
     app = Slow()
     callers = [Caller(3 * MB, declared=number % 2 == 0) for number in range(6)]
     tasks = await crowd(BodyLimit(app, 4 * MB, together=4 * MB), *callers)
