@@ -229,6 +229,12 @@ def job_url_of(document: dict[str, Any]) -> str | None:
     return document["job_url"]
 
 
+def is_graph(document: dict[str, Any]) -> bool:
+    """Whether this is a ComfyUI graph in API format itself: nodes by their ids, each of a class."""
+    nodes = document.values()
+    return bool(document) and all(isinstance(n, dict) and isinstance(n.get("class_type"), str) for n in nodes)
+
+
 def parse(document: dict[str, Any], *, fallback_id: str, limits: Limits) -> Job:
     """The job that a document describes.
 
@@ -244,7 +250,7 @@ def parse(document: dict[str, Any], *, fallback_id: str, limits: Limits) -> Job:
         job = Job.model_validate({**whole, "sha256": digest(whole)})
     except ValidationError as error:
         raise InvalidJob(errors=field_errors(error)) from None
-    _check_limits(job, limits)
+    check_limits(job, limits)
     return job
 
 
@@ -263,7 +269,8 @@ def salvage(document: dict[str, Any], *, fallback_id: str) -> Job:
     return Job.model_validate(saved)
 
 
-def _check_limits(job: Job, limits: Limits) -> None:
+def check_limits(job: Job, limits: Limits) -> None:
+    """Raise `InvalidJob` for portable parameters, or a timeout, beyond what one job may ask for."""
     if job.timeout is not None and job.timeout > limits.max_timeout:
         raise InvalidJob(f"is longer than {limits.max_timeout}", field="timeout")
     if job.params is not None:
