@@ -15,7 +15,8 @@ from enum import StrEnum
 
 import structlog
 
-from worker.engines.base import Engine, Files, Output, Progress, Work
+from worker.engines.answer import Answer
+from worker.engines.base import Engine, Files, NativeCall, Output, Progress, Work
 from worker.errors import AuthFailed, EngineCrashed, EngineStalled, GpuFault, WorkerError
 from worker.mentions import Place
 
@@ -63,6 +64,10 @@ class Turn:
     async def generate(self, work: Work, files: Files, on_progress: Progress, *, fresh: bool = False) -> Output:
         with self._gate.noticing():
             return await self._engine.generate(work, files, on_progress, fresh=fresh)
+
+    async def relay(self, call: NativeCall) -> Answer:
+        with self._gate.noticing():
+            return await self._engine.relay(call)
 
     async def free(self, everything: bool) -> None:
         with self._gate.noticing():

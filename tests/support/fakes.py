@@ -16,11 +16,13 @@ from PIL import Image
 
 from tests.support.virtual import takes
 from worker.clock import Clock, CorrectedClock
+from worker.engines.answer import Answer
 from worker.engines.base import (
     EngineState,
     Expectation,
     Files,
     InputRef,
+    NativeCall,
     NoLog,
     Output,
     Progress,
@@ -128,6 +130,7 @@ class FakeEngine:
         self.fresh: list[str] = []
         self.interrupted: list[str] = []
         self.freed = 0
+        self.relayed: list[NativeCall] = []
         self.files: set[Place] = set()
         self.held: set[Place] = set()
         self.unloaded: list[frozenset[Place]] = []
@@ -206,6 +209,10 @@ class FakeEngine:
     async def unload(self, places: Collection[Place]) -> None:
         self.unloaded.append(frozenset(places))
         self.held -= set(places)
+
+    async def relay(self, call: NativeCall) -> Answer:
+        self.relayed.append(call)
+        return Answer(200, {"content-type": "application/json"}, b"{}")
 
     async def free(self, everything: bool) -> None:
         self.freed += 1

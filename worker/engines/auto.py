@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from worker.engines.answer import Answer
-from worker.engines.base import Engine, EngineState, Files, Output, Progress, Reach, Work
+from worker.engines.base import Engine, EngineState, Files, NativeCall, Output, Progress, Reach, Work
 from worker.engines.client import Client
 from worker.errors import AuthFailed, EngineCrashed
 from worker.job import Job
@@ -100,6 +100,9 @@ class AutoEngine:
 
     async def unload(self, places: Collection[Place]) -> None:
         await self._known().unload(places)
+
+    async def relay(self, call: NativeCall) -> Answer:
+        return await self._known().relay(call)
 
     async def free(self, everything: bool) -> None:
         await self._known().free(everything)

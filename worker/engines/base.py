@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
+from worker.engines.answer import Answer
 from worker.job import Job, ModelRef
 from worker.mentions import Mention, Place
 from worker.result import EngineResult
@@ -147,6 +149,21 @@ class Output:
     native: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class NativeCall:
+    """A request of a caller's in the server's own language, beside the jobs; ``path`` begins with a slash.
+
+    ``timeout`` bounds the whole of it.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    body: bytes | None = dataclasses.field(default=None, repr=False)
+    media_type: str | None = None
+    timeout: timedelta = timedelta(seconds=30)
+
+
 class ServerLog(Protocol):
     """The last lines that the server printed, where the worker owns its process.
 
@@ -212,6 +229,15 @@ class Engine(Protocol):
 
     async def unload(self, places: Collection[Place]) -> None:
         """Have it let go of these files, so that they can be deleted. To be called under a turn."""
+        ...
+
+    async def relay(self, call: NativeCall) -> Answer:
+        """Pass a request on with the worker's own credentials, and give back whatever the server answers.
+
+        A GET may be passed at any time; anything else is to be called under a turn. What is learned or undone by it,
+        the driver takes note of, and what would make later jobs lie it refuses: `InvalidJob`, `ModelNotFound`.
+        Raises `ResultTooLarge`, and `EngineCrashed` when there is no whole answer in time.
+        """
         ...
 
     async def free(self, everything: bool) -> None:

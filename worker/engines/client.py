@@ -16,7 +16,8 @@ import pydantic_core
 
 from worker import http
 from worker.engines.answer import Answer
-from worker.errors import EngineCrashed
+from worker.engines.base import NativeCall
+from worker.errors import EngineCrashed, ResultTooLarge
 from worker.settings.groups import EngineSettings
 
 CONNECT = timedelta(seconds=5)
@@ -24,6 +25,8 @@ LIGHT = timedelta(seconds=10)
 """For what the servers answer in milliseconds, also while they generate."""
 
 JSON = "application/json"
+RELAYED_MOST = 256_000_000
+"""Bytes of an answer that is passed on to a caller."""
 
 
 class Client:
@@ -80,8 +83,37 @@ class Client:
             )
         return Answer(response.status_code, response.headers, response.content)
 
+    async def relay(self, call: NativeCall, *, most: int = RELAYED_MOST) -> Answer:
+        """A caller's request with our credentials. Raises `ResultTooLarge` for more than ``most`` bytes of answer."""
+        try:
+            async with asyncio.timeout(call.timeout.total_seconds()):
+                return await self._relay(call, most)
+        except TimeoutError:
+            raise EngineCrashed(f"{call.path}: no answer in time") from None
+
+    async def _relay(self, call: NativeCall, most: int) -> Answer:
+        request = self._http.build_request(
+            call.method,
+            f"{self.url}{call.path}",
+            params=dict(call.query) or None,
+            content=call.body,
+            headers={"content-type": call.media_type} if call.media_type is not None else None,
+            timeout=httpx.Timeout(None, connect=CONNECT.total_seconds()),
+        )
+        with http.translating(EngineCrashed):
+            response = await self._http.send(request, stream=True)
+            try:
+                body = await http.read(response, limit=most, too_large=_too_large)
+            finally:
+                await response.aclose()
+        return Answer(response.status_code, response.headers, body)
+
     async def aclose(self) -> None:
         await self._http.aclose()
+
+
+def _too_large(said: str) -> ResultTooLarge:
+    return ResultTooLarge(f"the server's answer {said}")
 
 
 def _candidates(url: str) -> tuple[str, ...]:

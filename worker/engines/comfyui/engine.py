@@ -13,7 +13,8 @@ from uuid import NAMESPACE_URL, uuid4, uuid5
 
 import structlog
 
-from worker.engines.base import EngineState, Files, Output, Progress, Reach, Work
+from worker.engines.answer import Answer
+from worker.engines.base import EngineState, Files, NativeCall, Output, Progress, Reach, Work
 from worker.engines.client import Client
 from worker.engines.comfyui.api import Server, is_comfy, usable, version_of
 from worker.engines.comfyui.disk import OURS, Folders, candidates, claimed, started_in
@@ -286,6 +287,9 @@ class ComfyEngine:
 
     async def unload(self, places: Collection[Place]) -> None:
         await self.free(everything=True)
+
+    async def relay(self, call: NativeCall) -> Answer:
+        return await self._client.relay(call)
 
     async def free(self, everything: bool) -> None:
         """Drop the results of nodes; with ``everything`` the models too."""

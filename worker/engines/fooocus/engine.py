@@ -10,9 +10,11 @@ from typing import Any
 
 import structlog
 
-from worker.engines.base import EngineState, Expectation, Files, Output, Progress, Reach, ServerLog, Work
+from worker.engines.answer import Answer
+from worker.engines.base import EngineState, Expectation, Files, NativeCall, Output, Progress, Reach, ServerLog, Work
 from worker.engines.client import Client
 from worker.engines.fooocus import sizes
+from worker.engines.fooocus.dialects import CLEAN
 from worker.engines.fooocus.failure import checked
 from worker.engines.fooocus.holding import configured, is_listed, used
 from worker.engines.fooocus.inputs import as_rgb, check_mask, filled, size_of
@@ -214,6 +216,17 @@ class FooocusEngine:
     async def unload(self, places: Collection[Place]) -> None:
         """Where the version can; what it was started with stays, and without that so does what it used last."""
         await self.free(everything=True)
+
+    async def relay(self, call: NativeCall) -> Answer:
+        """As the seam says. `CLEAN` changes the server though it is a GET: it takes a turn, ours and the gate's."""
+        if call.method == "GET" and call.path != CLEAN:
+            return await self._client.relay(call)
+        async with self._turn:
+            await self._run.wait_for_idle(self._server)
+            answer = await self._client.relay(call)
+            if call.path == CLEAN:
+                self._used = frozenset()
+            return answer
 
     async def free(self, everything: bool) -> None:
         """Unload all models where the version can; 0.4 cannot but by a restart. There is no way to free less."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 import pybase64
 import structlog
 
 from worker.engines.answer import Answer
-from worker.engines.base import EngineState, Expectation, Files, Output, Progress, Reach, Work
+from worker.engines.base import EngineState, Expectation, Files, NativeCall, Output, Progress, Reach, Work
 from worker.engines.client import Client
-from worker.engines.sdapi import sizes
+from worker.engines.sdapi import relaying, sizes
 from worker.engines.sdapi.failure import checked
 from worker.engines.sdapi.header import read_header
 from worker.engines.sdapi.holding import Holding, changed_in, is_loaded
 from worker.engines.sdapi.inputs import filled, first_image
 from worker.engines.sdapi.inventory import Inventory, loaded_checkpoint
+from worker.engines.sdapi.judge import judged
 from worker.engines.sdapi.mentions import check_present, mentions
 from worker.engines.sdapi.names import ModelFile
 from worker.engines.sdapi.overrides import Overrides
@@ -26,7 +26,7 @@ from worker.engines.sdapi.presence import Presence
 from worker.engines.sdapi.run import NORMAL, Pace, Run
 from worker.engines.sdapi.server import API, Server, recognise, stranger
 from worker.engines.sdapi.translate import is_scripted, translate
-from worker.engines.sdapi.verdict import Context, classify
+from worker.engines.sdapi.verdict import Context
 from worker.engines.watchdog import Kind
 from worker.errors import (
     ConfigError,
@@ -242,7 +242,7 @@ class SdapiEngine:
             single=work.endpoint == "extra-single-image",
         )
         self._overrides.sent(body, ok=done.answer.ok)
-        output = await self._judged(done.answer, work.expect, context, server, before)
+        output = await judged(server, done.answer, work.expect, context, before)
         self._learn(output, inventory, wanted)
         return Output(
             output.images,
@@ -250,21 +250,16 @@ class SdapiEngine:
             load_s=done.load_s,
             generate_s=done.generate_s,
             warnings=(*work.warnings, *output.warnings),
+            native=output.native,
         )
 
     async def _go_home(self, used: str | None) -> None:
-        """Select the model again that last made a picture: a failed job's own may be none, or too large.
-
-        It would stay selected, and the canary and every job that names no model would fail with it.
-        """
+        """As `Holding.go_home`: whether that succeeds or not, the job has failed."""
         if used is None or used == self._holding.home:
             return
         try:
-            server = await self._known()
-            for model in (await self._known_inventory()).checkpoints:
-                if model.label == self._holding.home:
-                    await server.select(model.title, timeout=self._settings.load_timeout)
-                    log.info("engine_model_restored", model=model.title)
+            server, inventory = await self._known(), await self._known_inventory()
+            await self._holding.go_home(server, inventory, timeout=self._settings.load_timeout)
         except WorkerError as error:
             log.warning("engine_model_not_restored", code=error.code, error=error.message)
 
@@ -325,24 +320,6 @@ class SdapiEngine:
             body["override_settings"] = self._overrides.completed(body, inventory, fresh=fresh)
         return body, right
 
-    async def _judged(
-        self, answer: Answer, expect: Expectation, context: Context, server: Server, before: int | None
-    ) -> Output:
-        """The verdict; one that may come of memory is given again when the server's counter of that has grown."""
-        said = answer.status, answer.headers, answer.body, expect
-        try:
-            return await asyncio.to_thread(classify, *said, context)
-        except OutputError:
-            if not await self._ran_out(server, before):
-                raise
-            return await asyncio.to_thread(classify, *said, replace(context, oom=True))
-
-    async def _ran_out(self, server: Server, before: int | None) -> bool:
-        if before is None:
-            return False
-        after = await server.out_of_memory_count()
-        return after is not None and after > before
-
     def _learn(self, output: Output, inventory: Inventory, wanted: ModelFile | None) -> None:
         """Titles gain a hash with a model's first load: then the lists are read again before the next admission."""
         self._server_version = output.engine.version or self._server_version
@@ -378,6 +355,32 @@ class SdapiEngine:
             self._freed = self._freed or emptied
             self._overrides.settled(options)
             self._inventory = changed_in(inventory, options)
+
+    async def relay(self, call: NativeCall) -> Answer:
+        server = await self._known()
+        if call.method == "GET":
+            return await relaying.read(self._client, server, call)
+        async with self._turn:
+            await self._run.wait_for_idle(server)
+            answer = await self._client.relay(await self._checked(server, call))
+            if call.path == relaying.UNLOAD:
+                self._freed = True
+            if call.path in relaying.CHOOSING:
+                self._freed, inventory, options = False, await self._known_inventory(), await server.options()
+                self._holding.chosen(inventory, await server.checkpoint(), options)
+                self._overrides.settled(options)
+            if call.path in relaying.CHOOSING or call.path.startswith(relaying.REFRESH):
+                self._inventory = None
+            return answer
+
+    async def _checked(self, server: Server, call: NativeCall) -> NativeCall:
+        """As `relaying.checked`; for a model that is not listed the server is told to look again."""
+        options = await server.options()
+        try:
+            return relaying.checked(call, await self._present(), options)
+        except ModelNotFound:
+            await self._refresh()
+        return relaying.checked(call, await self._present(), options)
 
     async def free(self, everything: bool) -> None:
         """Unload, which also empties the caches; unless everything is to go, load again what is not loaded lazily."""

@@ -64,6 +64,22 @@ class Holding:
     def _at_home(self, inventory: Inventory) -> frozenset[Place]:
         return frozenset(place(inventory, "checkpoint", c) for c in inventory.checkpoints if c.label == self.home)
 
+    async def go_home(self, server: Server, inventory: Inventory, *, timeout: timedelta) -> None:
+        """Select the model again that last made a picture: a failed job's own may be none, or too large.
+
+        It would stay selected, and the canary and every job that names no model would fail with it.
+        """
+        for model in inventory.checkpoints:
+            if model.label == self.home:
+                await server.select(model.title, timeout=timeout)
+                log.info("engine_model_restored", model=model.title)
+
+    def chosen(self, inventory: Inventory, current: Any, options: Mapping[str, Any]) -> None:
+        """Somebody who may has selected another model: from now on that is the one to come back to."""
+        self.heard(inventory, current)
+        loaded = loaded_checkpoint(inventory, current, options)
+        self.home = loaded.label if loaded is not None else self.home
+
     async def let_go(
         self, server: Server, inventory: Inventory, places: Collection[Place], *, timeout: timedelta
     ) -> tuple[dict[str, Any], bool]:

@@ -141,25 +141,25 @@ def resolve_rest(body: dict[str, Any], endpoint: str, naming: Naming, *, root: s
         name = _name(body, key, root=root)
         if name:
             body[key] = naming.upscaler(name, field=f"{root}.{key}")
-    _override_models(body["override_settings"], naming, root=f"{root}.override_settings")
+    override_models(body["override_settings"], naming, root=f"{root}.override_settings.")
     if not body.get("disable_extra_networks"):
         for key in PROMPTS:
             _check_tags(_name(body, key, root=root), naming, field=f"{root}.{key}")
     _resolve_units(body, naming, root=root)
 
 
-def _override_models(overrides: dict[str, Any], naming: Naming, *, root: str) -> None:
+def override_models(overrides: dict[str, Any], naming: Naming, *, root: str) -> None:
+    """Resolve in place what options name beside the checkpoint; ``root`` is what comes before their names."""
     vae = overrides.get("sd_vae")
     if isinstance(vae, str) and vae not in NO_VAE:
-        overrides["sd_vae"] = naming.vae(vae, field=f"{root}.sd_vae").name
+        overrides["sd_vae"] = naming.vae(vae, field=f"{root}sd_vae").name
     refiner = overrides.get("sd_model_refiner")
     if isinstance(refiner, str) and refiner not in SAME:
-        overrides["sd_model_refiner"] = naming.checkpoint(
-            refiner, field=f"{root}.sd_model_refiner", kind="refiner"
-        ).title
+        found = naming.checkpoint(refiner, field=f"{root}sd_model_refiner", kind="refiner")
+        overrides["sd_model_refiner"] = found.title
     modules = overrides.get("forge_additional_modules")
     if isinstance(modules, list):
-        where = f"{root}.forge_additional_modules"
+        where = f"{root}forge_additional_modules"
         overrides["forge_additional_modules"] = [naming.vae(str(m), field=where).filename for m in modules]
 
 

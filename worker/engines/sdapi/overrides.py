@@ -7,6 +7,13 @@ from typing import Any
 
 from worker.engines.sdapi.inventory import Inventory
 
+_OURS = frozenset({"samples_format", "server_rate_limit", "keep_incomplete", "sd_checkpoint_autodownload"})
+
+
+def is_ours(option: str) -> bool:
+    """Whether an option is the operator's alone: what the server's answers rest on, and where its files lie."""
+    return option in _OURS or option.endswith("_dir") or option.startswith("outdir")
+
 
 class Overrides:
     """What was overridden so far. Nothing is restored by the server itself, since it would load the old model again."""

@@ -66,6 +66,30 @@ def from_status(body: Any) -> Pulse | None:
     )
 
 
+def progress_of(status: Any) -> dict[str, Any] | None:
+    """What ``/progress`` would say, from the current SD.Next's ``/status``: the same numbers, without a preview."""
+    if not isinstance(status, dict):
+        return None
+    word = status.get("status")
+    return {
+        "id": status.get("id"),
+        "progress": _fraction(status.get("progress")),
+        "eta_relative": _eta(status.get("eta")) or 0.0,
+        "state": {
+            "skipped": word == "skipped",
+            "interrupted": word == "interrupted",
+            "job": status.get("task"),
+            "job_count": _whole(status.get("jobs")),
+            "job_timestamp": status.get("timestamp"),
+            "job_no": _whole(status.get("job")),
+            "sampling_step": _whole(status.get("step")),
+            "sampling_steps": _whole(status.get("steps")),
+        },
+        "current_image": None,
+        "textinfo": None,
+    }
+
+
 def from_progress(body: Any) -> Pulse | None:
     """``/progress`` of the others; ``job_count`` is -1 while queued work loads a model."""
     state = body.get("state") if isinstance(body, dict) else None

@@ -17,12 +17,13 @@ from worker.engines.sdapi.inputs import SLOT, taken
 from worker.engines.sdapi.inventory import ENDPOINTS, Inventory
 from worker.engines.sdapi.models import Naming, check_models, resolve_rest, tags, with_named_checkpoint
 from worker.engines.sdapi.names import ModelFile
+from worker.engines.sdapi.neutral import is_neutral
+from worker.engines.sdapi.overrides import is_ours
 from worker.engines.sdapi.samplers import with_scheduler
 from worker.engines.sdapi.sizes import Sizes
 from worker.errors import InvalidJob
 from worker.job import Job, Limits, ModelRef, Params
 
-_OWN_OPTIONS = frozenset({"samples_format", "server_rate_limit", "keep_incomplete", "sd_checkpoint_autodownload"})
 _REFUSED = {
     "extra": "sets any attribute of the server's job",
     "infotext": "would set models and sizes unchecked; write the parameters themselves",
@@ -179,8 +180,9 @@ def _native(job: Job, inv: Inventory) -> _Draft:
         if job.request.get(key):
             raise InvalidJob(why, field=f"request.{key}")
     body, inputs = taken({k: v for k, v in job.request.items() if k not in _REFUSED})
-    for key in body:
-        if not inv.knows(endpoint, key):
+    unknown = [key for key in body if not inv.knows(endpoint, key)]
+    for key in unknown:
+        if not is_neutral(key, body.pop(key)):
             raise InvalidJob(f"{inv.dialect.title} does not know this field and would drop it", field=f"request.{key}")
     if endpoint == "img2img" and not body.get("init_images"):
         raise InvalidJob("is missing", field="request.init_images")
@@ -228,7 +230,7 @@ def _check_options(draft: _Draft, inv: Inventory) -> None:
     """Overrides must be options that the server knows, and none that the operator or we rely on."""
     for key in draft.body["override_settings"]:
         where = f"{draft.root}.override_settings.{key}"
-        if key in _OWN_OPTIONS or key.endswith("_dir") or key.startswith("outdir"):
+        if is_ours(key):
             raise InvalidJob("is the operator's to set", field=where)
         if inv.options and key not in inv.options:
             raise InvalidJob(f"{inv.dialect.title} has no such option", field=where)

@@ -81,7 +81,17 @@ def classify(
         info=info or None,
     )
     images = tuple(RawImage(data, seed) for data, seed in zip(datas, seeds, strict=True))
-    return Output(images, engine, warnings=warnings)
+    return Output(images, engine, warnings=warnings, native=_native(document, len(datas), expect, context))
+
+
+def _native(document: Mapping[str, Any], count: int, expect: Expectation, context: Context) -> dict[str, Any]:
+    """What the answer holds beside the images; ``images_beside`` are those that came after the real ones."""
+    if context.single:
+        return {"html_info": document.get("html_info", "")}
+    listed, info = document.get("images"), _info(document.get("info"))
+    after = listed[_first(listed, info) + count :] if isinstance(listed, list) and not context.scripted else []
+    told = {key: document.get(key) for key in ("parameters", "info")}
+    return {**told, "images_beside": tuple(image for image in after if isinstance(image, str))}
 
 
 def _info(value: Any) -> dict[str, Any]:
@@ -93,13 +103,18 @@ def _info(value: Any) -> dict[str, Any]:
 def _images(encoded: Any, info: dict[str, Any], raw_info: Any, expect: Expectation, context: Context) -> list[bytes]:
     """The real images, decoded: without a grid before them and ControlNet's maps after them."""
     listed = encoded if isinstance(encoded, list) else []
-    first = info.get("index_of_first_image")
-    first = first if type(first) is int and 0 < first < len(listed) else 0
+    first = _first(listed, info)
     count = 1 if context.scripted else expect.count or 1
     chosen = listed if context.scripted else listed[first : first + count]
     if len(chosen) < count or not any(chosen):
         raise _too_few(len([c for c in chosen if c]), raw_info, expect, context)
     return [_decoded(item) for item in chosen]
+
+
+def _first(listed: Sequence[Any], info: Mapping[str, Any]) -> int:
+    """Where the real images begin: a grid may come before them."""
+    first = info.get("index_of_first_image")
+    return first if type(first) is int and 0 < first < len(listed) else 0
 
 
 def _too_few(count: int, raw_info: Any, expect: Expectation, context: Context) -> OutputEmpty | EngineOutOfMemory:
