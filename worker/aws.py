@@ -218,6 +218,26 @@ def s3_client(
         return client
 
 
+def presigned(url: str, keys: tuple[str, str, str | None], region: str, clock: Clock, lives: timedelta) -> str:
+    """The URL of an object with a signature that lets one read it: key id, secret and session token are ``keys``.
+
+    Asks nobody. It imports botocore, and belongs in a thread.
+    """
+    from botocore.auth import S3SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    session()
+    signer = S3SigV4QueryAuth(Credentials(*keys), "s3", region, expires=int(lives.total_seconds()))
+    request = AWSRequest(method="GET", url=url)
+    _signing.clock = clock
+    try:
+        signer.add_auth(request)
+    finally:
+        _signing.clock = None
+    return str(request.url)
+
+
 def _is_aws(endpoint_url: str) -> bool:
     return (urlsplit(endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 

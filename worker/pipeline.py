@@ -60,7 +60,7 @@ from worker.stages import StageClock
 from worker.storage.base import Storable, Storage
 from worker.tasks import gather_bare, run_guarded
 from worker.tools import Tools
-from worker.wants import settled, wants_of
+from worker.wants import lent, settled, wants_of
 
 log = structlog.get_logger()
 
@@ -202,7 +202,7 @@ async def provided(
     at_most = None if journey.delivery.last_delivery or not tools.bench.queue.can_delay else tools.rules.models_max_wait
     try:
         with journey.live.parking():
-            wanted = wants_of(job, mentions, journey.delivery.sources)
+            wanted = lent(wants_of(job, mentions, journey.delivery.sources), tools.credentials(job.id))
             models = await pins.enter_async_context(tools.models.provided(wanted, at_most))
     except DiskFull as error:
         tools.dependencies.failed(Dependency.DISK, error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from worker.dependencies import Dependencies
@@ -14,12 +15,14 @@ from worker.inputs import Inputs
 from worker.job import Limits
 from worker.live import Live
 from worker.lookahead import Pace
+from worker.models.auth import Credentials
 from worker.models.base import Models
 from worker.orders import Duties
 from worker.patience import Patience
 from worker.report import Reporter
 from worker.settlement import Bench
 from worker.tasks import Budget
+from worker.workflows import Workflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +56,6 @@ class Tools:
     pace: Pace
     budget: Budget
     rules: Rules
+    workflows: Workflows = field(default_factory=Workflows)
+    credentials: Callable[[str], Credentials] = lambda job_id: ()
+    """What the caller of a job gave for the URLs of its models."""

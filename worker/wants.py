@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from worker.errors import InvalidJob, Owner
 from worker.job import Job, ModelRef
 from worker.mentions import Mention, Place, place_of, renamed, stem_of
+from worker.models.auth import Credentials, auth_for
 from worker.models.base import Wanted
 from worker.wire import Download
 
@@ -29,6 +30,16 @@ def wants_of(job: Job, mentions: Sequence[Mention], sources: Sequence[Download] 
 def settled(job: Job, mentions: Sequence[Mention], places: Sequence[Place]) -> Job:
     """The job with each model by the name that it is stored under, where that is not the one that stands there."""
     return renamed(job, [(m, p.name) for m, p in zip(mentions, places, strict=True) if not _stands(m, p)])
+
+
+def lent(wanted: Sequence[Wanted], credentials: Credentials) -> tuple[Wanted, ...]:
+    """With what the job's caller gave to open the URLs that the job itself names."""
+    if not credentials:
+        return tuple(wanted)
+    return tuple(
+        replace(one, auth=auth_for(one.url, credentials)) if one.url and one.owner is Owner.JOB else one
+        for one in wanted
+    )
 
 
 def _wanted(job: Job, mention: Mention) -> Wanted:

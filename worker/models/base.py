@@ -13,6 +13,7 @@ from typing import Protocol
 
 from worker.errors import Owner
 from worker.mentions import Place, place_of
+from worker.models.auth import Auth
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Wanted:
     """Whether the server lists a file of this name: then one that is not in our folders is taken as it is."""
     claimed: bool = False
     """Whether only a job says that the operator's URL gives what its hash names: other jobs need not believe that."""
+    auth: Auth | None = dataclasses.field(default=None, repr=False)
+    """Who may read the URL, as the job's caller says: what it gives them is known by it and them together."""
 
     @property
     def place(self) -> Place:
@@ -70,6 +73,8 @@ class Location:
     guarded: bool = False
     expires: bool = False
     """Whether ``url`` works for some minutes only: `Finder.locations` gives a new one."""
+    auth: Auth | None = dataclasses.field(default=None, repr=False)
+    """What the caller of a job gave to open it; ``headers`` hold what of it is sent as such."""
 
 
 class Finder(Protocol):

@@ -13,6 +13,7 @@ import structlog
 
 from worker.errors import DiskFull, ModelComing, ModelInUse, ModelNotFound, WorkerError
 from worker.mentions import Place
+from worker.models.auth import Auth
 from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
 from worker.models.books import Hold
 from worker.models.plan import STEP, Need, Refuse
@@ -32,7 +33,7 @@ LOOK_S = 1.0
 DELAY_MOST = timedelta(minutes=15)
 TIDY_EVERY = timedelta(seconds=30)
 SPACE_FRESH = timedelta(seconds=2)
-_Identities = frozenset[tuple[str, str, str | None, str | None]]
+_Identities = frozenset[tuple[str, str, str | None, str | None, Auth | None]]
 _PROBE = Place("checkpoint", ".space")
 
 
@@ -276,7 +277,7 @@ class Cache:
 
 def _identities(wanted: Sequence[Wanted]) -> _Identities:
     """By which a set that is wanted again is known."""
-    return frozenset((one.kind, one.name, one.url, one.sha256) for one in wanted)
+    return frozenset((one.kind, one.name, one.url, one.sha256, one.auth) for one in wanted)
 
 
 async def _overdue(taking: Taking, at_most: timedelta) -> None:

@@ -18,7 +18,7 @@ from worker.models.books import Books, Hold, Leftover
 from worker.models.disk import Disk
 from worker.models.flight import Flight, Flights, GaveWay
 from worker.models.hashing import sha256_of
-from worker.models.identity import canonical
+from worker.models.identity import origin
 from worker.models.match import Wish
 from worker.models.plan import Fetch, Need, Refuse
 from worker.models.room import Changes, Room, Tally
@@ -253,7 +253,7 @@ def _urls(wish: Wish, fetched: Fetched) -> frozenset[str]:
     proven = place.owner is wish.wanted.owner and not wish.wanted.claimed
     own = wish.own if wish.vouched or proven else frozenset[str]()
     try:
-        return own | {canonical(place.url)}
+        return own | {origin(place.url, place.auth)}
     except ValueError:
         return own
 

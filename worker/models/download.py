@@ -22,13 +22,14 @@ from worker.errors import (
     UrlForbidden,
     WorkerError,
 )
+from worker.models.auth import Auth, S3Auth
 from worker.models.bandwidth import Bandwidth
 from worker.models.base import Fetched, Locate, Location, OnBytes, Priority, Room, Tempo, Wanted
 from worker.models.header import check_model_file
 from worker.models.identity import canonical
 from worker.models.partial import Partial, Record, writing
 from worker.models.pieces import Errand, Sizes, Terms
-from worker.models.s3source import S3Links
+from worker.models.s3source import S3Links, lent_link
 from worker.models.source import Means, Source
 from worker.models.threads import in_thread
 from worker.models.transfer import Transfer
@@ -136,11 +137,20 @@ class Downloads:
         return Fetched(file.path, size, sha256, location)
 
     def _source(self, location: Location) -> Source:
+        auth = location.auth
+        if isinstance(auth, S3Auth):
+            return Source(location, self._means, functools.partial(lent_link, location.url, auth, self._terms.clock))
+        if auth is not None:
+            return Source(location, self._means, functools.partial(_addressed, location.url, auth))
         if not location.url.startswith("s3://"):
             return Source(location, self._means)
         if self._s3 is None:
             raise DownloadFailed(f"{location.source}: s3:// sources are not set up", owner=location.owner)
         return Source(location, self._means, functools.partial(self._s3.link, location.url))
+
+
+async def _addressed(url: str, auth: Auth) -> str:
+    return auth.address(url)
 
 
 class _Expired(Exception):

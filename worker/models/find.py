@@ -13,6 +13,8 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
+from pydantic import SecretStr
+
 from worker import http
 from worker.clock import Clock
 from worker.errors import (
@@ -26,6 +28,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.models import plain
+from worker.models.auth import Auth, BearerAuth, QueryAuth, S3Auth
 from worker.models.base import Location, Wanted
 from worker.models.catalog import Catalog, Index, Item
 from worker.models.civitai import BASE_URL as CIVITAI_URL
@@ -33,7 +36,16 @@ from worker.models.civitai import Civitai
 from worker.models.hub import POLICY, CredentialsRefused, Web
 from worker.models.huggingface import BASE_URL as HUGGING_FACE_URL
 from worker.models.huggingface import HuggingFace
-from worker.models.identity import HuggingFaceFile, Match, Reference, canonical, has_extension, name_of, reference_of
+from worker.models.identity import (
+    CivitaiFile,
+    HuggingFaceFile,
+    Match,
+    Reference,
+    canonical,
+    has_extension,
+    name_of,
+    reference_of,
+)
 from worker.models.kinds import typed
 from worker.models.outages import Outages
 from worker.models.verdict import agrees, check_format, completed, is_known, item_of, learned, verdict
@@ -157,6 +169,8 @@ class Sources:
         try:
             canonical(url)
             reference, parts = reference_of(url), urlsplit(url)
+            if wanted.auth is not None:
+                opened(url, wanted.auth)
         except ValueError as error:
             raise InvalidJob(str(error), field=at) from None
         if reference is None and parts.scheme not in (*HTTP, "s3"):
@@ -164,7 +178,9 @@ class Sources:
         if wanted.owner is not Owner.JOB:
             return
         allowed = set(self._settings.hosts)
-        if reference is None and parts.scheme == "s3":
+        if isinstance(wanted.auth, S3Auth) and parts.netloc not in allowed | self._buckets():
+            host = self._host(wanted.auth.store, at)
+        elif reference is None and parts.scheme == "s3":
             host, allowed = parts.netloc, (allowed | self._buckets()) - {"*"}
         else:
             host = reference.host if reference else self._host(url, at)
@@ -274,12 +290,26 @@ class Sources:
         """The place of the model's own URL. A plain one is asked beforehand only for a name that it does not tell."""
         if wanted.owner is Owner.JOB:
             self._check_format((name_of(url), wanted.name), wanted, wanted.owner, None)
-        if reference_of(url) is None and urlsplit(url).scheme in HTTP and has_extension(wanted.name):
-            return plain.at(url, wanted.owner)
+        seen = has_extension(wanted.name) or urlsplit(url).scheme == "s3"
+        if reference_of(url) is None and seen and (wanted.auth is not None or urlsplit(url).scheme in HTTP):
+            return plain.at(url, wanted.owner, auth=wanted.auth)
         try:
+            if wanted.auth is not None:
+                return await self._opened(url, wanted, wanted.auth)
             return await self._at(url, wanted.owner, wanted.sha256)
         except UrlForbidden as error:
             raise UrlForbidden(f"{wanted.field or 'models'}: {error.message}") from None
+
+    async def _opened(self, url: str, wanted: Wanted, auth: Auth) -> Location:
+        """The place as the credentials open it that came with a request."""
+        reference = reference_of(url)
+        match opened(url, auth):
+            case BearerAuth() as bearer if isinstance(reference, HuggingFaceFile):
+                return await self._hugging_face.locate(reference, wanted.owner, bearer)
+            case str() as token if isinstance(reference, CivitaiFile):
+                place = await self._civitai.locate(replace(reference, token=token), wanted.owner, wanted.sha256)
+                return replace(place, auth=BearerAuth(type="bearer", token=SecretStr(token)))
+        return await plain.look(self._web, url, wanted.owner, auth)
 
     async def _listed(self, item: Item, url: str) -> Location:
         """The place of a catalogue's entry, with what the catalogue says of the file."""
@@ -314,6 +344,28 @@ def _source(url: str) -> _Source:
     if reference is not None:
         return _Source(reference.host, str(reference))
     return _Source(http.origin(url), http.shown(url))
+
+
+def opened(url: str, auth: Auth) -> Auth | str:
+    """The credentials as they are used for a URL; of Civitai's, which takes a token as it likes, that alone.
+
+    Raises `ValueError` where they do not fit: they would be kept back, and the file refused for want of them.
+    """
+    reference = reference_of(url)
+    match auth:
+        case BearerAuth():
+            fit = urlsplit(url).scheme != "s3"
+            if isinstance(reference, CivitaiFile):
+                return auth.token.get_secret_value()
+        case QueryAuth(query_param="token") if isinstance(reference, CivitaiFile):
+            return auth.query_value.get_secret_value()
+        case S3Auth():
+            fit = urlsplit(url).scheme == "s3"
+        case _:
+            fit = reference is None and urlsplit(url).scheme in HTTP
+    if not fit:
+        raise ValueError(f"credentials of the type {auth.type!r} do not open such a URL")
+    return auth
 
 
 def _filled(template: str, wanted: Wanted) -> str:

@@ -14,9 +14,10 @@ import structlog
 
 from worker import http
 from worker.errors import AuthFailed, DownloadFailed, ModelNotFound, Owner, WorkerError
+from worker.models.auth import BearerAuth
 from worker.models.base import Location
 from worker.models.hub import Answer, Remembered, Web, bearer, forbidden, hex_digest
-from worker.models.identity import HUGGING_FACE, HuggingFaceFile
+from worker.models.identity import HUGGING_FACE, HuggingFaceFile, origin
 
 log = structlog.get_logger(__name__)
 
@@ -35,26 +36,30 @@ class HuggingFace:
         self._base_url = base_url.rstrip("/")
         self._known: Remembered[Location] = Remembered()
 
-    async def locate(self, file: HuggingFaceFile, owner: Owner) -> Location:
+    async def locate(self, file: HuggingFaceFile, owner: Owner, auth: BearerAuth | None = None) -> Location:
         """The file pinned to the commit that its revision is at, with sha256 and size where they are told.
+
+        ``auth`` takes the place of our token, and what it opens is remembered for it alone.
 
         Raises `ModelNotFound`, `ModelForbidden` for what a job named and `AuthFailed` for what the operator did,
         `AuthFailed` for a token that is not valid, `DownloadFailed`.
         """
-        known = self._known.get(file.canonical)
+        key = origin(file.canonical, auth) if auth is not None else file.canonical
+        known = self._known.get(key)
         if known is None:
-            known = self._known.put(file.canonical, await self._resolved(file, owner))
-        return replace(known, owner=owner, guarded=owner is Owner.JOB)
+            token = self._token if auth is None else auth.token.get_secret_value()
+            known = self._known.put(key, await self._resolved(file, owner, token, ours=auth is None))
+        return replace(known, owner=owner, guarded=owner is Owner.JOB, auth=auth)
 
-    async def _resolved(self, file: HuggingFaceFile, owner: Owner) -> Location:
-        answer, token = await self._asked(file, owner, self._token), self._token
-        if token and _refuses_token(answer):
+    async def _resolved(self, file: HuggingFaceFile, owner: Owner, token: str | None, *, ours: bool) -> Location:
+        answer = await self._asked(file, owner, token)
+        if token and ours and _refuses_token(answer):
             answer, token = await self._asked(file, owner, None), None
             if answer.status >= 400:
                 raise AuthFailed("Hugging Face refuses the HF_TOKEN: it is not valid, or has expired")
             log.warning("model_token_refused", variable="HF_TOKEN", source=str(file))
         if answer.status >= 400:
-            raise refusal(answer, file, owner, with_token=bool(token))
+            raise refusal(answer, file, owner, token=_word(token, ours=ours))
         commit = answer.headers.get("x-repo-commit")
         if commit is None and not _is_linked(answer):
             raise DownloadFailed(f"{file}: the answer is not Hugging Face's", owner=owner)
@@ -100,29 +105,33 @@ def _pinned(url: str, file: HuggingFaceFile, commit: str | None) -> str:
     return parts._replace(path=parts.path.replace(moving, fixed, 1)).geturl()
 
 
-def refusal(answer: Answer, file: HuggingFaceFile, owner: Owner, *, with_token: bool) -> WorkerError:
-    """What an answer of 4xx means, in words for whoever named the file."""
+def _word(token: str | None, *, ours: bool) -> str:
+    return "" if not token else "HF_TOKEN" if ours else "token that came with the request"
+
+
+def refusal(answer: Answer, file: HuggingFaceFile, owner: Owner, *, token: str) -> WorkerError:
+    """What an answer of 4xx means, in words for whoever named the file; ``token`` names the one that was sent."""
     code, place = answer.headers.get("x-error-code", ""), f"{HUGGING_FACE}/{file.repo}"
     if code == "DisabledRepo":
         return ModelNotFound(f"{place}: Hugging Face has disabled it")
     if answer.status in (401, 403):
-        return forbidden(owner, f"{place}: {_barred(code, answer.status, with_token=with_token)}")
+        return forbidden(owner, f"{place}: {_barred(code, answer.status, token)}")
     match code:
         case "EntryNotFound":
             return ModelNotFound(f"{place}: has no file {file.path!r} at revision {file.revision!r}")
         case "RevisionNotFound":
             return ModelNotFound(f"{place}: has no revision {file.revision!r}")
         case "RepoNotFound":
-            hidden = ", or the HF_TOKEN may not see it" if with_token else ""
+            hidden = f", or the {token} may not see it" if token else ""
             return ModelNotFound(f"{place}: there is no such repository{hidden}")
     return ModelNotFound(f"{file}: answered {answer.status}")
 
 
-def _barred(code: str, status: int, *, with_token: bool) -> str:
-    if code == "RepoNotFound" and not with_token:
+def _barred(code: str, status: int, token: str) -> str:
+    if code == "RepoNotFound" and not token:
         return "does not exist, or is private and needs an HF_TOKEN"
-    if with_token:
-        return "the account of the HF_TOKEN has no access; accept the model's conditions there with that account"
+    if token:
+        return f"the account of the {token} has no access; accept the model's conditions there with that account"
     if code == "GatedRepo":
         return "this model needs an HF_TOKEN, of an account that accepted its conditions there"
     return f"this model needs an HF_TOKEN (answered {status})"

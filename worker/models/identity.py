@@ -9,6 +9,7 @@ from enum import StrEnum
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from worker.mentions import stem_of
+from worker.models.auth import Auth
 from worker.models.base import Entry, Wanted
 
 HUGGING_FACE = "huggingface.co"
@@ -274,12 +275,21 @@ def _air(urn: str) -> CivitaiFile:
     return CivitaiFile(int(found["version"]), choice=(("format", form),) if form else ())
 
 
+def origin(url: str, auth: Auth | None) -> str:
+    """Where bytes come from: the canonical URL, and the credentials where only these open it, by their mark.
+
+    One URL gives different files to different people, and nothing to most: whoever has no credentials, or others,
+    does not find by his URL what was fetched with these. Raises `ValueError` as `canonical`.
+    """
+    return canonical(url) if auth is None else f"{canonical(url)}#{auth.mark}"
+
+
 def identity(wanted: Wanted) -> str:
-    """Kind and sha256, else kind and canonical URL, else kind and name. Raises `ValueError` as `canonical`."""
+    """Kind and sha256, else kind and origin, else kind and name. Raises `ValueError` as `canonical`."""
     kind = wanted.place.kind
     if wanted.sha256:
         return f"{kind} sha256:{wanted.sha256.lower()}"
-    return f"{kind} {canonical(wanted.url)}" if wanted.url else f"{kind} name:{wanted.name}"
+    return f"{kind} {origin(wanted.url, wanted.auth)}" if wanted.url else f"{kind} name:{wanted.name}"
 
 
 def matches(entry: Entry, wanted: Wanted) -> Match:
@@ -296,7 +306,7 @@ def matches(entry: Entry, wanted: Wanted) -> Match:
             return Match.UNKNOWN
         return Match.YES if entry.sha256.lower() == wanted.sha256.lower() else Match.NO
     if wanted.url:
-        if canonical(wanted.url) in entry.urls:
+        if origin(wanted.url, wanted.auth) in entry.urls:
             return Match.YES
         return Match.NO if entry.urls else Match.UNKNOWN
     return Match.YES if entry.place == wanted.place else Match.NO

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from worker.errors import InvalidJob, Owner
 from worker.mentions import Place, stem_of
 from worker.models.base import Entry, Wanted
-from worker.models.identity import Match, apart, canonical, identity, matches
+from worker.models.identity import Match, apart, identity, matches, origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Wish:
 def wish_of(wanted: Wanted) -> Wish:
     """Raises `InvalidJob` for a URL that names no file."""
     try:
-        urls = frozenset([canonical(wanted.url)]) if wanted.url else frozenset[str]()
+        urls = frozenset([origin(wanted.url, wanted.auth)]) if wanted.url else frozenset[str]()
         return Wish(wanted, identity(wanted), urls, urls, vouched=wanted.owner is Owner.OPERATOR and not wanted.claimed)
     except ValueError as error:
         raise InvalidJob(str(error), field=wanted.field) from None

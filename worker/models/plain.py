@@ -9,6 +9,7 @@ import re
 from worker import http
 from worker.aws import Refusal
 from worker.errors import DownloadFailed, ModelNotFound, Owner, WorkerError
+from worker.models.auth import Auth
 from worker.models.base import Location
 from worker.models.hub import ONE_BYTE, Answer, CredentialsRefused, Web, forbidden, hex_digest
 from worker.models.identity import disposition_name, has_extension, name_of
@@ -20,23 +21,39 @@ _HEX_HEADERS = (
     "x-ms-meta-sha256",
     "x-linked-etag",
 )
+_HOPS = 6
 _BASE64_HEADERS = ("x-amz-checksum-sha256",)
 _CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
-async def look(web: Web, url: str, owner: Owner) -> Location:
-    """Ask for its first byte and read the headers; redirects are followed.
+async def look(web: Web, url: str, owner: Owner, auth: Auth | None = None) -> Location:
+    """Ask for its first byte and read the headers; redirects are followed, ``auth`` stays at the URL's own origin.
 
     Raises `ModelNotFound`, also for a page where a file should be, `ModelForbidden` for what a job named and
     `AuthFailed` for what the operator did, `DownloadFailed`, `UrlForbidden`.
     """
-    guarded = owner is Owner.JOB
-    answer = await web.ask("GET", url, headers=ONE_BYTE, owner=owner, guarded=guarded, follow=True)
+    answer = await (_first_byte(web, url, owner) if auth is None else _opened(web, url, owner, auth))
     if answer.status not in (200, 206):
         raise refusal(answer, http.shown(url), owner, ours=owner is Owner.OPERATOR)
     if answer.is_page:
         raise ModelNotFound(f"{http.shown(url)}: is a page and not a file")
-    return at(url, owner, name=_name(answer, url), sha256=sha256_of(answer), size=answer.size)
+    return at(url, owner, name=_name(answer, url), sha256=sha256_of(answer), size=answer.size, auth=auth)
+
+
+async def _first_byte(web: Web, url: str, owner: Owner) -> Answer:
+    return await web.ask("GET", url, headers=ONE_BYTE, owner=owner, guarded=owner is Owner.JOB, follow=True)
+
+
+async def _opened(web: Web, url: str, owner: Owner, auth: Auth) -> Answer:
+    """The same with credentials, which no redirect takes along to another origin."""
+    there = auth.address(url)
+    for _ in range(_HOPS):
+        ours = auth.headers() if http.origin(there) == http.origin(url) else {}
+        answer = await web.ask("GET", there, headers={**ONE_BYTE, **ours}, owner=owner, guarded=owner is Owner.JOB)
+        if answer.target is None:
+            return answer
+        there = answer.target
+    raise DownloadFailed(f"{http.shown(url)}: redirects too often", owner=owner)
 
 
 async def look_at_object(web: Web, url: str, link: str, owner: Owner) -> Location:
@@ -63,17 +80,25 @@ def refusal(answer: Answer, place: str, owner: Owner, *, ours: bool) -> WorkerEr
 
 
 def at(
-    url: str, owner: Owner, *, name: str | None = None, sha256: str | None = None, size: int | None = None
+    url: str,
+    owner: Owner,
+    *,
+    name: str | None = None,
+    sha256: str | None = None,
+    size: int | None = None,
+    auth: Auth | None = None,
 ) -> Location:
     """The place itself, without asking."""
     return Location(
         url=url,
         source=http.shown(url),
+        headers={} if auth is None else auth.headers(),
         sha256=sha256,
         size=size,
         name=name or name_of(url) or None,
         owner=owner,
-        guarded=owner is Owner.JOB and not url.lower().startswith("s3:"),
+        guarded=owner is Owner.JOB and (auth is not None or not url.lower().startswith("s3:")),
+        auth=auth,
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from worker.aws import Refusal, Service, s3_client
-from worker.clock import CorrectedClock
-from worker.errors import DownloadFailed
+from worker.aws import Refusal, Service, presigned, s3_client
+from worker.clock import Clock, CorrectedClock
+from worker.errors import DownloadFailed, Owner
+from worker.models.auth import S3Auth
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -41,10 +43,7 @@ class S3Links:
 
         Raises `DownloadFailed` for what is no ``s3://bucket/key``, `AuthFailed` without credentials.
         """
-        parts = urlsplit(url)
-        bucket, key = parts.netloc, parts.path.removeprefix("/")
-        if not bucket or not key:
-            raise DownloadFailed(f"{url} is no s3://bucket/key")
+        bucket, key = object_of(url)
         answer = await self._service.ask(
             lambda client: client.generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=int(LINK_LIVES.total_seconds())
@@ -56,3 +55,21 @@ class S3Links:
 
     async def aclose(self) -> None:
         await self._service.aclose()
+
+
+def object_of(url: str, owner: Owner = Owner.OPERATOR) -> tuple[str, str]:
+    """Bucket and key of an ``s3://`` URL. Raises `DownloadFailed`."""
+    parts = urlsplit(url)
+    bucket, key = parts.netloc, parts.path.removeprefix("/")
+    if not bucket or not key:
+        raise DownloadFailed(f"{url} is no s3://bucket/key", owner=owner)
+    return bucket, key
+
+
+async def lent_link(url: str, auth: S3Auth, clock: Clock) -> str:
+    """A link signed with credentials that came with a request: for the store that they name, else for AWS."""
+    bucket, key = object_of(url, Owner.JOB)
+    token = auth.session_token.get_secret_value() if auth.session_token is not None else None
+    keys = (auth.access_key_id, auth.secret_access_key.get_secret_value(), token)
+    address = f"{auth.store}/{bucket}/{quote(key)}"
+    return await asyncio.to_thread(presigned, address, keys, auth.signing_region, clock, LINK_LIVES)

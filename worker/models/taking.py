@@ -28,7 +28,7 @@ from worker.models.books import Hold
 from worker.models.carrier import Carrier
 from worker.models.disk import Disk
 from worker.models.flight import Flight, GaveWay
-from worker.models.identity import canonical, has_extension, safe_name
+from worker.models.identity import has_extension, origin, safe_name
 from worker.models.match import Coming, Found, Going, Here, Missing, Sight, Unsure, Wish, alike, wish_of
 from worker.models.plan import Fetch, Need, Plan, Ready, Refuse, UnloadFirst, Wait
 from worker.models.room import Tally
@@ -365,7 +365,7 @@ def told(wish: Wish, location: Location) -> Wish:
     sha256 = wanted.sha256 or location.sha256
     size = location.size if wanted.size is None else wanted.size
     try:
-        urls = wish.urls | {canonical(location.url)}
+        urls = wish.urls | {origin(location.url, location.auth)}
     except ValueError:
         urls = wish.urls
     proven = location.sha256 is not None and location.owner is wanted.owner and not wanted.claimed
