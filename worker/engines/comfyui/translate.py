@@ -52,11 +52,10 @@ def translate(job: Job, inventory: Inventory, contents: Mapping[str, Contents], 
         return _graph(job, job.workflow, inventory, limits)
     if job.params is not None:
         return _portable(job, job.params, inventory, contents, limits)
-    if job.template is not None:
-        raise InvalidJob(
-            "this version of the worker has no templates yet; send the graph as workflow", field="template"
-        )
-    raise InvalidJob("ComfyUI takes params, or a graph in API format as workflow", field="request")
+    raise InvalidJob(
+        "ComfyUI takes params, or a graph in API format as workflow",
+        field="request" if job.request is not None else "template",
+    )
 
 
 def _graph(job: Job, document: Mapping[str, Any], inventory: Inventory, limits: Limits) -> Work:

@@ -55,7 +55,7 @@ def test_the_job_itself_is_not_touched() -> None:
     [
         ({"request": {"prompt": "x"}}, "request", "params, or a graph"),
         ({"request": {"prompt": "x"}, "endpoint": "txt2img"}, "request", "params, or a graph"),
-        ({"template": {"name": "x"}}, "template", "no templates yet"),
+        ({"template": {"name": "x"}}, "template", "params, or a graph"),
     ],
 )
 def test_other_kinds_of_jobs_are_refused(document: dict[str, Any], field: str, said: str) -> None:
