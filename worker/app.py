@@ -135,7 +135,7 @@ async def composed(
         metrics,
         identity,
         service.described,
-        lambda: _extras(tools, provisioning, models),
+        lambda: _extras(settings, tools, provisioning, models),
         _shown(models, stack) if desk is not None else None,
         tools.reporter.report,
         _native(settings, desk, tools),
@@ -269,13 +269,13 @@ async def _engine_service(
     watch: Watch,
     provisioning: Provisioning,
 ) -> recovery.EngineService:
-    engine = settings.engine
+    engine, limits = settings.engine, tools.rules.limits
     generation = engine.load_timeout + engine.job_timeout
     document = await _warmup_document(engine.warmup)
     return recovery.EngineService(
         tools.gate,
         warmup.Canary(
-            warmup.canary_job(document, tools.rules.limits),
+            await warmup.expanded(warmup.canary_job(document, limits), tools.workflows, limits),
             tools.inputs,
             tools.models,
             generation,
@@ -328,8 +328,11 @@ async def _purge(storage: Storages, clock: CorrectedClock) -> None:
         await asyncio.sleep(PURGE_EVERY_S)
 
 
-def _extras(tools: Tools, provisioning: Provisioning, models: Cache | NoCache) -> dict[str, Any]:
+def _extras(settings: Settings, tools: Tools, provisioning: Provisioning, models: Cache | NoCache) -> dict[str, Any]:
+    """What the status tells beside the worker's own state."""
     return {
+        "queue": {"kind": settings.queue.kind},
+        "storage": {"kind": settings.store.chosen},
         "start": provisioning.described(),
         "gate": {"open": tools.gate.is_open, "reasons": list(tools.gate.reasons)},
         "sources_paused": dict(models.paused),

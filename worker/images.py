@@ -18,7 +18,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from worker.errors import InvalidJob, OutputEmpty, OutputMismatch
-from worker.job import ImageFormat
+from worker.job import EncoderSpec, ImageFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,12 +72,14 @@ class Raw(Protocol):
 class Encoding:
     """How pictures are to be stored. ``keep`` leaves the server's bytes as they are; ``quality`` is of jpeg and
     webp, ``lossless`` of webp alone. ``strip`` removes the metadata, without touching the pixels of a kept file.
+    ``encoder`` counts where a picture is encoded anew.
     """
 
     format: ImageFormat = "keep"
     quality: int = 90
     lossless: bool = False
     metadata: Literal["keep", "strip"] = "keep"
+    encoder: EncoderSpec = EncoderSpec()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,12 +305,23 @@ def _saved(image: Image, format: Format, encoding: Encoding, text: str | None) -
             chunks.add_text("parameters", text)
     else:
         options |= {"quality": encoding.quality, "exif": _exif(text, format) if text else b""}
-    if format == "webp":
-        options |= {"lossless": encoding.lossless, "exact": encoding.lossless}
+    options |= _encoder_options(format, encoding)
     shown.info = {}
     file = BytesIO()
     shown.save(file, format=format.upper(), **options)
     return file.getvalue()
+
+
+def _encoder_options(format: Format, encoding: Encoding) -> dict[str, Any]:
+    """The options by pillow's names."""
+    spec = encoding.encoder
+    match format:
+        case "jpeg":
+            return {"progressive": spec.progressive, "subsampling": spec.subsampling, "optimize": spec.optimize}
+        case "webp":
+            told = {"alpha_quality": spec.alpha_quality, "method": spec.effort}
+            return {**told, "lossless": encoding.lossless, "exact": encoding.lossless}
+    return {}
 
 
 def _converted(image: Image, format: Format) -> Image:

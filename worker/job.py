@@ -119,10 +119,24 @@ class ResultUrls(_Part):
     get: Url
 
 
+class EncoderSpec(_Part):
+    """What an encoder is told beside the quality: the first three are of jpeg, the others of webp.
+
+    ``effort`` from 0, the fastest, to 6, the smallest file.
+    """
+
+    progressive: bool = False
+    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:2:0"
+    optimize: bool = False
+    alpha_quality: Int = Field(100, ge=0, le=100)
+    effort: Int = Field(4, ge=0, le=6)
+
+
 class OutputSpec(_Part):
     format: ImageFormat | None = None
     quality: Int | None = Field(None, ge=1, le=100)
     lossless: bool = False
+    encoder: EncoderSpec = EncoderSpec()
     metadata: Literal["keep", "strip"] | None = None
     storage: Literal["s3", "directory", "inline", "presigned", "s4"] | None = None
     prefix: Prefix | None = None

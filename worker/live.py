@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +14,15 @@ from worker.errors import JobCancelled
 
 INSTANT_S = 0.1
 """A wait for models that lasts no longer parks nobody."""
+
+RECENT_MOST = 50
+"""Jobs that are remembered after their end."""
+
+SPANS_MOST = 32
+"""Hops that are remembered of a job; one that makes more goes on without."""
+
+Preview = Callable[[], Awaitable[bytes | None]]
+"""Asks for the newest look at a picture in the making; None where there is none yet. Raises `WorkerError`."""
 
 
 class Hop(StrEnum):
@@ -32,10 +42,32 @@ class Hop(StrEnum):
         return self in (Hop.IMAGES, Hop.UPLOAD, Hop.SETTLE)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A hop that is over; times are the event loop's."""
+
+    hop: Hop
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A job that is not held any more: ``outcome`` as the log's `job_settled` has it, ``code`` of its error."""
+
+    id: str
+    outcome: str
+    code: str | None
+    since: float
+    ended: float
+    spans: tuple[Span, ...]
+
+
 @dataclass(eq=False, slots=True)
 class LiveJob:
     """One job held; times are the event loop's, ``progress`` a fraction of the running generation.
 
+    ``spans`` are the hops that are over, ``preview`` asks for a look at what the running one makes.
     ``progress_from`` is the time and fraction of its first report, ``progress_at`` the time of the last that grew.
     ``parked`` while it waits for its models, for which it waited ``models_s`` seconds so far in all.
     ``made`` is what its generation made, once verified; a `worker.made.Made`.
@@ -54,15 +86,33 @@ class LiveJob:
     parked: bool = False
     models_s: float = 0.0
     made: Any = None
+    spans: list[Span] = field(default_factory=list)
+    preview: Preview | None = None
+    _end: tuple[str, str | None] = ("abandoned", None)
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enter(self, hop: Hop) -> None:
         self.hop, self.hop_since = hop, asyncio.get_running_loop().time()
-        self.progress = self.eta_s = self.progress_from = None
+        self.progress = self.eta_s = self.progress_from = self.preview = None
         self._stir()
 
-    def report(self, fraction: float, eta_s: float | None) -> None:
+    def passed(self, span: Span) -> None:
+        """Note that a hop is over."""
+        if len(self.spans) < SPANS_MOST:
+            self.spans.append(span)
+
+    def ended(self, outcome: str, code: str | None) -> None:
+        """Note how it ended, for those who look back; a job of which nobody said so was abandoned."""
+        self._end = outcome, code
+
+    def past(self, now: float) -> Past:
+        """What is remembered of it, which is over now."""
+        outcome, code = self._end
+        return Past(self.id, outcome, code, self.since, now, tuple(self.spans))
+
+    def report(self, fraction: float, eta_s: float | None, preview: Preview | None = None) -> None:
         """Note how far the generation is; a fraction that did not grow is no news of the time it takes."""
+        self.preview = preview
         if fraction != self.progress:
             self.progress_at = asyncio.get_running_loop().time()
             self.eta_s = eta_s
@@ -104,9 +154,10 @@ class LiveJob:
 
 
 class Live:
-    """All jobs held here, in the order of their coming."""
+    """All jobs held here, in the order of their coming; ``recent`` are the latest that are not any more."""
 
     def __init__(self) -> None:
+        self.recent: deque[Past] = deque(maxlen=RECENT_MOST)
         self._jobs: list[LiveJob] = []
         self._owners: dict[str, LiveJob] = {}
         self._changed = asyncio.Event()
@@ -125,7 +176,8 @@ class Live:
     @contextmanager
     def holding(self, delivery_id: str) -> Iterator[LiveJob]:
         """Register a delivery for as long as the context lasts, and with it the job that it came to own."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         job = LiveJob(delivery_id, self._stir, since=now, hop_since=now)
         self._jobs.append(job)
         self._stir()
@@ -133,6 +185,7 @@ class Live:
             yield job
         finally:
             self._jobs.remove(job)
+            self.recent.append(job.past(loop.time()))
             if self._owners.get(job.id) is job:
                 del self._owners[job.id]
             self._stir()

@@ -171,6 +171,13 @@ class Metrics:
             ended[status] = ended.get(status, 0) + int(sample.value)
         return ended
 
+    def ends(self) -> dict[str, dict[str, int]]:
+        """Jobs that ended here since the start: by how, then by error code, ``""`` without one."""
+        ended: dict[str, dict[str, int]] = {}
+        for sample in next(iter(self._settled.collect())).samples:
+            ended.setdefault(sample.labels["status"], {})[sample.labels["code"]] = int(sample.value)
+        return ended
+
     @property
     def busy_s(self) -> float:
         """Seconds in which the engine generated."""

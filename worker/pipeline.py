@@ -86,6 +86,7 @@ async def run_job(delivery: Delivery, tools: Tools) -> None:
             await run_guarded(work_and_settle(journey, tools), lease.keep(), name=f"job-{delivery.id}")
         except LeaseLost:
             bench.metrics.returned("lease_lost")
+            live.ended("abandoned", "lease_lost")
             log.warning("job_abandoned", hop=str(live.hop), total_s=round(clock.total, 3))
 
 
@@ -141,7 +142,7 @@ async def produce(journey: Journey, tools: Tools) -> Success:
         standing = await standing_success(job, storage, journey, tools)
         if standing is not None:
             return standing
-        mentions = await accepted(job, journey, tools)
+        job, mentions = await accepted(job, journey, tools)
         failpoints.reached("admitted")
     async with AsyncExitStack() as held:
         pins = await held.enter_async_context(AsyncExitStack())
@@ -184,15 +185,16 @@ async def standing_success(job: Job, storage: Storage, journey: Journey, tools: 
     return None if result is None else Success(result, marked=True, standing=True)
 
 
-async def accepted(job: Job, journey: Journey, tools: Tools) -> tuple[Mention, ...]:
-    """What can be refused before a model is fetched for the job, and where it names its models."""
+async def accepted(job: Job, journey: Journey, tools: Tools) -> tuple[Job, tuple[Mention, ...]]:
+    """The job with its template expanded, and where it names its models: nothing was fetched for it yet."""
     if journey.delivery.over_limit:
         raise DeliveryLimit(f"handed over {journey.delivery.deliveries} times without an end")
     in_time(job, tools)
+    job = journey.job = await tools.workflows.expanded(job, tools.rules.limits)
     await tools.bench.sender.accepts(job)
     await tools.gate.opened()
     with tools.gate.noticing():
-        return await tools.engine.mentions(job)
+        return job, await tools.engine.mentions(job)
 
 
 async def provided(
@@ -265,6 +267,7 @@ async def attempted(
         format=spec.format or rules.encoding.format,
         quality=spec.quality or rules.encoding.quality,
         lossless=spec.lossless,
+        encoder=spec.encoder,
         metadata=spec.metadata or rules.encoding.metadata,
     )
     with journey.clock.hop(Hop.IMAGES):
@@ -286,7 +289,7 @@ async def turn(
         updates = await stack.enter_async_context(tools.bench.sender.updates(job))
 
         def on_progress(report: ProgressReport) -> None:
-            journey.live.report(report.fraction, report.eta_s)
+            journey.live.report(report.fraction, report.eta_s, report.preview)
             updates.progress(report.fraction, str(Hop.GENERATE))
             if report.sampling:
                 sampling.set()

@@ -332,6 +332,7 @@ def _log_settled(outcome: Outcome, ended: str, journey: Journey, bench: Bench) -
     """The one canonical line of a job."""
     error = outcome if isinstance(outcome, WorkerError) else None
     bench.metrics.settled(ended, error.code if error else None)
+    journey.live.ended(ended, error.code if error else None)
     hops = {str(hop): round(seconds, 3) for hop, seconds in journey.clock.seconds.items()}
     say = log.error if isinstance(error, InternalError) else log.warning if ended == "failed" else log.info
     say(

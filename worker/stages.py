@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from worker.live import Hop, LiveJob
+from worker.live import Hop, LiveJob, Span
 from worker.metrics import Metrics
 
 log = structlog.get_logger()
@@ -30,7 +30,9 @@ class StageClock:
         try:
             yield
         finally:
-            took = loop.time() - began
+            ended = loop.time()
+            took = ended - began
+            self._job.passed(Span(hop, began, ended))
             self.seconds[hop] = self.seconds.get(hop, 0.0) + took
             self._metrics.hop(str(hop), took)
             log.debug("hop_passed", hop=str(hop), seconds=round(took, 3))

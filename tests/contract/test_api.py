@@ -147,6 +147,8 @@ async def test_status_shows_everything(service: Service, client: httpx.AsyncClie
         found = (await client.get(service.url("/v1/status"))).json()
     [shown] = found.pop("jobs")
     assert found.pop("counters")["jobs_settled"] == 1
+    assert found.pop("recent") == []
+    assert found.pop("outcomes") == {"succeeded": {"": 1}}
     assert found == {
         "phase": "ready",
         "reasons": ["engine_port_closed"],
@@ -170,6 +172,7 @@ async def test_status_shows_everything(service: Service, client: httpx.AsyncClie
         "queue": {"kind": "sqlite"},
     }
     assert 0 <= shown.pop("hop_s") <= shown.pop("held_s")
+    assert (shown.pop("preview"), shown.pop("spans")) == (False, [])
     assert shown == {"id": "delivery-1", "hop": "generate", "parked": False, "progress": 0.25, "eta_s": 3.0}
 
 
@@ -289,7 +292,7 @@ async def test_openapi_describes_what_there_is(service: Service, client: httpx.A
     document: dict[str, Any] = (await client.get(service.url("/openapi.json"))).json()
     assert document["openapi"].startswith("3.1.")
     assert document["info"]["version"] == __version__
-    assert set(document["paths"]) == {*PROBES, "/v1/status", "/metrics"}
+    assert set(document["paths"]) == {*PROBES, "/v1/status", "/metrics", "/v1/jobs/{job_id}/preview"}
     schemes = document["components"]["securitySchemes"].values()
     assert {(s["type"], s.get("scheme", s.get("name"))) for s in schemes} == {
         ("http", "bearer"),
@@ -298,7 +301,8 @@ async def test_openapi_describes_what_there_is(service: Service, client: httpx.A
     }
     for path, item in document["paths"].items():
         operation = item["get"]
-        assert set(operation["responses"]) == ({"200", "503"} if path in PROBES else {"200", "401"})
+        guarded = {"200", "401", "404", "422"} if path.endswith("/preview") else {"200", "401"}
+        assert set(operation["responses"]) == ({"200", "503"} if path in PROBES else guarded)
         assert bool(operation.get("security")) is (path not in PROBES)
     refusal = document["paths"]["/v1/status"]["get"]["responses"]["401"]["content"]
     assert list(refusal) == ["application/problem+json"]

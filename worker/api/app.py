@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import jobs, probes, status
+from worker.api import jobs, page, previews, probes, status
 from worker.api.auth import KeyCheck
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
@@ -44,7 +44,9 @@ class View:
 
     def additions(self) -> dict[str, Any]:
         """What the status page tells beside the worker's own state."""
-        return self.extras() | ({"cache": described(self.models.models)} if self.models is not None else {})
+        cache = {"cache": described(self.models.models)} if self.models is not None else {}
+        desk = {"desk": status.described(self.native.desk)} if self.native is not None else {}
+        return self.extras() | cache | desk
 
 
 def create_app(view: View, settings: HttpSettings) -> FastAPI:
@@ -61,6 +63,8 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     guarded.include_router(
         status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.additions, view.report)
     )
+    guarded.include_router(previews.routes(view.live))
+    guarded.include_router(page.routes())
     native = view.native
     if native is not None:
         guarded.include_router(jobs.routes(native.desk))
@@ -72,7 +76,7 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
         return JSONResponse(problems.described(app.openapi()))
 
     @guarded.get("/docs", include_in_schema=False)
-    async def page() -> HTMLResponse:
+    async def documentation() -> HTMLResponse:
         return HTMLResponse(docs.page("sd-worker"), headers={"content-security-policy": docs.POLICY})
 
     app.include_router(probes.routes(view.status, native.desk.full if native is not None else tuple))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
-from worker.live import Live, LiveJob
+from worker.desk import Desk
+from worker.live import Live, LiveJob, Past, Span
 from worker.metrics import CONTENT_TYPE, Metrics
 from worker.node import Identity, Report
 from worker.status import Status
@@ -35,8 +36,19 @@ class NodeStatus(BaseModel):
     stats: dict[str, Any]
 
 
+class SpanStatus(BaseModel):
+    """A hop that is over: when it began and ended, in seconds before now."""
+
+    hop: str
+    began_s: float
+    ended_s: float
+
+
 class JobStatus(BaseModel):
-    """A job held: times in seconds, ``progress`` a fraction of the running generation, ``parked`` for its models."""
+    """A job held: times in seconds, ``progress`` a fraction of the running generation, ``parked`` for its models.
+
+    ``spans`` are the hops before the present one; ``preview``: there may be a look at the picture in the making.
+    """
 
     id: str
     hop: str
@@ -45,10 +57,34 @@ class JobStatus(BaseModel):
     parked: bool
     progress: float | None
     eta_s: float | None
+    preview: bool
+    spans: list[SpanStatus]
+
+
+class PastStatus(BaseModel):
+    """A job that is not held any more; ``outcome`` and ``code`` as the log's `job_settled` has them."""
+
+    id: str
+    outcome: str
+    code: str | None
+    ended_s: float
+    spans: list[SpanStatus]
+
+
+class DeskStatus(BaseModel):
+    """HTTP jobs: so many wait of at most ``max_pending``; ``full`` says why no further one may come in now."""
+
+    waiting: int
+    max_pending: int
+    full: list[str]
 
 
 class StatusAnswer(BaseModel):
-    """``pauses`` are the codes that hold intake back; ``counters`` count since the start of the process."""
+    """``pauses`` are the codes that hold intake back; ``counters`` count since the start of the process.
+
+    ``recent`` are the latest jobs that ended, the last one last. ``outcomes`` counts since the start, too: by how jobs
+    ended, then by error code, which is empty where there was none.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -60,6 +96,8 @@ class StatusAnswer(BaseModel):
     node: NodeStatus
     engine: dict[str, Any]
     jobs: list[JobStatus]
+    recent: list[PastStatus]
+    outcomes: dict[str, dict[str, int]]
     pauses: list[str]
     counters: dict[str, float]
 
@@ -88,6 +126,8 @@ def routes(
             node=_node(identity, report()),
             engine=engine(),
             jobs=[_job(job, now) for job in live],
+            recent=[_past(past, now) for past in live.recent],
+            outcomes=metrics.ends(),
             pauses=sorted(metrics.pauses),
             counters=metrics.counters(),
         )
@@ -128,4 +168,30 @@ def _job(job: LiveJob, now: float) -> JobStatus:
         parked=job.parked,
         progress=job.progress,
         eta_s=job.eta_s,
+        preview=job.preview is not None,
+        spans=_spans(job.spans, now),
     )
+
+
+def _past(past: Past, now: float) -> PastStatus:
+    return PastStatus(
+        id=past.id,
+        outcome=past.outcome,
+        code=past.code,
+        ended_s=round(now - past.ended, 3),
+        spans=_spans(past.spans, now),
+    )
+
+
+def _spans(spans: Iterable[Span], now: float) -> list[SpanStatus]:
+    return [
+        SpanStatus(hop=span.hop, began_s=round(now - span.began, 3), ended_s=round(now - span.ended, 3))
+        for span in spans
+    ]
+
+
+def described(desk: Desk) -> dict[str, Any]:
+    """The desk for the status page."""
+    load = desk.load
+    status = DeskStatus(waiting=load.waiting, max_pending=desk.rules.max_pending, full=list(desk.full()))
+    return status.model_dump()

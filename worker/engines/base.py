@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from worker.engines.answer import Answer
 from worker.job import Job, ModelRef
+from worker.live import Preview
 from worker.mentions import Mention, Place
 from worker.result import EngineResult
 
@@ -103,7 +104,10 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class ProgressReport:
-    """How far the generation is: fraction 0-1, steps, and the seconds that the server expects it to take yet."""
+    """How far the generation is: fraction 0-1, steps, and the seconds that the server expects it to take yet.
+
+    ``preview`` asks for the newest look at the picture, where the server gives one without harm to the result.
+    """
 
     fraction: float
     step: int | None = None
@@ -111,6 +115,7 @@ class ProgressReport:
     eta_s: float | None = None
     sampling: bool = False
     """True from the first step on: the end of loading."""
+    preview: Preview | None = None
 
 
 Progress = Callable[[ProgressReport], None]
