@@ -243,10 +243,12 @@ def job_url_of(document: dict[str, Any]) -> str | None:
     return document["job_url"]
 
 
-def is_graph(document: dict[str, Any]) -> bool:
-    """Whether this is a ComfyUI graph in API format itself: nodes by their ids, each of a class."""
+def as_job(document: dict[str, Any]) -> dict[str, Any]:
+    """The document itself, or that of the job which a bare ComfyUI graph in API format stands for: nodes by their ids,
+    each of a class."""
     nodes = document.values()
-    return bool(document) and all(isinstance(n, dict) and isinstance(n.get("class_type"), str) for n in nodes)
+    is_graph = bool(document) and all(isinstance(n, dict) and isinstance(n.get("class_type"), str) for n in nodes)
+    return {"workflow": document} if is_graph else document
 
 
 def parse(document: dict[str, Any], *, fallback_id: str, limits: Limits) -> Job:

@@ -37,6 +37,8 @@ from worker.tasks import Budget
 from worker.tools import Rules, Tools
 from worker.urls import Guard
 from worker.webhooks import Defaults, Sender
+from worker.workflows import load as load_workflows
+from worker.workflows import tell as tell_workflows
 
 
 class PlainNode:
@@ -113,6 +115,8 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     orders = Duties(models, live, drain, metrics, models.typed)
     stack.push_async_callback(orders.aclose)
     documents = _documents(settings, parts, stack)
+    workflows = await load_workflows(settings.http.workflows_dir)
+    tell_workflows(workflows)
     bench = Bench(
         queue=queue,
         stores=storage,
@@ -138,6 +142,7 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
         pace=pace,
         budget=budget,
         rules=_rules(settings),
+        workflows=workflows,
     )
     return Outfit(tools, models, documents)
 

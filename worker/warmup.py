@@ -13,20 +13,29 @@ from worker.errors import ConfigError, EngineStalled, JobRefused, OutputFlat, Ow
 from worker.gate import Gate
 from worker.images import Encoding
 from worker.inputs import Inputs
-from worker.job import Job, Limits, document_of, parse
+from worker.job import Job, Limits, as_job, document_of, parse
 from worker.made import verified
 from worker.models.base import Models
 from worker.report import used
 from worker.wants import settled, wants_of
+from worker.workflows import Workflows
 
 DEFAULT = {"params": {"prompt": "a red apple on a wooden table", "width": 256, "height": 256, "steps": 4, "seed": 1}}
 """The warm-up job where the operator names none: small, and quick on every GPU."""
 
 
 def canary_job(document: bytes, limits: Limits) -> Job:
-    """The warm-up job that the operator wrote; `ConfigError` when it is none."""
+    """The warm-up job that the operator wrote, or the graph that he exported; `ConfigError` when it is none."""
     try:
-        return parse(document_of(document, max_body=limits.max_body), fallback_id="warm-up", limits=limits)
+        return parse(as_job(document_of(document, max_body=limits.max_body)), fallback_id="warm-up", limits=limits)
+    except WorkerError as error:
+        raise ConfigError(f"WORKER_WARMUP: {error.message}") from None
+
+
+async def expanded(job: Job, workflows: Workflows, limits: Limits) -> Job:
+    """The warm-up job with its template expanded, where it names one; `ConfigError` when that cannot be done."""
+    try:
+        return await workflows.expanded(job, limits)
     except WorkerError as error:
         raise ConfigError(f"WORKER_WARMUP: {error.message}") from None
 

@@ -59,8 +59,9 @@ async def load(root: Path, *, limit_s: float = LOAD_LIMIT_S) -> Workflows:
     return Workflows(found, root=root, broken=broken, notes=notes, workshop=workshop)
 
 
-def tell(workflows: Workflows, root: Path) -> None:
+def tell(workflows: Workflows) -> None:
     """Log what was found, and each file that cannot be used, with its line."""
+    root = workflows.root
     for defect in workflows.broken.values():
         if defect not in workflows.notes:
             log.error("workflow_broken", file=str(root / defect.file), line=defect.line, error=defect.message)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from worker.errors import InvalidJob
-from worker.job import field_errors, is_graph
+from worker.job import as_job, field_errors
 from worker.workflows.base import Described, Unusable, WorkflowFailed
 from worker.workflows.schema import example_of
 
@@ -43,7 +43,7 @@ class PythonWorkflow:
             document: dict[str, Any] = pydantic_core.from_json(pydantic_core.to_json(built), allow_inf_nan=False)
         except ValueError as error:
             raise WorkflowFailed(f"build returned what JSON cannot say: {error}") from None
-        return {"workflow": document} if is_graph(document) else document
+        return as_job(document)
 
     def origin(self, field: str) -> str | None:
         return None

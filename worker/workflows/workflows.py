@@ -35,7 +35,7 @@ class Workflows:
         limit_s: float = BUILD_LIMIT_S,
     ) -> None:
         self._found = {workflow.described.name: workflow for workflow in found}
-        self._root = root
+        self.root = root
         self._workshop = workshop or Workshop()
         self._limit_s = limit_s
         self.broken: Mapping[str, Defect] = dict(broken or {})
@@ -91,7 +91,7 @@ class Workflows:
         except Stuck:
             raise self._failed(name, "earlier calls still hang") from None
         except Raised as raised:
-            place = place_of(raised.error, self._root)
+            place = place_of(raised.error, self.root)
             at = f"{place.file}:{place.line}" if place is not None else name
             said = f"{type(raised.error).__name__} at {at} (the worker's log has the traceback)"
             raise self._failed(name, said, raised.error) from None

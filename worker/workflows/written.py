@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic_core
 
 from worker.errors import InvalidJob
-from worker.job import SOURCES, is_graph
+from worker.job import SOURCES, as_job
 from worker.workflows.base import Described, Unusable
 from worker.workflows.placeholders import MISSING, Placeholder, filled, line_of, placeholders
 from worker.workflows.schema import example_of, mistakes, validator_of
@@ -83,8 +83,7 @@ def _shaped(document: dict[str, Any]) -> dict[str, Any]:
     """The job document that a file stands for."""
     if isinstance(document.get("nodes"), list) and "links" in document:
         raise Unusable("was saved for ComfyUI's page; export it in API format")
-    if is_graph(document):
-        return {"workflow": document}
+    document = as_job(document)
     if any(name in document for name in SOURCES):
         return document
     endpoint = {"endpoint": "img2img"} if "init_images" in document else {}
