@@ -198,7 +198,7 @@ def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | Non
     if desk is None:
         return None
     engine = settings.engine
-    return Native(desk, tools.engine, tools.gate, engine.kind, options_allowed=engine.options == "allow")
+    return Native(desk, tools.engine, tools.gate, engine.kind, options_allowed=engine.options == "allow", workflows=tools.workflows)
 
 
 async def _kept(models: Cache | NoCache, tools: Tools) -> None:

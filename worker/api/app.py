@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import jobs, page, previews, probes, status
+from worker.api import jobs, page, previews, probes, status, workflows
 from worker.api.auth import KeyCheck
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
@@ -68,12 +68,14 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     native = view.native
     if native is not None:
         guarded.include_router(jobs.routes(native.desk))
+        guarded.include_router(workflows.routes(native.desk, native.workflows))
     if view.models is not None:
         guarded.include_router(models_routes(view.models))
 
     @guarded.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
-        return JSONResponse(problems.described(app.openapi()))
+        document = problems.described(app.openapi())
+        return JSONResponse(document if native is None else workflows.described(document, native.workflows))
 
     @guarded.get("/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:

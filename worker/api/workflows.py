@@ -1,0 +1,185 @@
+"""`/workflow/{name}`: the operator's own endpoints. Each takes an input, and answers as `/v1/jobs` does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, HTTPException, Request, Response
+from pydantic.json_schema import models_json_schema
+
+from worker.api.answers import Gone, Late, document_in, ended, late, refused
+from worker.api.jobs import answered
+from worker.desk import Desk
+from worker.errors import FieldError, InvalidJob, WorkerError
+from worker.job import ID, ModelRef, OutputSpec, WebhookSpec
+from worker.result import Result
+from worker.web.problems import Problem
+from worker.workflows import Workflow, WorkflowBroken, Workflows
+
+COMPONENTS = "#/components/schemas/"
+SHOWN_MOST = 20
+_NOBODY = Response(status_code=499)
+"""What a caller who went away is not told."""
+
+_BESIDE: Mapping[str, Any] = {
+    "id": {"type": "string", "pattern": f"^{ID}$", "description": "What you call the job; it comes back as client_id"},
+    "webhook": {
+        "anyOf": [{"type": "string"}, {"$ref": f"{COMPONENTS}WebhookSpec"}],
+        "description": "Who is told; the answer is then 202",
+    },
+    "output": {"$ref": f"{COMPONENTS}OutputSpec"},
+    "models": {"type": "array", "items": {"$ref": f"{COMPONENTS}ModelRef"}, "maxItems": 64},
+    "checkpoint": {"type": "string", "minLength": 1, "maxLength": 512},
+    "metadata": {"description": "Comes back untouched"},
+    "priority": {"type": "integer", "default": 0},
+    "timeout": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds of generation from its first step"},
+    "deadline": {"type": "string", "format": "date-time", "description": "After which it is not started"},
+    "v": {"const": 1},
+}
+"""What may stand beside the input: fields of the job document."""
+
+_ELSEWHERE: Mapping[str, str] = {
+    "convert_output": "output.format and output.quality say it here",
+    "webhook_v2": "webhook says it here",
+    "s3": "output says where results go",
+    "http_upload": "output.upload_urls says where results go",
+    "azure_blob_upload": "output says where results go",
+    "hf_upload": "output says where results go",
+    "credentials": "is taken by /prompt alone",
+}
+"""What comfyui-api takes beside the input."""
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": said}
+    for status, said in {
+        408: "It took too long, or came too late",
+        409: "It was cancelled, or its key stands for another document",
+        413: "The body is too large",
+        422: "The input is wrong, or the job can never succeed as it is",
+        429: "Too many jobs wait",
+        500: "A fault of the worker",
+        503: "It may succeed later, or elsewhere; or the workflow itself is broken",
+        504: "It takes longer than an answer may, and goes on",
+    }.items()
+}
+
+Endpoint = Callable[..., Awaitable[Response]]
+
+
+def routes(desk: Desk, workflows: Workflows) -> APIRouter:
+    router = APIRouter(prefix="/workflow", tags=["workflows"])
+    for workflow in workflows:
+        described = workflow.described
+        router.add_api_route(
+            f"/{described.name}",
+            _endpoint(described.name, desk, workflows),
+            methods=["POST"],
+            operation_id=component_of(described.name),
+            summary=described.summary,
+            description=described.description,
+            response_model=Result,
+            openapi_extra=_request_of(workflow),
+            responses={200: {"description": "It succeeded"}, **_PROBLEMS},
+        )
+
+    @router.post("/{name:path}", include_in_schema=False)
+    async def other(name: str) -> Response:
+        """One that is broken, or none at all."""
+        if name not in workflows:
+            names = [workflow.described.name for workflow in workflows][:SHOWN_MOST]
+            raise HTTPException(404, f"no workflow of this name is here; there are: {', '.join(names) or 'none'}")
+        try:
+            workflows.find(name)
+        except WorkflowBroken as error:
+            return refused(error)
+        raise HTTPException(404, "a workflow's name is written without a slash at its end")
+
+    return router
+
+
+def _endpoint(name: str, desk: Desk, workflows: Workflows) -> Endpoint:
+    async def post(request: Request, idempotency_key: Annotated[str | None, Header(max_length=255)] = None) -> Response:
+        try:
+            document = job_of(name, await document_in(request, max_body=desk.rules.limits.max_body))
+            await workflows.check(name, document["template"]["input"], field="input")
+            ticket = await desk.take(document, waits=True, key=idempotency_key)
+            result = (await ended(request, desk, ticket)).result
+        except WorkerError as error:
+            return refused(error)
+        except Late:
+            return late(ticket)
+        except Gone:
+            return _NOBODY
+        return await answered(result)
+
+    return post
+
+
+def job_of(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The job document that a request to a workflow stands for. Raises `InvalidJob`."""
+    wrong = tuple(_unknown(body))
+    if wrong:
+        raise InvalidJob(errors=wrong)
+    given = body.get("input", {})
+    if not isinstance(given, dict):
+        raise InvalidJob("must be an object", field="input")
+    beside = {field: value for field, value in body.items() if field != "input"}
+    return {**beside, "template": {"name": name, "input": given}}
+
+
+def _unknown(body: Mapping[str, Any]) -> Iterator[FieldError]:
+    for field in body:
+        if field == "input" or field in _BESIDE or field.startswith("x-"):
+            continue
+        hint = _ELSEWHERE.get(field, "the workflow's own fields stand in input" if "input" not in body else "")
+        yield FieldError(field, f"unknown field{'; ' if hint else ''}{hint}")
+
+
+def component_of(name: str) -> str:
+    """Under which name an input's schema stands in the OpenAPI document: no two workflows share one."""
+    return f"workflow.{name.replace('/', '..')}"
+
+
+def _request_of(workflow: Workflow) -> dict[str, Any]:
+    described = workflow.described
+    schema = {
+        "type": "object",
+        "properties": {"input": {"$ref": COMPONENTS + component_of(described.name)}, **_BESIDE},
+        "required": ["input"] if described.schema.get("required") else [],
+        "patternProperties": {"^x-": {}},
+        "additionalProperties": False,
+    }
+    content: dict[str, Any] = {"schema": schema}
+    if described.example is not None:
+        content["example"] = {"input": described.example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def described(document: dict[str, Any], workflows: Workflows) -> dict[str, Any]:
+    """The OpenAPI document with the schemas of the workflows' inputs."""
+    if not list(workflows):
+        return document
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    _, parts = models_json_schema(
+        [(model, "validation") for model in (ModelRef, OutputSpec, WebhookSpec)], ref_template=COMPONENTS + "{model}"
+    )
+    for name, schema in parts["$defs"].items():
+        schemas.setdefault(name, schema)
+    for workflow in workflows:
+        component = component_of(workflow.described.name)
+        schema = {key: value for key, value in workflow.described.schema.items() if key not in ("$schema", "$id")}
+        schemas[component] = _moved(schema, COMPONENTS + component)
+    return document
+
+
+def _moved(part: Any, root: str) -> Any:
+    """A schema whose references within itself hold where it stands below ``root``."""
+    if isinstance(part, list):
+        return [_moved(item, root) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: root + value[1:] if key in ("$ref", "$dynamicRef") and isinstance(value, str) else _moved(value, root)
+        for key, value in part.items()
+    }
