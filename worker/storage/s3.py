@@ -9,11 +9,12 @@ it is written and read back after.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import io
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +25,7 @@ import structlog
 from worker import aws
 from worker.aws import Refusal, Service
 from worker.clock import CorrectedClock
-from worker.errors import AuthFailed, ConfigError, FieldError, UploadFailed, WorkerError
+from worker.errors import AuthFailed, ConfigError, FieldError, UploadFailed, UploadForbidden, WorkerError
 from worker.job import Job
 from worker.result import FileResult, ImageResult, Result
 from worker.retry import Policy, retrying
@@ -47,6 +48,7 @@ LONGEST_LINK = timedelta(days=7)
 _PART = 8 * 1024 * 1024
 _TRIAL = b"written by sd-worker check\n"
 _RACED = (409, 412)
+_NO_BUCKET = ("NoSuchBucket", "InvalidBucketName")
 _NO_CONDITION = ("NotImplemented", "InvalidArgument", "InvalidRequest", "NotSupported", "UnsupportedOperation")
 
 
@@ -107,6 +109,7 @@ class S3Storage:
         self._multipart = multipart
         self._honours: bool | None = None
         self._denied = False
+        self._lent = False
         self._service: Service[S3Client] = Service(
             lambda: aws.s3_client(
                 endpoint_url=place.endpoint_url,
@@ -186,6 +189,23 @@ class S3Storage:
             + ("conditional writes" if self._honours else "no conditional writes (the mark is looked up instead)")
             + (", s3:ListBucket is missing (what is absent answers 403)" if listing else "")
         )
+
+    def elsewhere(self, bucket: str) -> S3Storage:
+        """A bucket that a job names, over the same connections, which stay this one's to close."""
+        other = copy.copy(self)
+        other._place, other._lent = replace(self._place, bucket=bucket), True
+        return other
+
+    async def put_under(self, key: str, artifact: Storable[object]) -> None:
+        """Store it under this key, whatever stands there.
+
+        Raises `UploadFailed`, `AuthFailed`, and `UploadForbidden` for a bucket of a job's that is not there or ours.
+        """
+
+        async def put() -> None:
+            await self._put_verified(key, artifact)
+
+        await self._retrying(put, self._patience.image)
 
     async def aclose(self) -> None:
         await self._service.aclose()
@@ -345,6 +365,8 @@ class S3Storage:
 
     def _failure(self, refusal: Refusal, key: str) -> WorkerError:
         message = f"bucket {self._place.bucket}, {key}: {refusal}"
+        if self._lent and (refusal.status in (401, 403) or refusal.code in _NO_BUCKET):
+            return UploadForbidden(message)
         if refusal.of_credentials or refusal.status == 403:
             return AuthFailed(message)
         return UploadFailed(message, retry_after=refusal.retry_after)

@@ -24,6 +24,7 @@ from worker.engines.comfyui.inventory import Inventory
 from worker.engines.comfyui.listing import relisted
 from worker.engines.comfyui.mentions import mentions
 from worker.engines.comfyui.models import folder_in
+from worker.engines.comfyui.native import prefixes_of
 from worker.engines.comfyui.outputs import flaw, sorted_out
 from worker.engines.comfyui.pace import NORMAL, Pace
 from worker.engines.comfyui.run import Done, Run
@@ -269,6 +270,7 @@ class ComfyEngine:
             generate_s=done.generate_s,
             warnings=work.warnings,
             files=files,
+            native={"stats": done.stats, "prefixes": prefixes_of(done.parts, work.request, inventory)},
         )
 
     async def mentions(self, job: Job) -> tuple[Mention, ...]:

@@ -44,6 +44,9 @@ class Track:
     succeeded: bool = False
     began_s: float | None = None
     """When it began by the server's clock, in seconds."""
+    began_at: float | None = None
+    nodes: dict[str, float] = field(default_factory=dict)
+    """When it and each node of it was heard to begin, by whoever told `hear` the time."""
     heard: int = 0
     cached: tuple[str, ...] = ()
     executed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -66,8 +69,8 @@ class Track:
         """Whether a node that reads model files is at work."""
         return self.node in self.plan.loaders
 
-    def hear(self, message: str | bytes) -> bool:
-        """Take a message; whether somebody should look for the entry at once: at the end, or at a server at rest."""
+    def hear(self, message: str | bytes, now: float = 0.0) -> bool:
+        """Take a message that came ``now``, in seconds of any clock; whether somebody should look for the entry at once: at the end, or at a server at rest."""
         if isinstance(message, bytes):
             self._frame(message)
             return False
@@ -82,14 +85,14 @@ class Track:
             return False
         if body.get("type") == "status":
             return bool(_remaining(data) == 0)
-        return data.get("prompt_id") == self.prompt_id and self._event(body.get("type"), data)
+        return data.get("prompt_id") == self.prompt_id and self._event(body.get("type"), data, now)
 
-    def _event(self, kind: Any, data: Mapping[str, Any]) -> bool:
+    def _event(self, kind: Any, data: Mapping[str, Any], now: float) -> bool:
         self.heard += 1
         self.started = True
         match kind:
             case "execution_start" if isinstance(data.get("timestamp"), (int, float)):
-                self.began_s = data["timestamp"] / 1000
+                self.began_s, self.began_at = data["timestamp"] / 1000, now
             case "execution_cached" if isinstance(data.get("nodes"), list):
                 self.running = True
                 self.cached = tuple(map(str, data["nodes"]))
@@ -97,6 +100,8 @@ class Track:
                 self.running = True
                 self.node = None if data.get("node") is None else str(data["node"])
                 self.over = self.over or self.node is None
+                if self.node is not None:
+                    self.nodes.setdefault(self.node, now)
                 return self.over
             case "executed" if isinstance(data.get("output"), dict):
                 self.running = True

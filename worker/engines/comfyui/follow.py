@@ -105,12 +105,12 @@ class Following:
 
     def heard(self, message: str | bytes) -> None:
         """Take a message of the socket."""
-        made = len(self._track.executed)
-        stirs = self._track.hear(message)
+        made, now = len(self._track.executed), asyncio.get_running_loop().time()
+        stirs = self._track.hear(message, now)
         if len(self._track.executed) > made:
             self.on_executed()
         with contextlib.suppress(EngineStalled):
-            self._watch.see(self._track, asyncio.get_running_loop().time())
+            self._watch.see(self._track, now)
         if stirs:
             self.stir()
 

@@ -17,6 +17,7 @@ from worker.engines.comfyui.events import Track
 from worker.engines.comfyui.failure import ended
 from worker.engines.comfyui.follow import Following, Watch, stopped, submitted
 from worker.engines.comfyui.inventory import Inventory
+from worker.engines.comfyui.native import stats_of
 from worker.engines.comfyui.outputs import Item, Made, chosen, listed, of_node
 from worker.engines.comfyui.pace import Pace
 from worker.engines.comfyui.reading import Reading
@@ -42,6 +43,8 @@ class Done:
     cached: frozenset[str]
     load_s: float
     generate_s: float
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    """As `stats_of` tells."""
 
 
 class Run:
@@ -105,6 +108,7 @@ class Run:
             cached_of(entry),
             load_s=first - watchdog.submitted if first is not None else 0.0,
             generate_s=done_at - (first if first is not None else watchdog.submitted),
+            stats=stats_of(track, _object(entry.get("status")).get("messages")),
         )
 
     def _sent_all(self, entry: Mapping[str, Any], track: Track, deaf: bool) -> bool:
