@@ -139,6 +139,7 @@ async def composed(
         _shown(models, stack) if desk is not None else None,
         tools.reporter.report,
         _native(settings, desk, tools),
+        tools.workflows,
     )
     services = {
         "engine": service.run,
@@ -198,7 +199,7 @@ def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | Non
     if desk is None:
         return None
     engine = settings.engine
-    return Native(desk, tools.engine, tools.gate, engine.kind, options_allowed=engine.options == "allow", workflows=tools.workflows)
+    return Native(desk, tools.engine, tools.gate, engine.kind, options_allowed=engine.options == "allow")
 
 
 async def _kept(models: Cache | NoCache, tools: Tools) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -21,6 +21,7 @@ from worker.settings.http import HttpSettings
 from worker.status import Status
 from worker.web import docs, problems
 from worker.web.body import BodyLimit
+from worker.workflows import Workflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class View:
     models: Shown | None = None
     report: Callable[[], Report] = Report
     native: Native | None = None
+    workflows: Workflows = field(default_factory=Workflows)
 
     def additions(self) -> dict[str, Any]:
         """What the status page tells beside the worker's own state."""
@@ -68,14 +70,14 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     native = view.native
     if native is not None:
         guarded.include_router(jobs.routes(native.desk))
-        guarded.include_router(workflows.routes(native.desk, native.workflows))
+        guarded.include_router(workflows.routes(native.desk, view.workflows))
     if view.models is not None:
         guarded.include_router(models_routes(view.models))
 
     @guarded.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
         document = problems.described(app.openapi())
-        return JSONResponse(document if native is None else workflows.described(document, native.workflows))
+        return JSONResponse(document if native is None else workflows.described(document, view.workflows))
 
     @guarded.get("/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:
