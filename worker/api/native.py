@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi import HTTPException
 
@@ -11,7 +11,6 @@ from worker.desk import Desk
 from worker.engines.base import Engine
 from worker.gate import Gate
 from worker.settings.groups import EngineKind
-from worker.workflows import Workflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,6 @@ class Native:
     gate: Gate
     kind: EngineKind
     options_allowed: bool = False
-    workflows: Workflows = field(default_factory=Workflows)
 
     def may_be(self, *names: str) -> bool:
         """Whether endpoints of such a server are worth having: it is one, or what it is is yet to be found out."""

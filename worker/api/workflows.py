@@ -86,14 +86,14 @@ def routes(desk: Desk, workflows: Workflows) -> APIRouter:
     @router.post("/{name:path}", include_in_schema=False)
     async def other(name: str) -> Response:
         """One that is broken, or none at all."""
-        if name not in workflows:
-            names = [workflow.described.name for workflow in workflows][:SHOWN_MOST]
-            raise HTTPException(404, f"no workflow of this name is here; there are: {', '.join(names) or 'none'}")
         try:
             workflows.find(name)
         except WorkflowBroken as error:
             return refused(error)
-        raise HTTPException(404, "a workflow's name is written without a slash at its end")
+        except InvalidJob:
+            pass
+        names = [workflow.described.name for workflow in workflows][:SHOWN_MOST]
+        raise HTTPException(404, f"no workflow of this name is here; there are: {', '.join(names) or 'none'}")
 
     return router
 

@@ -107,11 +107,12 @@ def place_of(error: BaseException, root: Path) -> Defect | None:
     `SyntaxError`."""
     folder = str(root.absolute())
     found: tuple[str, int | None] | None = None
+    said = str(error)
     for frame in traceback.extract_tb(error.__traceback__):
         if Path(frame.filename).absolute().is_relative_to(folder):
             found = frame.filename, frame.lineno
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute().is_relative_to(folder):
-        found = error.filename, error.lineno
+        found, said = (error.filename, error.lineno), error.msg
     if found is None:
         return None
     return Defect(
