@@ -22,7 +22,7 @@ from worker.api.push import push
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
-from worker.desk import Desk
+from worker.desk import Desk, Elsewhere
 from worker.desk import Rules as DeskRules
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
@@ -38,7 +38,7 @@ from worker.node import Identity, find_gpu
 from worker.outfit import Opened, PlainNode, outfit, sender_of
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
-from worker.queues import open_desk_queue, open_queue
+from worker.queues import open_desk_queue, open_queue, submittable
 from worker.queues.base import Queue
 from worker.queues.memory import MemoryQueue
 from worker.settings import Settings
@@ -143,7 +143,6 @@ async def composed(
     )
     services = {
         "engine": service.run,
-        **({"desk": desk.run} if desk is not None else {}),
         "provisioning": provisioning.run,
         "models": lambda: _kept(models, tools),
         "watch": watch.run,
@@ -161,6 +160,7 @@ async def composed(
         lambda: _served(view, settings, on_listening),
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
+        lasting={"desk": desk.run} if desk is not None else {},
     )
 
 
@@ -190,16 +190,35 @@ def _desk(
         http.cancel_on_disconnect,
         key.get_secret_value().encode() if key is not None else b"",
     )
-    own = parts.queue if isinstance(parts.queue, MemoryQueue) else open_desk_queue(parts.node, parts.clock)
+    own = parts.queue
+    if not isinstance(own, MemoryQueue):
+        own = open_desk_queue(settings.queue, parts.node, parts.clock)
     sender = sender_of(settings, parts, stack, inline=settings.store.chosen != "s3")
-    return Desk(own, tools, status, rules, inline=storage.inline, notifier=sender)
+    elsewhere = _elsewhere(settings, parts, storage, stack)
+    return Desk(own, tools, status, rules, inline=storage.inline, notifier=sender, elsewhere=elsewhere)
+
+
+def _elsewhere(settings: Settings, parts: Opened, storage: Storages, stack: AsyncExitStack) -> Elsewhere:
+    """The submitting side of the configured queue, and the stores that tell of jobs of other replicas."""
+    own: object = parts.queue
+    producer = submittable(settings.queue, parts.queue, parts.clock)
+    if producer is not None and producer is not own:
+        stack.push_async_callback(producer.aclose)
+    return Elsewhere(producer, storage.archives)
 
 
 def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | None:
     if desk is None:
         return None
     engine = settings.engine
-    return Native(desk, tools.engine, tools.gate, engine.kind, options_allowed=engine.options == "allow")
+    return Native(
+        desk,
+        tools.engine,
+        tools.gate,
+        engine.kind,
+        options_allowed=engine.options == "allow",
+        job_timeout=engine.job_timeout,
+    )
 
 
 async def _kept(models: Cache | NoCache, tools: Tools) -> None:

@@ -39,7 +39,7 @@ class Supervisor:
     """Runs the services until a signal, a crash or an unfit node, then drains.
 
     ``http`` ends last, so that probes are answered to the end. A service that returns is over; one that raises
-    stops the process.
+    stops the process. The drain waits for the ``lasting`` ones too, which have something to tell when it begins.
     """
 
     def __init__(
@@ -52,11 +52,13 @@ class Supervisor:
         *,
         drain_timeout: timedelta,
         stop_at_once: Callable[[], None],
+        lasting: Mapping[str, Service] | None = None,
     ) -> None:
         self._status = status
         self._drain = drain
         self._intake = intake
         self._services = services
+        self._lasting = lasting or {}
         self._http = http
         self._drain_timeout_s = drain_timeout.total_seconds()
         self._stop_at_once = stop_at_once
@@ -74,14 +76,14 @@ class Supervisor:
         """Everything, until the end; the exit code says how it came."""
         http = asyncio.create_task(_service(self._http), name="service-http")
         intake = asyncio.create_task(self._intake.run(), name="service-intake")
-        others = {asyncio.create_task(_service(run), name=f"service-{name}") for name, run in self._services.items()}
+        lasting, others = _started(self._lasting), _started(self._services)
         try:
             with self._signals():
-                code = await self._until_over({http, intake, *others})
-                await self._drained(intake)
+                code = await self._until_over({http, intake, *lasting, *others})
+                await self._drained({intake, *lasting})
         finally:
             await self._intake.aclose()
-            await cancel_all({intake, *others})
+            await cancel_all({intake, *lasting, *others})
             self._status.move(Phase.STOPPED)
             await cancel_all({http})
         log.info("stopped", exit_code=int(code))
@@ -122,14 +124,14 @@ class Supervisor:
                 self._status.stuck(f"{service.get_name()}_broke")
                 return ExitCode.INTERNAL
 
-    async def _drained(self, intake: asyncio.Task[None]) -> None:
+    async def _drained(self, lasting: set[asyncio.Task[None]]) -> None:
         """Give back what cannot finish, let finish what can, and settle both."""
         deadline = asyncio.get_running_loop().time() + self._drain_timeout_s
         self._status.move(Phase.DRAINING, "draining")
         self._drain.begin(deadline)
         try:
             async with asyncio.timeout_at(deadline + SETTLE_GRACE_S):
-                await asyncio.wait({intake})
+                await asyncio.wait(lasting)
         except TimeoutError:
             log.warning("drain_incomplete")
 
@@ -149,6 +151,10 @@ class Supervisor:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def _started(services: Mapping[str, Service]) -> set[asyncio.Task[None]]:
+    return {asyncio.create_task(_service(run), name=f"service-{name}") for name, run in services.items()}
 
 
 async def _service(run: Service) -> None:

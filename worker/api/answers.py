@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from worker.desk import Desk, Ended, Ticket
-from worker.desk.refusals import TooManyPending
+from worker.desk.refusals import JobOver, NoSharedState, TooManyPending, UnknownHere
 from worker.errors import (
     Expired,
     Fault,
@@ -55,8 +55,13 @@ async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
     """Wait for a job until it has ended.
 
     Raises `Late` once ``WORKER_HTTP_TIMEOUT`` is over, and `Gone` when the caller went away; then his job is
-    cancelled, unless the operator wants it done all the same.
+    cancelled, unless the operator wants it done all the same, or somebody else waits for it or was promised it.
     """
+    with ticket.awaited():
+        return await _ended(request, desk, ticket)
+
+
+async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
     timeout = desk.rules.timeout
     over = asyncio.create_task(ticket.over(), name=f"wait-{ticket.id}")
     away = asyncio.create_task(_away(request), name=f"watch-{ticket.id}")
@@ -67,7 +72,7 @@ async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
             return over.result()
         if not away.done():
             raise Late
-        if desk.rules.cancel_on_disconnect:
+        if desk.rules.cancel_on_disconnect and ticket.waits and ticket.waiters == 1:
             await desk.cancel(ticket.id)
         raise Gone
     finally:
@@ -109,8 +114,10 @@ def _status(error: WorkerError) -> int:
     match error:
         case TooManyPending():
             return 429
-        case JobCancelled() | IdConflict():
+        case JobCancelled() | IdConflict() | NoSharedState() | JobOver():
             return 409
+        case UnknownHere():
+            return 404
         case UnsupportedDocument():
             return 422
     return 408 if error.code in _TIMES else _STATUS_OF_FAULT[error.fault]

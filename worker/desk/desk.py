@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import pydantic_core
 import structlog
 
+from worker.desk import asking
+from worker.desk.asking import Asked, owner_of
+from worker.desk.elsewhere import Elsewhere
 from worker.desk.hints import Hints
+from worker.desk.messages import Messages
 from worker.desk.notifier import DeskNotifier
-from worker.desk.refusals import NotReady, TooManyPending
+from worker.desk.refusals import NoSharedState, NotReady, TooManyPending
 from worker.desk.room import UNMEASURED_S, Line, Load, Room, Usual, size_of
-from worker.desk.stores import DeskStores
+from worker.desk.states import State, queued
+from worker.desk.stores import SHARED, DeskStores
 from worker.desk.tickets import Ended, Ticket, Tickets
 from worker.drain import remaining
 from worker.errors import Draining, IdConflict, JobCancelled, WorkerError
-from worker.job import Limits, parse, usable_id
+from worker.job import Job, Limits, usable_id
 from worker.live import Hop, LiveJob
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
@@ -30,18 +35,19 @@ from worker.result import ErrorResult, Result
 from worker.settlement import worker_of
 from worker.status import Phase, Status
 from worker.storage.base import Storage
-from worker.tasks import gather_bare
+from worker.tasks import first_of
 from worker.tools import Tools
 from worker.webhooks import Notifier
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 SYNCHRONOUS = Policy(max_attempts=2, max_deliveries=2)
 """A job whose caller waits is tried once more after it was given back, then answered."""
 
-LARGE = 1_000_000
 RETRY_AFTER = timedelta(seconds=5)
+
+OUTAGE_S = 60.0
+"""How long callers who wait are kept while the worker takes no jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,10 @@ class Rules:
 
 
 class Desk:
-    """``queue`` is received from by intake like any other, with the tools that `outfitted` gives."""
+    """``queue`` is received from by intake like any other, with the tools that `outfitted` gives.
+
+    ``tools`` are the worker's own; jobs whose callers do not wait go ``elsewhere`` where they can.
+    """
 
     def __init__(
         self,
@@ -68,30 +77,33 @@ class Desk:
         *,
         inline: Storage,
         notifier: Notifier,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.queue = queue
         self.rules = rules
         self.tickets = Tickets()
-        self._tools = tools
+        self.tools = tools
+        self.elsewhere = elsewhere or Elsewhere()
         self._status = status
         self._room = Room(rules.max_pending, rules.max_wait.total_seconds())
         self._line, self._usual = Line(), Usual()
         self._hints = Hints(tools)
         self._stores = DeskStores(tools.bench.stores, inline, self.tickets)
         self._notifier = DeskNotifier(notifier, self.tickets, self._settled)
+        self._messages = Messages(tools, queue, self._stores, self._notifier)
         queue.on_end = self._ended
 
     def outfitted(self) -> Tools:
         """The tools of the desk's own jobs."""
-        bench = replace(self._tools.bench, queue=self.queue, stores=self._stores, sender=self._notifier)
-        return replace(self._tools, bench=bench)
+        bench = replace(self.tools.bench, queue=self.queue, stores=self._stores, sender=self._notifier)
+        return replace(self.tools, bench=bench)
 
     @property
     def load(self) -> Load:
         """What stands before a job that comes now."""
-        now, pace = asyncio.get_running_loop().time(), self._tools.pace
+        now, pace = asyncio.get_running_loop().time(), self.tools.pace
         each_s = UNMEASURED_S if pace.generate_s is None else pace.generate_s
-        held = list(self._tools.live)
+        held = list(self.tools.live)
         ours = {job.id for job in held}
         waiting = [ticket for ticket in self.tickets if ticket.id not in ours]
         ready = [job for job in held if not job.hop.is_past_engine and job.hop is not Hop.GENERATE]
@@ -123,63 +135,162 @@ class Desk:
         """Take a job in; asked again with the same ``key`` (`Idempotency-Key`), the ticket of the first time.
 
         The document's own id is only what the caller calls it. Raises `InvalidJob`, `UnsupportedDocument`,
-        `IdConflict` for a key that stands for another document, `NotReady` and `TooManyPending`.
+        `IdConflict` for a key that stands for another document, `NotReady`, `Draining` and `TooManyPending`.
+        """
+        asked = await asking.read(await self.followed(document), self._id_of(key), self.rules.limits)
+        known = self._joined(asked, waits=waits)
+        if known is not None:
+            return known
+        return await self._taken(
+            asked, waits=waits, seen=key is not None, native=native, store=store, notifier=notifier
+        )
+
+    async def accept(self, document: Mapping[str, Any], *, key: str | None = None) -> State:
+        """Take a job in whose caller does not wait: it goes to the configured queue, else it is held here.
+
+        The queue knows it by the caller's id, where it has one. Raises as `take`, `UrlForbidden` for a webhook that
+        could never be sent, `QueueUnavailable`, and `NoSharedState` for a job that is held here though nothing could
+        tell how it ended once this worker is gone.
         """
         job_id = self._id_of(key)
-        whole = {**document, "id": job_id}
-        job = await _in_thread_if_large(document, lambda: parse(whole, fallback_id=job_id, limits=self.rules.limits))
-        known = self.tickets.find(job_id)
-        if known is not None:
-            if known.fingerprint != job.sha256:
-                raise IdConflict("this key stands for another document")
-            return known
-        size = size_of(job)
-        waits_for_others = self._check_open(size)
-        client_id = usable_id(document.get("id"))
-        ticket = Ticket(job_id, job.sha256, waits, client_id, native, store, notifier, size=size)
-        self.tickets.add(ticket)
-        try:
-            body = await _in_thread_if_large(document, lambda: pydantic_core.to_json(whole))
-            await self.queue.submit(
-                job_id,
-                body,
-                priority=job.priority,
-                policy=SYNCHRONOUS if waits else None,
-                client_id=ticket.client_id,
-                seen=key is not None,
-            )
-        except BaseException:
-            self.tickets.drop(job_id)
-            raise
-        if waits_for_others:
-            self._hints.note(job)
-        log.info("job_taken", job=job_id, client_id=ticket.client_id, waits=waits)
-        return ticket
+        if self.elsewhere.takes_jobs and self.tickets.find(job_id) is None:
+            return await self._passed_on(document, usable_id(document.get("id")) or job_id)
+        asked = await asking.read(await self.followed(document), job_id, self.rules.limits)
+        ticket = self._joined(asked, waits=False)
+        if ticket is None:
+            await self._accepts(asked.job)
+            if self._stores.of(asked.job).name not in SHARED and not self._notifier.wants("succeeded", asked.job):
+                raise NoSharedState
+            ticket = self._joined(asked, waits=False) or await self._taken(asked, waits=False, seen=key is not None)
+        status = "waiting" if ticket.ended is None else ticket.ended.result.status
+        return State(id=ticket.id, client_id=ticket.client_id, status=status)
+
+    async def followed(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `asking.followed`."""
+        return await asking.followed(document, self.tools.inputs, self.rules.limits)
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job of the desk, waiting or running; False when it is none, or over."""
-        if self.tickets.find(job_id) not in tuple(self.tickets):
+        ticket = self.tickets.find(job_id)
+        if ticket is None or ticket.ended is not None:
             return False
         withdrawn = await self.queue.cancel(job_id)
-        return self._tools.live.cancel(job_id) or withdrawn
+        return self.tools.live.cancel(job_id) or withdrawn
 
     async def run(self) -> None:
-        """A service: models of waiting jobs are fetched ahead until the drain begins; then callers whose jobs are not
-        held any more are told so."""
-        await gather_bare([self._hints.run(), self._turned_away()], name="desk")
+        """A service, over once the drain has begun and everybody has been told what it means for his job.
 
-    async def _turned_away(self) -> None:
-        await self._tools.drain.beginning()
+        Until then models of waiting jobs are fetched ahead, and callers who wait are told so when nothing is done for
+        their jobs for long.
+        """
+        try:
+            await first_of(self._hints.run(), self._kept_waiting(), self.tools.drain.beginning())
+            while tuple(self.tickets):
+                self._turn_away(Draining(), [ticket for ticket in self.tickets if self.held(ticket.id) is None])
+                if tuple(self.tickets):
+                    await self.tools.live.changed()
+            await self._messages.told()
+        finally:
+            self._turn_away(Draining(), list(self.tickets))
+            await self._messages.aclose()
+
+    async def _kept_waiting(self) -> None:
+        """Callers who wait are told after a while that the worker takes no jobs."""
         while True:
-            held = {job.id for job in self._tools.live}
-            for ticket in self.tickets:
-                if ticket.id not in held:
-                    self.tickets.end(ticket.id, Ended(self._failed(ticket, Draining())))
-            await self._tools.live.changed()
+            while self._is_ready():
+                await self._status.changed()
+            try:
+                async with asyncio.timeout(OUTAGE_S):
+                    while not self._is_ready():
+                        await self._status.changed()
+            except TimeoutError:
+                waiting = [ticket for ticket in self.tickets if ticket.waits and self.held(ticket.id) is None]
+                self._turn_away(self._not_ready(), waiting)
+                for ticket in waiting:
+                    await self.queue.cancel(ticket.id)
+
+    def _turn_away(self, error: WorkerError, tickets: list[Ticket]) -> None:
+        """End jobs that nobody will work on here; of those whose callers do not wait, the owners are told."""
+        for ticket in tickets:
+            result = self._failed(ticket, error)
+            self._hints.forget(ticket.id)
+            self.tickets.end(ticket.id, Ended(result))
+            if not ticket.waits and ticket.owner is not None:
+                self._messages.tell(ticket.owner, result)
 
     def held(self, job_id: str) -> LiveJob | None:
         """The job as it is at work here; None where it waits, or is over."""
-        return next((job for job in self._tools.live if job.id == job_id), None)
+        return next((job for job in self.tools.live if job.id == job_id), None)
+
+    def _joined(self, asked: Asked, *, waits: bool) -> Ticket | None:
+        """The ticket that stands for this very job; None where it is new, or worth trying again."""
+        known = self.tickets.find(asked.job.id)
+        if known is None:
+            return None
+        if known.fingerprint != asked.job.sha256:
+            raise IdConflict("this key stands for another document")
+        if not known.answers(asked.whole) and not self.tickets.is_closing(known.id):
+            return None
+        known.waits = known.waits and waits
+        return known
+
+    async def _taken(
+        self,
+        asked: Asked,
+        *,
+        waits: bool,
+        seen: bool,
+        native: bool = False,
+        store: Storage | None = None,
+        notifier: Notifier | None = None,
+    ) -> Ticket:
+        job = asked.job
+        size = size_of(job)
+        waits_for_others = self._check_open(size)
+        ticket = Ticket(
+            job.id,
+            job.sha256,
+            waits,
+            asked.client_id,
+            native,
+            store,
+            notifier,
+            size=size,
+            whole=asked.whole,
+            owner=owner_of(job),
+        )
+        self.tickets.add(ticket)
+        await self.queue.submit(
+            job.id,
+            asked.body,
+            priority=job.priority,
+            policy=SYNCHRONOUS if waits else None,
+            client_id=ticket.client_id,
+            seen=seen,
+        )
+        if waits_for_others:
+            self._hints.note(job)
+        log.info("job_taken", job=job.id, client_id=ticket.client_id, waits=waits)
+        return ticket
+
+    async def _passed_on(self, document: Mapping[str, Any], job_id: str) -> State:
+        """Submit a job to the configured queue; one that only points at the real document goes as it is."""
+        client_id = usable_id(document.get("id"))
+        if asking.pointer_in(document) is not None:
+            body, priority = pydantic_core.to_json({"job_url": document["job_url"]}), 0
+        else:
+            asked = await asking.read(document, job_id, self.rules.limits)
+            await self._accepts(asked.job)
+            body, priority = asked.body, asked.job.priority
+        if await self.elsewhere.submit(job_id, body, priority=priority):
+            log.info("job_passed_on", job=job_id)
+            return State(id=job_id, client_id=client_id, status="waiting")
+        known = await self.elsewhere.queued(job_id)
+        return State(id=job_id, client_id=client_id, status="waiting" if known is None else queued(known).status)
+
+    async def _accepts(self, job: Job) -> None:
+        await self._notifier.accepts(job)
+        await self.tools.inputs.allows(job)
 
     def _id_of(self, key: str | None) -> str:
         if key is None:
@@ -192,9 +303,10 @@ class Desk:
 
         Raises `NotReady`, and `TooManyPending` where it would have to wait too long.
         """
-        if self._status.phase is not Phase.READY:
-            reasons = ", ".join(self._status.reasons) or str(self._status.phase)
-            raise NotReady(f"this worker takes no jobs now: {reasons}", retry_after=RETRY_AFTER)
+        if self.tools.drain.begun:
+            raise Draining("this worker is being stopped", retry_after=RETRY_AFTER)
+        if not self._is_ready():
+            raise self._not_ready()
         load = self.load
         soonest_s = self._room.retry_after_s(load, self._usual.estimate_s(size, load.each_s))
         if soonest_s is None:
@@ -204,6 +316,13 @@ class Desk:
         now = asyncio.get_running_loop().time()
         raise TooManyPending(retry_after=timedelta(seconds=self._line.place_s(soonest_s, each_s=load.each_s, now=now)))
 
+    def _is_ready(self) -> bool:
+        return self._status.phase is Phase.READY
+
+    def _not_ready(self) -> NotReady:
+        reasons = ", ".join(self._status.reasons) or str(self._status.phase)
+        return NotReady(f"this worker takes no jobs now: {reasons}", retry_after=RETRY_AFTER)
+
     def _settled(self, result: Result) -> None:
         """A result is safe, though its webhook is not yet sent."""
         self._end(result.id, result)
@@ -212,8 +331,14 @@ class Desk:
         """The queue is done with a job."""
         self.queue.forget(state.id)
         ticket = self.tickets.find(state.id)
-        if ticket is not None:
-            self._end(state.id, state.result or self._failed(ticket, JobCancelled()))
+        if ticket is None:
+            return
+        withdrawn = ticket.ended is None and state.result is None
+        result = state.result or self._failed(ticket, JobCancelled())
+        self._end(state.id, result)
+        if withdrawn and not ticket.waits and ticket.owner is not None:
+            self._messages.tell(ticket.owner, result)
+        self.tickets.close(state.id)
 
     def _end(self, job_id: str, result: Result) -> None:
         ticket = self.tickets.find(job_id)
@@ -226,7 +351,7 @@ class Desk:
 
     def _failed(self, ticket: Ticket, error: WorkerError) -> Result:
         """The result of a job that no delivery ended."""
-        bench = self._tools.bench
+        bench = self.tools.bench
         now = bench.clock.now()
         return Result(
             id=ticket.id,
@@ -234,24 +359,8 @@ class Desk:
             status="cancelled" if isinstance(error, JobCancelled) else "failed",
             error=ErrorResult(code=error.code, message=error.message, retryable=error.retryable, fault=error.fault),
             worker=worker_of(bench.identity),
+            job_sha256=ticket.fingerprint,
+            metadata=None if ticket.owner is None else ticket.owner.metadata,
             created_at=now,
             finished_at=now,
         )
-
-
-async def _in_thread_if_large(document: Mapping[str, Any], work: Callable[[], T]) -> T:
-    """Documents that hold images are read and written beside the event loop."""
-    large = sum(len(value) for value in _texts(document)) > LARGE
-    return await asyncio.to_thread(work) if large else work()
-
-
-def _texts(document: Any) -> Iterator[str]:
-    """Every text in a document."""
-    if isinstance(document, str):
-        yield document
-    elif isinstance(document, Mapping):
-        for value in document.values():
-            yield from _texts(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from _texts(value)

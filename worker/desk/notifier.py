@@ -1,4 +1,4 @@
-"""Who tells the owners of HTTP jobs how they ended: the caller who waits hears it first."""
+"""Who tells the owners of HTTP jobs how they ended: those who wait hear it first."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class DeskNotifier:
     async def send(
         self, event: str, job: Job, result: Result, *, before_try: Callable[[], Awaitable[None]] | None = None
     ) -> tuple[str, ...]:
-        ticket = self._tickets.find(job.id)
-        if ticket is not None and ticket.waits:
-            self._on_settled(result)
+        self._on_settled(result)
         return await self._of(job).send(event, job, result, before_try=before_try)
 
     def updates(self, job: Job) -> AbstractAsyncContextManager[Updates]:

@@ -21,7 +21,7 @@ def open_queue(settings: QueueSettings, node: Node, clock: Clock) -> Queue:
     """The configured queue, for the worker that ``node`` is. Nothing is touched before its first use."""
     match settings.kind:
         case "none":
-            return open_desk_queue(node, clock)
+            return open_desk_queue(settings, node, clock)
         case "sqlite":
             from worker.queues.sqlite import SqliteQueue
 
@@ -35,11 +35,29 @@ def open_queue(settings: QueueSettings, node: Node, clock: Clock) -> Queue:
             assert_never(unknown)
 
 
-def open_desk_queue(node: Node, clock: Clock) -> MemoryQueue:
-    """The queue of jobs that come over HTTP."""
+def open_desk_queue(settings: QueueSettings, node: Node, clock: Clock) -> MemoryQueue:
+    """The queue of jobs that come over HTTP, under the limits of the configured one."""
     from worker.queues.memory import MemoryQueue
 
-    return MemoryQueue(clock, worker=node.identity.id, can_delay=False)
+    return MemoryQueue(clock, worker=node.identity.id, policy=_policy(settings), can_delay=False)
+
+
+def submittable(settings: QueueSettings, queue: Queue | None, clock: Clock) -> Producer | None:
+    """The submitting side beside a worker's ``queue``, which it may be itself; None where nothing may be submitted.
+
+    The caller closes one that is not ``queue``.
+    """
+    match settings.kind:
+        case "none":
+            return None
+        case "sqlite":
+            from worker.queues.sqlite import SqliteProducer
+
+            return queue if isinstance(queue, SqliteProducer) else open_producer(settings, clock)
+        case "availability":
+            return None if settings.availability_user_token is None else open_producer(settings, clock)
+        case unknown:
+            assert_never(unknown)
 
 
 def open_producer(settings: QueueSettings, clock: Clock) -> Producer:
