@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import jobs, page, previews, probes, status, workflows
+from worker.api import fooocus, jobs, page, previews, probes, sdapi, status, workflows
 from worker.api.auth import KeyCheck
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
@@ -71,6 +71,10 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     if native is not None:
         guarded.include_router(jobs.routes(native.desk))
         guarded.include_router(workflows.routes(native.desk, view.workflows))
+        if native.may_be(*sdapi.NAMES):
+            guarded.include_router(sdapi.routes(native))
+        if native.may_be(*fooocus.NAMES):
+            guarded.include_router(fooocus.routes(native))
     if view.models is not None:
         guarded.include_router(models_routes(view.models))
 

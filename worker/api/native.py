@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
-from fastapi import HTTPException
+import pybase64
+from fastapi import HTTPException, Request, Response
+from fastapi.responses import JSONResponse
 
-from worker.desk import Desk
+from worker.api.answers import Gone, Late, ended, failed, late, refused
+from worker.desk import Desk, Ended
 from worker.engines.base import Engine
+from worker.errors import FieldError, InvalidJob, WorkerError
 from worker.gate import Gate
+from worker.live import Hop
+from worker.result import Result
 from worker.settings.groups import EngineKind
+from worker.web.problems import Problem
+
+OURS = frozenset({"id", "checkpoint", "models", "output", "webhook", "timeout", "deadline", "priority", "metadata"})
+"""Fields of the job document that may stand beside a server's own; no server has one of these names."""
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "As the server answers", "content": {"application/json": {}}},
+    202: {"description": "Its owner is told by webhook", "content": {"application/json": {}}},
+    **{
+        status: {"model": Problem, "description": said}
+        for status, said in {
+            408: "It took too long, or came too late",
+            409: "It was cancelled, or its key stands for another request",
+            413: "The body is too large",
+            422: "It can never succeed as it is",
+            429: "Too many jobs wait",
+            500: "A fault of the worker",
+            503: "It may succeed later, or elsewhere",
+            504: "It takes longer than an answer may, and goes on",
+        }.items()
+    },
+}
+"""What endpoints answer that have a job done."""
+
+NOBODY = Response(status_code=499)
+"""What a caller who went away is not told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Native:
     """The server behind the worker. ``kind`` is the configured one; which it is tells ``engine.name`` in the end.
 
-    ``options_allowed``: requests may change the server's global settings.
+    ``options_allowed``: requests may change the server's global settings. ``job_timeout`` is how long the server may
+    work on one request.
     """
 
     desk: Desk
@@ -25,6 +60,7 @@ class Native:
     gate: Gate
     kind: EngineKind
     options_allowed: bool = False
+    job_timeout: timedelta = timedelta(minutes=10)
 
     def may_be(self, *names: str) -> bool:
         """Whether endpoints of such a server are worth having: it is one, or what it is is yet to be found out."""
@@ -38,3 +74,79 @@ class Native:
                 raise HTTPException(404, f"the server here is {self.engine.name}, which has no such endpoint")
 
         return check
+
+    async def stop_running(self) -> bool:
+        """Cancel the HTTP job that generates now; jobs of a queue are not the callers' to stop. Whether there was one.
+
+        Its own caller is told so: a picture that was cut short is none.
+        """
+        for ticket in self.desk.tickets:
+            held = self.desk.held(ticket.id)
+            if held is not None and held.hop is Hop.GENERATE:
+                return await self.desk.cancel(ticket.id)
+        return False
+
+
+def document_of_request(body: Mapping[str, Any], endpoint: str) -> dict[str, Any]:
+    """The job document of a native body, and of what stands of ours beside it."""
+    native = {key: value for key, value in body.items() if key not in OURS}
+    return {**{key: value for key, value in body.items() if key in OURS}, "request": native, "endpoint": endpoint}
+
+
+async def done(
+    request: Request, native: Native, document: Mapping[str, Any], *, made_here: bool = True
+) -> Ended | Response:
+    """How the job ended that succeeded, or what its caller is to be answered instead.
+
+    ``made_here``: nothing is stored unless the document names a place, and `Ended.made` has what was made.
+    """
+    desk, key = native.desk, request.headers.get("idempotency-key")
+    try:
+        ticket = await desk.take(document, waits=True, native=made_here, key=key)
+        end = await ended(request, desk, ticket)
+    except WorkerError as error:
+        return refused(as_the_caller_wrote(error))
+    except Late:
+        return late(ticket)
+    except Gone:
+        return NOBODY
+    return end if end.result.status == "succeeded" else failed(told_to_the_caller(end.result))
+
+
+async def accepted(request: Request, native: Native, document: Mapping[str, Any]) -> Response:
+    """Take a job in whose owner is told by webhook: 202 with its id."""
+    try:
+        state = await native.desk.accept(document, key=request.headers.get("idempotency-key"))
+    except WorkerError as error:
+        return refused(as_the_caller_wrote(error))
+    return JSONResponse(state.model_dump(mode="json", exclude_none=True), 202)
+
+
+def as_the_caller_wrote(error: WorkerError) -> WorkerError:
+    """The error with the fields by the names that the caller gave them."""
+    if not isinstance(error, InvalidJob):
+        return error
+    return InvalidJob(errors=tuple(FieldError(_bare(one.field), one.message) for one in error.errors))
+
+
+def told_to_the_caller(result: Result) -> Result:
+    """The result with the fields in its error by the names that the caller gave them."""
+    if result.error is None:
+        return result
+    error = result.error.model_copy(update={"message": result.error.message.replace("request.", "")})
+    return result.model_copy(update={"error": error})
+
+
+def _bare(field: str) -> str:
+    return field.removeprefix("request.")
+
+
+def pictures(end: Ended) -> list[bytes]:
+    """The images that were made, as base64, in their order; the empty text for one that lies elsewhere alone.
+
+    To be called in a thread.
+    """
+    if end.made is None:
+        return [(image.base64 or "").encode("ascii") for image in end.result.images]
+    images = {image.index for image in end.result.images}
+    return [pybase64.b64encode(artifact.data) for artifact in end.made.artifacts if artifact.index in images]
