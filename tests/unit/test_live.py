@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.virtual import elapse, virtual
 from worker.errors import JobCancelled
-from worker.live import INSTANT_S, Hop, Live
+from worker.live import INSTANT_S, RECENT_MOST, SPANS_MOST, Hop, Live, Past, Span
 from worker.metrics import HOP_SECONDS, Metrics
 from worker.stages import StageClock
 from worker.tasks import cancel_all
@@ -161,6 +161,56 @@ async def test_who_waits_in_vain_is_parked_no_more() -> None:
         with pytest.raises(JobCancelled), job.parking():
             await after(1, job.cancelled())
         assert (job.parked, job.models_s) == (False, 1)
+
+
+@virtual
+async def test_the_last_jobs_are_remembered_with_their_hops() -> None:
+    """When each hop began and ended, and how the job did; one of which nobody said how was abandoned."""
+    live, metrics = Live(), Metrics()
+    with live.holding("a") as job:
+        clock = StageClock(job, metrics)
+        with clock.hop(Hop.MODELS):
+            await elapse(2)
+        await elapse(1)
+        with clock.hop(Hop.GENERATE):
+            await elapse(4)
+        job.ended("failed", "engine_oom")
+    with live.holding("b"):
+        await elapse(1)
+    began = live.recent[0].since
+    spans = (Span(Hop.MODELS, began, began + 2), Span(Hop.GENERATE, began + 3, began + 7))
+    assert list(live.recent) == [
+        Past("a", "failed", "engine_oom", began, began + 7, spans),
+        Past("b", "abandoned", None, began + 7, began + 8, ()),
+    ]
+
+
+@virtual
+async def test_little_is_remembered() -> None:
+    """So many jobs, and so many hops of each, however long the worker runs."""
+    live = Live()
+    for number in range(RECENT_MOST + 1):
+        with live.holding(f"job-{number}") as job:
+            for _ in range(SPANS_MOST + 1):
+                job.passed(Span(Hop.UPLOAD, 0, 1))
+    assert [len(live.recent), live.recent[0].id, len(live.recent[0].spans)] == [RECENT_MOST, "job-1", SPANS_MOST]
+
+
+@virtual
+async def test_a_look_is_offered_only_during_its_hop() -> None:
+    """What the server shows belongs to the generation that runs."""
+
+    async def look() -> bytes:
+        return b""
+
+    offered = []
+    with Live().holding("a") as job:
+        for news in (look, None, look):
+            job.report(0.5, None, news)
+            offered.append(job.preview)
+        job.enter(Hop.IMAGES)
+        offered.append(job.preview)
+    assert offered == [look, None, look, None]
 
 
 async def after(seconds: float, then: Coroutine[Any, Any, None]) -> None:

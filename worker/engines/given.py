@@ -35,6 +35,14 @@ def decoded(value: str, *, field: str) -> bytes:
     return data
 
 
+def looked(value: Any) -> bytes | None:
+    """A picture that a server puts into a document as base64; None where it is none."""
+    try:
+        return decoded(value, field="") if isinstance(value, str) and value else None
+    except InvalidJob:
+        return None
+
+
 def provided(refs: Sequence[InputRef], images: Mapping[str, bytes]) -> dict[str, bytes]:
     """Every image by its field: as it was provided, else from the job itself where it stands there as base64.
 

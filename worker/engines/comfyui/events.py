@@ -18,6 +18,9 @@ PREVIEW = 1
 PICTURES = frozenset({1, 2})
 """JPEG and PNG, as binary frames name them."""
 
+PREVIEW_MOST = 1_000_000
+"""Bytes of a preview that are kept; the server's own are some 25 kB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -51,6 +54,8 @@ class Track:
     cached: tuple[str, ...] = ()
     executed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     frames: dict[str, list[bytes]] = field(default_factory=dict)
+    preview: bytes | None = field(default=None, repr=False)
+    """The newest look at a picture in the making, where the server was started to send such."""
     _sampling: str | None = None
     _done: int = 0
     _finished: int = 0
@@ -127,12 +132,22 @@ class Track:
         self.step, self.steps = int(value), int(most)
 
     def _frame(self, data: bytes) -> None:
-        """A picture of the node at work; the frame itself names neither node nor prompt."""
-        if len(data) < 8 or self.node is None or self.node not in self.plan.senders:
+        """A picture of the node at work; the frame itself names neither node nor prompt.
+
+        It is a result when the node is one that sends its pictures so, and else a preview.
+        """
+        if len(data) < 8 or self.node is None:
             return
         event, kind = struct.unpack(">II", data[:8])
-        if event == PREVIEW and kind in PICTURES:
+        if event != PREVIEW or kind not in PICTURES:
+            return
+        if self.node in self.plan.senders:
             self.frames.setdefault(self.node, []).append(data[8:])
+        elif len(data) <= PREVIEW_MOST:
+            self.preview = data[8:]
+
+    async def look(self) -> bytes | None:
+        return self.preview
 
     def report(self, eta_s: float | None) -> ProgressReport:
         """How far it is; the fraction never falls, whatever the server says."""
@@ -143,6 +158,7 @@ class Track:
             steps=self.steps or None,
             eta_s=eta_s,
             sampling=self.step > 0 or self._done > 0,
+            preview=self.look if self.preview is not None else None,
         )
 
     def _share(self) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -201,6 +202,8 @@ class Run:
         shown = self._experience.of(request.kind)
         watchdog = Watchdog(loop.time(), settings.load_timeout, settings.stall_timeout, shown)
         reading: Reading | None = None
+        advanced = request.body.get("advanced_params") or {}
+        look = partial(server.preview, job) if advanced.get("disable_preview") is False else None
         first_in_line = loop.time()
         while True:
             await asyncio.sleep(self._pace.poll_s)
@@ -216,7 +219,7 @@ class Run:
                 raise EngineStalled(dead)
             watchdog.see(reading, now)
             if reading is not None:
-                on_progress(reading.report)
+                on_progress(replace(reading.report, preview=look if reading.step else None))
         submission.over = self._works = True
         if _stage(document) == "SUCCESS":
             watchdog.ended(now)

@@ -15,6 +15,7 @@ from worker.engines.client import Client
 from worker.engines.fooocus.dialects import CLEAN, HISTORY
 from worker.engines.fooocus.failure import checked
 from worker.engines.fooocus.inventory import Inventory, inventory_of
+from worker.engines.given import looked
 from worker.errors import EngineCrashed, OutputEmpty
 
 MODELS = "/v1/engines/all-models"
@@ -84,6 +85,12 @@ class Server:
         if answer.status == 404 and isinstance(document, dict) and document.get("job_type") == "Not Found":
             return None
         return _sound(answer).json
+
+    async def preview(self, job: str) -> bytes | None:
+        """The picture of a running job as it is by now, where it was not told to make none."""
+        query = f"job_id={quote(job, safe='')}&require_step_preview=true"
+        document = (await self._client.get(f"/v1/generation/query-job?{query}")).json
+        return looked(document.get("job_step_preview")) if isinstance(document, dict) else None
 
     async def stop(self) -> None:
         """Interrupt what runs at its next step; where nothing runs, the next job is hit at its first."""

@@ -46,7 +46,7 @@ def translate(job: Job, inventory: Inventory, limits: Limits) -> Work:
     checkpoint = _settle_checkpoint(draft, job, inventory)
     check_prompts(draft, inventory)
     advanced = dict(draft.body.get("advanced_params") or {})
-    draft.body["advanced_params"] = advanced | {"disable_preview": True}
+    draft.body["advanced_params"] = {"disable_preview": True} | advanced
     draft.body |= _OURS
     steps = _steps(draft)
     limits.check_steps(steps, field=_field(draft, "steps", "advanced_params.overwrite_step"))

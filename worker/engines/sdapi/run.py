@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -120,7 +120,9 @@ class Run:
         post = asyncio.create_task(server.submit(endpoint, body), name="engine-submit")
         try:
             answer = await run_guarded(
-                _result(post), self._watch(server, watchdog, on_progress), name="engine-generate"
+                _result(post),
+                self._watch(server, watchdog, offering(on_progress, server, body)),
+                name="engine-generate",
             )
         finally:
             if not post.done():
@@ -165,6 +167,14 @@ class Run:
             log.info("engine_interrupted", ended=error.message)
         pulse = await pulse_or_none(server)
         self._leftover = pulse.signature if pulse is not None and pulse.busy else None
+
+
+def offering(on_progress: Progress, server: Server, body: Mapping[str, Any]) -> Progress:
+    """With looks at the picture where the job switches live previews on itself, and none can become the result."""
+    overrides = body.get("override_settings") or {}
+    if server.dialect.swallows or overrides.get("live_previews_enable") is not True:
+        return on_progress
+    return lambda report: on_progress(replace(report, preview=server.preview if report.sampling else None))
 
 
 def _loads(pulse: Pulse) -> bool:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from worker.engines.answer import Answer
 from worker.engines.client import Client
+from worker.engines.given import looked
 from worker.engines.sdapi import names
 from worker.engines.sdapi.dialects import OTHERWISE, PROBES, Dialect
 from worker.engines.sdapi.failure import checked
@@ -80,6 +81,11 @@ class Server:
         if not state.ok:
             return None
         return from_status(state.json) if self.dialect.reports_status else from_progress(state.json)
+
+    async def preview(self) -> bytes | None:
+        """The picture as it is by now, where live previews are on. Never to be asked of SD.Next: see `state`."""
+        answer = await self._client.get(API + "progress")
+        return looked(answer.json.get("current_image")) if isinstance(answer.json, dict) else None
 
     async def interrupt(self) -> None:
         """Stop whatever runs now. It is lost on a request that still waits or loads: to be repeated."""

@@ -115,7 +115,8 @@ def _job_gets(parts: Parts) -> dict[str, Handler]:
         job = machine.find(request.query_params.get("job_id", ""))
         if job is None:
             return JSONResponse(_document(parts, None), status_code=404)
-        return JSONResponse(await asyncio.to_thread(_document, parts, job))
+        look = request.query_params.get("require_step_preview", "").lower() == "true"
+        return JSONResponse(await asyncio.to_thread(_document, parts, job, look=look))
 
     async def queue(_: Request) -> Response:
         waiting, finished = len(machine.queue), len(machine.history)
@@ -250,7 +251,7 @@ def _full(job: Job) -> Response:
     return JSONResponse({**answer, "job_status": None, "job_step_preview": None, "job_result": [reason]})
 
 
-def _document(parts: Parts, job: Job | None) -> dict[str, Any]:
+def _document(parts: Parts, job: Job | None, *, look: bool = False) -> dict[str, Any]:
     """What ``query-job`` answers; of a failed job nothing but that it failed."""
     if job is None:
         unknown = {"job_id": "", "job_type": "Not Found", "job_stage": "ERROR", "job_progress": 0}
@@ -262,9 +263,16 @@ def _document(parts: Parts, job: Job | None) -> dict[str, Any]:
         "job_stage": job.stage,
         "job_progress": job.progress,
         "job_status": job.status,
-        "job_step_preview": None,
+        "job_step_preview": _look(job) if look and not job.finished else None,
         "job_result": [_result(parts, job, p) for p in job.pictures or ()] if done else None,
     }
+
+
+def _look(job: Job) -> str | None:
+    """A small picture of the step, unless the job was told to make none."""
+    if job.body.advanced_params.disable_preview or "Step " not in (job.status or ""):
+        return None
+    return pictures.to_base64(pictures.encode(pictures.draw(job.id, 64, 64), "png", 80, ""))
 
 
 def _result(parts: Parts, job: Job, picture: Picture) -> dict[str, Any]:
