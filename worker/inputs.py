@@ -1,4 +1,5 @@
-"""Fetches what a job names beside its models: the document behind ``job_url``, and input images.
+"""Fetches what a job names beside its models: the document behind ``job_url``, and input images; and says beforehand
+whether what it makes may be sent to where it names.
 
 Contract: what the job named wrongly is `InvalidJob` with the field, what could not be had now is a
 `DownloadFailed` of the job's, an address it may not visit is `UrlForbidden`. Nothing is held in memory beyond
@@ -11,7 +12,7 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import timedelta
 from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
@@ -20,11 +21,12 @@ import httpx
 
 from worker import http
 from worker.clock import Clock
-from worker.errors import DownloadFailed, InvalidJob, Owner, UrlForbidden, WorkerError
+from worker.errors import DownloadFailed, InvalidJob, Owner, WorkerError
 from worker.images import BROKEN
+from worker.job import Job
 from worker.retry import Policy, retrying
 from worker.tasks import cancel_all
-from worker.urls import HTTP, HTTP_OR_S3, Guard
+from worker.urls import HTTP, HTTP_OR_S3, Guard, named
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -89,6 +91,16 @@ class Inputs:
             raise InvalidJob("this worker reads no s3:// documents", field=DOCUMENT)
         read = self._fetch_s3
         return await self._retried(lambda: read(url, self._max_bytes), url)
+
+    async def allows(self, job: Job) -> None:
+        """Refuse a job that names places which nothing may be sent to, before anything is made for it.
+
+        Raises `UrlForbidden` with the field. A host that cannot be resolved now may be there when the job is done;
+        before each connection the guard stands all the same.
+        """
+        for field, url in targets_of(job):
+            with named(field), suppress(DownloadFailed):
+                await self._guard.check(url)
 
     async def images(self, refs: Sequence[Ref]) -> dict[str, bytes]:
         """The bytes of each input image by its field, each a picture of a format that the servers read.
@@ -172,13 +184,14 @@ class Inputs:
         return InvalidJob(said, field=field)
 
 
-@contextmanager
-def named(field: str) -> Iterator[None]:
-    """Have a refused address say where it stands in the job."""
-    try:
-        yield
-    except UrlForbidden as error:
-        raise UrlForbidden(f"{field}: {error.message}") from None
+def targets_of(job: Job) -> Iterator[tuple[str, str]]:
+    """Where a job says that its results go: the field and the URL of each place."""
+    output = job.output
+    for index, url in enumerate(output.upload_urls):
+        yield f"output.upload_urls.{index}", url
+    if output.result_urls is not None:
+        yield "output.result_urls.put", output.result_urls.put
+        yield "output.result_urls.get", output.result_urls.get
 
 
 def _unavailable(why: str, retry_after: timedelta | None = None) -> DownloadFailed:

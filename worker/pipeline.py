@@ -192,6 +192,7 @@ async def accepted(job: Job, journey: Journey, tools: Tools) -> tuple[Job, tuple
     in_time(job, tools)
     job = journey.job = await tools.workflows.expanded(job, tools.rules.limits)
     await tools.bench.sender.accepts(job)
+    await tools.inputs.allows(job)
     await tools.gate.opened()
     with tools.gate.noticing():
         return job, await tools.engine.mentions(job)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -257,6 +258,15 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Have a refused address say where it stands in the document."""
+    try:
+        yield
+    except UrlForbidden as error:
+        raise UrlForbidden(f"{field}: {error.message}") from None
 
 
 def _host(url: httpx.URL) -> str:

@@ -37,7 +37,7 @@ from worker.result import Result, WorkerResult
 from worker.retry import Policy, retrying
 from worker.signature import decode_secrets, read_secrets, signature, webhook_id
 from worker.tasks import cancel_all
-from worker.urls import Guard
+from worker.urls import Guard, named
 
 log = structlog.get_logger()
 
@@ -154,6 +154,11 @@ class Sender:
         if defaults.url is not None and not defaults.secrets:
             log.warning("webhooks_unsigned")
 
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """The operator's keys."""
+        return self._defaults.secrets
+
     def wants(self, event: str, job: Job) -> bool:
         """Whether anyone is to be told of the event."""
         url, events = self._place(job)
@@ -167,9 +172,10 @@ class Sender:
         """
         if job.webhook is None:
             return
-        self._target(job)
         try:
-            await self._guard.check(job.webhook.url)
+            with named("webhook.url"):
+                self._target(job)
+                await self._guard.check(job.webhook.url)
         except DownloadFailed as unresolved:
             log.warning("webhook_host_unresolved", error=unresolved.message)
 

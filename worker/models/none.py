@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import structlog
 
+from worker import http
 from worker.errors import ModelNotFound
 from worker.mentions import Place
 from worker.models.base import Entry, InFlight, Priority, Provided, Wanted
@@ -86,5 +87,5 @@ class NoCache:
 def _check_known(wanted: Wanted) -> None:
     if not wanted.known:
         where = f"{wanted.field}: " if wanted.field else ""
-        what = wanted.name or wanted.url or "it"
+        what = wanted.name or (http.shown(wanted.url) if wanted.url else "it")
         raise ModelNotFound(f"{where}the image server has no {wanted.kind} {what!r}, and {WHY}")

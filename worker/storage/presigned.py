@@ -16,13 +16,13 @@ import httpx
 import structlog
 
 from worker import http
-from worker.errors import InvalidJob, Owner, UploadFailed, UploadForbidden, UrlForbidden, WorkerError
+from worker.errors import InvalidJob, Owner, UploadFailed, UploadForbidden, WorkerError
 from worker.job import Job, ResultUrls
 from worker.result import Result
 from worker.retry import Policy, retrying
 from worker.storage.base import R, Storable
 from worker.storage.keys import standing
-from worker.urls import Guard
+from worker.urls import Guard, named
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -106,10 +106,8 @@ class PresignedStorage:
         """The client belongs to whoever gave it."""
 
     def _check(self, url: str, field: str) -> None:
-        try:
+        with named(field):
             self._guard.parsed(url)
-        except UrlForbidden as error:
-            raise UrlForbidden(f"{field}: {error}") from None
 
     async def _look_up(self, job: Job, urls: ResultUrls) -> Result | None:
         field = "output.result_urls.get"
@@ -147,7 +145,8 @@ class PresignedStorage:
         kind = {} if media_type is None else {"content-type": media_type}
         length = {} if body is None else {"content-length": str(len(body))}
         content = None if body is None else _pieces(body)
-        await self._guard.check(url)
+        with named(field):
+            await self._guard.check(url)
         with http.translating(lambda message: _failed(f"{field}: {message}"), url=url):
             sent = {**kind, **length, **(headers or {})}
             async with self._client.stream(method, url, content=content, headers=sent) as response:
