@@ -48,6 +48,7 @@ class Stand:
             "WORKER_ENGINE_URL": self.sim.url,
             "WORKER_HTTP_PORT": "0",
             "WORKER_QUEUE_VISIBILITY": "2s",
+            "WORKER_QUEUE": "sqlite",
             "WORKER_SQLITE_PATH": str(self.folder / "queue.db"),
             "WORKER_STORAGE_DIRECTORY": str(self.folder / "outputs"),
             "WORKER_WEBHOOK_URL": self.receiver.url("/hook"),

@@ -192,6 +192,7 @@ def environment(root: Path, sim: Server, receiver: Receiver, changes: Mapping[st
         "WORKER_ENGINE_URL": sim.url,
         "WORKER_HTTP_HOST": "::1",
         "WORKER_HTTP_PORT": "0",
+        "WORKER_QUEUE": "sqlite",
         "WORKER_SQLITE_PATH": str(root / "queue.db"),
         "WORKER_STORAGE_DIRECTORY": str(root / "outputs"),
         "WORKER_WEBHOOK_URL": receiver.url("/hook"),

@@ -93,6 +93,7 @@ class Supervised:
             "WORKER_ENGINE_URL": self.url,
             "WORKER_HTTP_PORT": "0",
             "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
+            "WORKER_QUEUE": "sqlite",
             "WORKER_SQLITE_PATH": str(self.folder / "queue.db"),
             "WORKER_STORAGE_DIRECTORY": str(self.outputs),
             "WORKER_WEBHOOK_URL": self.receiver.url("/hook"),
