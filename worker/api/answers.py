@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from typing import Any
 
 import pydantic_core
@@ -15,11 +16,14 @@ from worker.desk.refusals import JobOver, NoSharedState, TooManyPending, Unknown
 from worker.errors import (
     Expired,
     Fault,
+    FieldError,
     IdConflict,
     InvalidJob,
     JobCancelled,
     JobTimedOut,
     UnsupportedDocument,
+    UploadForbidden,
+    UrlForbidden,
     WorkerError,
 )
 from worker.job import document_of
@@ -33,6 +37,8 @@ RETRY_AFTER_S = 10
 _TIMES = frozenset({Expired.code, JobTimedOut.code})
 _STATUS_OF_FAULT = {Fault.JOB: 422, Fault.NODE: 503, Fault.DEPENDENCY: 503, Fault.OPERATOR: 503, Fault.BUG: 500}
 _IN_THREAD = 1_000_000
+_OF_FIELDS = frozenset({InvalidJob.code, UrlForbidden.code, UploadForbidden.code})
+_FIELD = re.compile(r"(?:^|; )([a-z][a-z0-9_]*(?:\.[A-Za-z0-9_-]+)*): ")
 
 
 class Late(Exception):
@@ -89,7 +95,7 @@ def refused(error: WorkerError) -> JSONResponse:
     """The problem that keeps a job from being taken in. Raises what is a bug."""
     if error.fault is Fault.BUG:
         raise error
-    errors = error.errors if isinstance(error, InvalidJob) else ()
+    errors = error.errors if isinstance(error, InvalidJob) else fields_in(error.code, error.message)
     return problem(_status(error), error.message, code=error.code, errors=errors, headers=_headers(error))
 
 
@@ -107,7 +113,17 @@ def failed(result: Result) -> JSONResponse:
     status = 409 if result.status == "cancelled" else 408 if error.code in _TIMES else _STATUS_OF_FAULT[error.fault]
     headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     document = pydantic_core.from_json(result.to_json(base64=False))
-    return problem(status, error.message, code=error.code, headers=headers, more={"result": document})
+    errors = fields_in(error.code, error.message)
+    return problem(status, error.message, code=error.code, errors=errors, headers=headers, more={"result": document})
+
+
+def fields_in(code: str, message: str) -> tuple[FieldError, ...]:
+    """The wrong fields that the message of an error names: each stands before what is wrong with it."""
+    if code not in _OF_FIELDS:
+        return ()
+    found = list(_FIELD.finditer(message) if code == InvalidJob.code else filter(None, [_FIELD.match(message)]))
+    ends = [*(match.start() for match in found), len(message)][1:]
+    return tuple(FieldError(match[1], message[match.end() : end]) for match, end in zip(found, ends, strict=True))
 
 
 def _status(error: WorkerError) -> int:
