@@ -12,6 +12,7 @@ import typer
 from worker import log
 from worker.errors import ConfigError, FieldError
 from worker.settings.groups import Settings, secrets_of
+from worker.settings.inherited import COMMAND, Inherited
 from worker.settings.source import from_environment
 
 
@@ -31,9 +32,13 @@ def with_command(settings: Settings, command: tuple[str, ...]) -> Settings:
     """The settings with the command line that stands after ``--``, where there is one."""
     if not command:
         return settings
-    if settings.engine.command:
+    others = tuple(one for one in settings.inherited if one.variable != COMMAND or not one.honoured)
+    if settings.engine.command and others == settings.inherited:
         raise ConfigError((FieldError("WORKER_ENGINE_COMMAND", "is set beside -- COMMAND; one of them must go"),))
-    return settings.model_copy(update={"engine": settings.engine.model_copy(update={"command": command})})
+    if others != settings.inherited:
+        others = (*others, Inherited(COMMAND, "has no effect beside -- COMMAND"))
+    engine = settings.engine.model_copy(update={"command": command})
+    return settings.model_copy(update={"engine": engine, "inherited": others})
 
 
 def tell(settings: Settings) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.errors import FieldError, InvalidJob, UnsupportedDocument
-from worker.job import Limits, document_of, parse
+from worker.job import Limits, as_job, document_of, parse
 from worker.settings.groups import Settings
+from worker.settings.http import HttpSettings
 from worker.settings.models import ModelsSettings
 from worker.settings.units import check_url
 from worker.signature import read_secrets
@@ -130,6 +131,13 @@ def _warmup(settings: Settings) -> Found:
         yield FieldError("WORKER_WARMUP", str(error))
 
 
+@_rule("WORKER_WORKFLOWS_DIR")
+def _workflows_folder(settings: Settings) -> Found:
+    folder = settings.http.workflows_dir
+    if folder != HttpSettings().workflows_dir and not folder.is_dir():
+        yield FieldError("WORKER_WORKFLOWS_DIR", "is a file" if folder.exists() else "does not exist")
+
+
 @_rule("WORKER_MODELS_DIR")
 def _models_folder(settings: Settings) -> Found:
     folder = settings.models.dir
@@ -177,7 +185,7 @@ def _unreadable(value: str) -> str | None:
 
 def parse_warmup(body: bytes, limits: Limits) -> None:
     """Raise `InvalidJob` or `UnsupportedDocument` when this is no document of a warm-up job."""
-    parse(document_of(body, max_body=limits.max_body), fallback_id="warmup", limits=limits)
+    parse(as_job(document_of(body, max_body=limits.max_body)), fallback_id="warmup", limits=limits)
 
 
 @_rule(into=HINTS)

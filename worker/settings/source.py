@@ -37,7 +37,7 @@ def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
     return {"PYTHONUNBUFFERED": "1"} | {
         name: value
         for name, value in surroundings(keep).items()
-        if name in keep or not (name in SECRETS or name.startswith(SECRET_PREFIXES))
+        if name in keep or not (name in SECRETS | inherited.SECRETS or name.startswith(SECRET_PREFIXES))
     }
 
 
@@ -45,15 +45,17 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that these variables describe; `ConfigError` with every mistake at once."""
     source, others = EnvironmentSource(Settings, environ, WORKER), inherited.inherited(environ)
     tree = source()
-    for group, values in inherited.defaults(others).items():
-        tree[group] = values | tree.get(group, {})
+    places = {variable.name: variable for variable in variables()}
+    for twin, value in inherited.defaults(others).items():
+        tree.setdefault(places[twin].group, {}).setdefault(places[twin].field, value)
     settings, found = validated(Settings, tree)
     settings = settings.model_copy(update={"inherited": others})
     unknown = tuple(FieldError(name, "is unknown and has no effect") for name in source.unknown)
     mistakes = [*source.mistakes, *found, *inherited.mistakes(others), *(unknown if settings.node.strict else ())]
     mistakes += rules.mistakes(settings, {mistake.field for mistake in mistakes})
     if mistakes:
-        raise ConfigError(tuple(mistakes))
+        names = inherited.written(others)
+        raise ConfigError(tuple(FieldError(names.get(one.field, one.field), one.message) for one in mistakes))
     return settings.model_copy(update={"warnings": (*unknown, *rules.hints(settings))})
 
 
