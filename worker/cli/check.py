@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from worker.cli import BAD_CONFIGURATION, FAILED, OK, sources
+from worker.cli import BAD_CONFIGURATION, FAILED, OK, sources, workflows
 from worker.cli.local import Finding, clock_offset, disk, gpu, image_findings
 from worker.cli.output import print_rows
 from worker.cli.start import read_settings
@@ -44,9 +44,10 @@ def check(
 async def _print_all(settings: Settings, image: bool) -> int:
     worst = OK
     print_rows((), _rows(_settings_reports(settings)))
-    async for report in image_reports(settings) if image else part_reports(settings, _open):
-        print_rows((), _rows([report]))
-        worst = max(worst, report.code)
+    for reports in (workflow_reports(settings), image_reports(settings) if image else part_reports(settings, _open)):
+        async for report in reports:
+            print_rows((), _rows([report]))
+            worst = max(worst, report.code)
     return worst
 
 
@@ -64,6 +65,12 @@ def _open(settings: Settings, parts: set[str]) -> AbstractAsyncContextManager[An
     from worker.app import opened
 
     return opened(settings, parts=parts)
+
+
+async def workflow_reports(settings: Settings) -> AsyncIterator[Report]:
+    """Each custom workflow that cannot be used, by file and line."""
+    async for finding in workflows.findings(settings):
+        yield Report("workflow", finding, FAILED if finding.verdict == "FAILED" else OK)
 
 
 async def image_reports(settings: Settings) -> AsyncIterator[Report]:
