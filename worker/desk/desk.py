@@ -28,6 +28,7 @@ from worker.drain import remaining
 from worker.errors import Draining, IdConflict, JobCancelled, WorkerError
 from worker.job import Job, Limits, usable_id
 from worker.live import Hop, LiveJob
+from worker.models.auth import Credentials
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
@@ -87,7 +88,7 @@ class Desk:
         self._status = status
         self._room = Room(rules.max_pending, rules.max_wait.total_seconds())
         self._line, self._usual = Line(), Usual()
-        self._hints = Hints(tools)
+        self._hints = Hints(replace(tools, credentials=self.tickets.credentials_of))
         self._stores = DeskStores(tools.bench.stores, inline, self.tickets)
         self._notifier = DeskNotifier(notifier, self.tickets, self._settled)
         self._messages = Messages(tools, queue, self._stores, self._notifier)
@@ -96,7 +97,7 @@ class Desk:
     def outfitted(self) -> Tools:
         """The tools of the desk's own jobs."""
         bench = replace(self.tools.bench, queue=self.queue, stores=self._stores, sender=self._notifier)
-        return replace(self.tools, bench=bench)
+        return replace(self.tools, bench=bench, credentials=self.tickets.credentials_of)
 
     @property
     def load(self) -> Load:
@@ -131,6 +132,7 @@ class Desk:
         native: bool = False,
         store: Storage | None = None,
         notifier: Notifier | None = None,
+        credentials: Credentials = (),
     ) -> Ticket:
         """Take a job in; asked again with the same ``key`` (`Idempotency-Key`), the ticket of the first time.
 
@@ -141,9 +143,9 @@ class Desk:
         known = self._joined(asked, waits=waits)
         if known is not None:
             return known
-        return await self._taken(
-            asked, waits=waits, seen=key is not None, native=native, store=store, notifier=notifier
-        )
+        ticket = _ticket(asked, waits=waits)
+        ticket.native, ticket.store, ticket.notifier, ticket.credentials = native, store, notifier, credentials
+        return await self._taken(asked, ticket, seen=key is not None)
 
     async def accept(self, document: Mapping[str, Any], *, key: str | None = None) -> State:
         """Take a job in whose caller does not wait: it goes to the configured queue, else it is held here.
@@ -161,7 +163,8 @@ class Desk:
             await self._accepts(asked.job)
             if self._stores.of(asked.job).name not in SHARED and not self._notifier.wants("succeeded", asked.job):
                 raise NoSharedState
-            ticket = self._joined(asked, waits=False) or await self._taken(asked, waits=False, seen=key is not None)
+            ticket = self._joined(asked, waits=False)
+            ticket = ticket or await self._taken(asked, _ticket(asked, waits=False), seen=key is not None)
         status = "waiting" if ticket.ended is None else ticket.ended.result.status
         return State(id=ticket.id, client_id=ticket.client_id, status=status)
 
@@ -234,43 +237,21 @@ class Desk:
         known.waits = known.waits and waits
         return known
 
-    async def _taken(
-        self,
-        asked: Asked,
-        *,
-        waits: bool,
-        seen: bool,
-        native: bool = False,
-        store: Storage | None = None,
-        notifier: Notifier | None = None,
-    ) -> Ticket:
+    async def _taken(self, asked: Asked, ticket: Ticket, *, seen: bool) -> Ticket:
         job = asked.job
-        size = size_of(job)
-        waits_for_others = self._check_open(size)
-        ticket = Ticket(
-            job.id,
-            job.sha256,
-            waits,
-            asked.client_id,
-            native,
-            store,
-            notifier,
-            size=size,
-            whole=asked.whole,
-            owner=owner_of(job),
-        )
+        waits_for_others = self._check_open(ticket.size)
         self.tickets.add(ticket)
         await self.queue.submit(
             job.id,
             asked.body,
             priority=job.priority,
-            policy=SYNCHRONOUS if waits else None,
+            policy=SYNCHRONOUS if ticket.waits else None,
             client_id=ticket.client_id,
             seen=seen,
         )
         if waits_for_others:
             self._hints.note(job)
-        log.info("job_taken", job=job.id, client_id=ticket.client_id, waits=waits)
+        log.info("job_taken", job=job.id, client_id=ticket.client_id, waits=ticket.waits)
         return ticket
 
     async def _passed_on(self, document: Mapping[str, Any], job_id: str) -> State:
@@ -364,3 +345,9 @@ class Desk:
             created_at=now,
             finished_at=now,
         )
+
+
+def _ticket(asked: Asked, *, waits: bool) -> Ticket:
+    job = asked.job
+    size, owner = size_of(job), owner_of(job)
+    return Ticket(job.id, job.sha256, waits, asked.client_id, size=size, whole=asked.whole, owner=owner)

@@ -11,7 +11,7 @@ from worker.errors import WorkerError
 from worker.job import Job
 from worker.tasks import cancel_all
 from worker.tools import Tools
-from worker.wants import wants_of
+from worker.wants import lent, wants_of
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ class Hints:
     async def _hinted(self, job: Job) -> None:
         tools = self._tools
         try:
-            wanted = wants_of(job, await tools.engine.mentions(job))
+            wanted = lent(wants_of(job, await tools.engine.mentions(job)), tools.credentials(job.id))
         except WorkerError as error:
             log.debug("job_not_hinted", job=job.id, code=error.code)
             return

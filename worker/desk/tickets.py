@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from worker.errors import Fault
 from worker.job import Job
 from worker.made import Made
+from worker.models.auth import Credentials
 from worker.result import Result
 from worker.storage.base import Storage
 from worker.webhooks import Notifier
@@ -38,7 +39,8 @@ class Ticket:
     """One job of the desk, under an id of ours.
 
     ``waits``: its caller waits for the end. ``native``: he asked in the server's own language, and gets what was made
-    itself. ``store`` and ``notifier`` take the place of the worker's own for this job. ``size``: as `room.size_of`.
+    itself. ``store`` and ``notifier`` take the place of the worker's own for this job, ``credentials`` open URLs of its
+    models. ``size``: as `room.size_of`.
     ``whole`` is a digest of the whole document, ``fingerprint`` of what it asks for. ``owner`` is the job without what
     it asks for: enough to tell whose it is how it ended. ``waiters`` counts those who wait just now.
     """
@@ -50,6 +52,7 @@ class Ticket:
     native: bool = False
     store: Storage | None = None
     notifier: Notifier | None = None
+    credentials: Credentials = field(default=(), repr=False)
     ended: Ended | None = None
     size: float | None = None
     whole: bytes = b""
@@ -60,7 +63,7 @@ class Ticket:
     def end(self, ended: Ended) -> None:
         """Say how it ended; only the first word counts."""
         if self.ended is None:
-            self.ended = ended
+            self.ended, self.credentials = ended, ()
             self._over.set()
 
     async def over(self) -> Ended:
@@ -110,6 +113,11 @@ class Tickets:
 
     def find(self, job_id: str) -> Ticket | None:
         return self._open.get(job_id) or self._closing.get(job_id) or self._ended.get(job_id)
+
+    def credentials_of(self, job_id: str) -> Credentials:
+        """What the caller gave for the URLs of his job's models; kept no longer than the job is at work."""
+        ticket = self.find(job_id)
+        return () if ticket is None else ticket.credentials
 
     def called(self, client_id: str) -> list[Ticket]:
         """The open ones that their callers call so."""
