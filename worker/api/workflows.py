@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, HTTPException, Request, Response
-from pydantic.json_schema import models_json_schema
+from fastapi import APIRouter, HTTPException, Request, Response
 
-from worker.api.answers import Gone, Late, document_in, ended, late, refused
-from worker.api.jobs import answered
+from worker.api.answers import document_in, refused
+from worker.api.jobs import ASYNC, Key, done
+from worker.api.schemas import job_schema
 from worker.desk import Desk
+from worker.desk.states import State
 from worker.errors import FieldError, InvalidJob, WorkerError
-from worker.job import ID, ModelRef, OutputSpec, WebhookSpec
 from worker.result import Result
 from worker.web.problems import Problem
 from worker.workflows import Workflow, WorkflowBroken, Workflows
 
 COMPONENTS = "#/components/schemas/"
 SHOWN_MOST = 20
-_NOBODY = Response(status_code=499)
-"""What a caller who went away is not told."""
-
-_BESIDE: Mapping[str, Any] = {
-    "id": {"type": "string", "pattern": f"^{ID}$", "description": "What you call the job; it comes back as client_id"},
-    "webhook": {
-        "anyOf": [{"type": "string"}, {"$ref": f"{COMPONENTS}WebhookSpec"}],
-        "description": "Who is told; the answer is then 202",
-    },
-    "output": {"$ref": f"{COMPONENTS}OutputSpec"},
-    "models": {"type": "array", "items": {"$ref": f"{COMPONENTS}ModelRef"}, "maxItems": 64},
-    "checkpoint": {"type": "string", "minLength": 1, "maxLength": 512},
-    "metadata": {"description": "Comes back untouched"},
-    "priority": {"type": "integer", "default": 0},
-    "timeout": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds of generation from its first step"},
-    "deadline": {"type": "string", "format": "date-time", "description": "After which it is not started"},
-    "v": {"const": 1},
-}
-"""What may stand beside the input: fields of the job document."""
+FIELDS = ("id", "webhook", "output", "models", "checkpoint", "metadata", "priority", "timeout", "deadline", "v")
+"""What of the job document may stand beside the input."""
 
 _ELSEWHERE: Mapping[str, str] = {
     "convert_output": "output.format and output.quality say it here",
@@ -64,6 +47,19 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "It succeeded"},
+    202: {"model": State, "description": "It will be done; ask for it under `Location`"},
+    **_PROBLEMS,
+}
+_PREFER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "`respond-async`: answered 202 at once",
+    "example": ASYNC,
+}
+
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -80,7 +76,7 @@ def routes(desk: Desk, workflows: Workflows) -> APIRouter:
             description=described.description,
             response_model=Result,
             openapi_extra=_request_of(workflow),
-            responses={200: {"description": "It succeeded"}, **_PROBLEMS},
+            responses=_ANSWERS,
         )
 
     @router.post("/{name:path}", include_in_schema=False)
@@ -99,19 +95,13 @@ def routes(desk: Desk, workflows: Workflows) -> APIRouter:
 
 
 def _endpoint(name: str, desk: Desk, workflows: Workflows) -> Endpoint:
-    async def post(request: Request, idempotency_key: Annotated[str | None, Header(max_length=255)] = None) -> Response:
+    async def post(request: Request, idempotency_key: Key = None) -> Response:
         try:
             document = job_of(name, await document_in(request, max_body=desk.rules.limits.max_body))
             await workflows.check(name, document["template"]["input"], field="input")
-            ticket = await desk.take(document, waits=True, key=idempotency_key)
-            result = (await ended(request, desk, ticket)).result
         except WorkerError as error:
             return refused(error)
-        except Late:
-            return late(ticket)
-        except Gone:
-            return _NOBODY
-        return await answered(result)
+        return await done(request, desk, document, key=idempotency_key)
 
     return post
 
@@ -130,7 +120,7 @@ def job_of(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(body: Mapping[str, Any]) -> Iterator[FieldError]:
     for field in body:
-        if field == "input" or field in _BESIDE or field.startswith("x-"):
+        if field == "input" or field in FIELDS or field.startswith("x-"):
             continue
         hint = _ELSEWHERE.get(field, "the workflow's own fields stand in input" if "input" not in body else "")
         yield FieldError(field, f"unknown field{'; ' if hint else ''}{hint}")
@@ -142,10 +132,11 @@ def component_of(name: str) -> str:
 
 
 def _request_of(workflow: Workflow) -> dict[str, Any]:
-    described = workflow.described
+    described, job = workflow.described, job_schema()["properties"]
+    beside = {name: job[name] for name in FIELDS}
     schema = {
         "type": "object",
-        "properties": {"input": {"$ref": COMPONENTS + component_of(described.name)}, **_BESIDE},
+        "properties": {"input": {"$ref": COMPONENTS + component_of(described.name)}, **beside},
         "required": ["input"] if described.schema.get("required") else [],
         "patternProperties": {"^x-": {}},
         "additionalProperties": False,
@@ -153,7 +144,7 @@ def _request_of(workflow: Workflow) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": schema}
     if described.example is not None:
         content["example"] = {"input": described.example}
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return {"parameters": [_PREFER], "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def described(document: dict[str, Any], workflows: Workflows) -> dict[str, Any]:
@@ -161,11 +152,6 @@ def described(document: dict[str, Any], workflows: Workflows) -> dict[str, Any]:
     if not list(workflows):
         return document
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    _, parts = models_json_schema(
-        [(model, "validation") for model in (ModelRef, OutputSpec, WebhookSpec)], ref_template=COMPONENTS + "{model}"
-    )
-    for name, schema in parts["$defs"].items():
-        schemas.setdefault(name, schema)
     for workflow in workflows:
         component = component_of(workflow.described.name)
         schema = {key: value for key, value in workflow.described.schema.items() if key not in ("$schema", "$id")}

@@ -115,6 +115,5 @@ def place_of(error: BaseException, root: Path) -> Defect | None:
         found, said = (error.filename, error.lineno), error.msg
     if found is None:
         return None
-    return Defect(
-        Path(found[0]).absolute().relative_to(folder).as_posix(), found[1], f"{type(error).__name__}: {error}"
-    )
+    file = Path(found[0]).absolute().relative_to(folder).as_posix()
+    return Defect(file, found[1], f"{type(error).__name__}: {said}")
