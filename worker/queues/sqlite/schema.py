@@ -113,8 +113,8 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 
 def _check_owner(db: sqlite3.Connection, path: Path) -> None:
-    version, owner = _pragma(db, "user_version"), _pragma(db, "application_id")
     is_empty = db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None
+    version, owner = _pragma(db, "user_version"), _pragma(db, "application_id")
     if owner != APPLICATION_ID and not is_empty:
         raise ConfigError(f"{path} is another program's database, not a queue of sd-worker")
     if version > VERSION:
