@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +18,15 @@ from worker.cli.output import complain, print_rows
 from worker.cli.start import read_settings
 from worker.clock import SystemClock
 from worker.errors import IdConflict
+from worker.job import Limits
 from worker.queues import open_producer
 from worker.queues.base import JobState, Producer
 
 LOOK_EVERY_S = 0.25
 OVER = ("done", "dead")
+
+ANY = Limits(10**12, 10**9, 10**9, timedelta(days=365), 10**9)
+"""What a server behind a URL allows is known to it alone."""
 
 
 def submit(
@@ -31,16 +36,24 @@ def submit(
     prompt: Annotated[str | None, typer.Option(help="Instead of a file: a picture of this.")] = None,
     count: Annotated[int, typer.Option(min=1, max=9999, help="So many of each, with different seeds.")] = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; exit 1 if one failed.")] = False,
-    url: Annotated[str | None, typer.Option(help="Post to a worker instead; not in this version.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Post to the worker, gateway or scheduling server there; its key is WORKER_API_KEY."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --url: the folder for images that come in answers.")] = None,
 ) -> None:
-    """Put jobs on the configured queue and print their ids."""
-    if url is not None:
-        raise typer.BadParameter("posting to a URL is not in this version; jobs go to the configured queue")
+    """Put jobs on the configured queue, or post them to a URL, and print their ids."""
+    if out is not None and url is None:
+        raise typer.BadParameter("--out is for --url; a worker of a queue stores images where its settings say")
     if (file is None) == (prompt is None):
         raise typer.BadParameter("give a FILE, `-` for stdin, or --prompt")
     settings = read_settings()
     given = _read(file) if file is not None else [{"params": {"prompt": prompt}}]
     documents = [copy for document in given for copy in multiplied(document, count, _new_id)]
+    if url is not None:
+        key = settings.http.api_key
+        jobs = checked(documents, ANY)
+        sys.exit(asyncio.run(_post(url, None if key is None else key.get_secret_value(), jobs, wait, out)))
     jobs = checked(documents, settings.limits)
     sys.exit(asyncio.run(_run(open_producer(settings.queue, SystemClock()), jobs, wait)))
 
@@ -54,6 +67,21 @@ def _read(file: str) -> list[dict[str, Any]]:
         return read_documents(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
     except OSError as error:
         raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from None
+
+
+async def _post(url: str, key: str | None, jobs: Sequence[tuple[str, bytes, int]], wait: bool, out: Path | None) -> int:
+    """Post to a worker, or to a scheduling server where none answers there."""
+    from worker.cli.posting import Poster, base_of, posted, saved
+    from worker.queues.availability import AvailabilityProducer
+
+    async with Poster(url, key, wait=wait) as poster:
+        if not await poster.is_worker():
+            return await _run(AvailabilityProducer(base_of(url), SystemClock(), token=key), jobs, wait)
+        with _progress(len(jobs)) as advance:
+            told = await posted(poster, jobs, advance)
+    ended = told if out is None else [saved(one, out) for one in told]
+    print_rows(("id", "status", "seconds", "result"), [one.row() for one in ended])
+    return 1 if any(one.failed for one in ended) else 0
 
 
 async def _run(producer: Producer, jobs: Sequence[tuple[str, bytes, int]], wait: bool) -> int:
