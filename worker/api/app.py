@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import fooocus, jobs, page, previews, probes, sdapi, status, workflows
+from worker.api import examples, fooocus, jobs, page, previews, probes, sdapi, status, workflows
 from worker.api.auth import KeyCheck
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
@@ -81,7 +81,10 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     @guarded.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
         document = problems.described(app.openapi())
-        return JSONResponse(document if native is None else workflows.described(document, view.workflows))
+        if native is None:
+            return JSONResponse(document)
+        document = workflows.described(document, view.workflows)
+        return JSONResponse(examples.exemplified(document, native.engine.name, await examples.graph_of(native)))
 
     @guarded.get("/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:
