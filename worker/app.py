@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from worker import __version__, http, log, recovery, warmup
+from worker.api import comfyui
 from worker.api.app import View, create_app
 from worker.api.fetches import Fetches
 from worker.api.models import Shown
@@ -44,7 +45,7 @@ from worker.queues.memory import MemoryQueue
 from worker.settings import Settings
 from worker.settings.source import server_environment
 from worker.status import Status
-from worker.storage import Storages, open_storage
+from worker.storage import Storages, open_buckets, open_storage
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import first_of
 from worker.tools import Tools
@@ -140,6 +141,7 @@ async def composed(
         tools.reporter.report,
         _native(settings, desk, tools),
         tools.workflows,
+        _prompts(settings, parts, storage, stack) if desk is not None else None,
     )
     services = {
         "engine": service.run,
@@ -219,6 +221,16 @@ def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | Non
         options_allowed=engine.options == "allow",
         job_timeout=engine.job_timeout,
     )
+
+
+def _prompts(settings: Settings, parts: Opened, storage: Storages, stack: AsyncExitStack) -> comfyui.Means | None:
+    """How prompts in comfyui-api's language reach out, where there may be a ComfyUI."""
+    if settings.engine.kind not in ("auto", comfyui.NAME):
+        return None
+    buckets = open_buckets(settings.store, clock=parts.clock, rng=random.Random())
+    stack.push_async_callback(buckets.aclose)
+    uploads = comfyui.Uploads(buckets, storage.presigned)
+    return comfyui.Means(parts.guard, sender_of(settings, parts, stack, inline=True), uploads)
 
 
 async def _kept(models: Cache | NoCache, tools: Tools) -> None:

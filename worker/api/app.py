@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from worker.api import examples, fooocus, jobs, page, previews, probes, sdapi, status, workflows
+from worker.api import comfyui, examples, fooocus, jobs, page, previews, probes, sdapi, status, workflows
 from worker.api.auth import KeyCheck
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
@@ -43,6 +43,7 @@ class View:
     report: Callable[[], Report] = Report
     native: Native | None = None
     workflows: Workflows = field(default_factory=Workflows)
+    comfyui: comfyui.Means | None = None
 
     def additions(self) -> dict[str, Any]:
         """What the status page tells beside the worker's own state."""
@@ -73,6 +74,8 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
         guarded.include_router(workflows.routes(native.desk, view.workflows))
         if native.may_be(*sdapi.NAMES):
             guarded.include_router(sdapi.routes(native))
+        if view.comfyui is not None and native.may_be(comfyui.NAME):
+            guarded.include_router(comfyui.routes(native, view.comfyui, view.models))
         if native.may_be(*fooocus.NAMES):
             guarded.include_router(fooocus.routes(native))
     if view.models is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import httpx
 
@@ -15,6 +15,10 @@ from worker.job import Job
 from worker.settings.groups import StorageSettings
 from worker.storage.base import Archive, Storage
 from worker.urls import Guard
+
+if TYPE_CHECKING:
+    from worker.storage.presigned import PresignedStorage
+    from worker.storage.s3 import S3Storage
 
 Kind = Literal["s3", "directory", "inline", "presigned"]
 
@@ -48,6 +52,16 @@ class Storages:
     def inline(self) -> Storage:
         """Where what was made stands in the result itself."""
         return self._by_name["inline"]
+
+    @property
+    def presigned(self) -> PresignedStorage:
+        """What uploads to URLs that jobs name."""
+        from worker.storage.presigned import PresignedStorage
+
+        found = self._by_name["presigned"]
+        if not isinstance(found, PresignedStorage):
+            raise TypeError("presigned storage is another")
+        return found
 
     @property
     def archives(self) -> tuple[Archive, ...]:
@@ -93,6 +107,15 @@ def open_storage(
         kinds.append("directory")
     opened = [_open(kind, settings, client, guard, clock, rng) for kind in dict.fromkeys(kinds)]
     return Storages(opened[0], tuple(opened[1:]))
+
+
+def open_buckets(settings: StorageSettings, *, clock: CorrectedClock, rng: random.Random) -> S3Storage:
+    """The operator's store for buckets that requests name, without any I/O: see `S3Storage.elsewhere`."""
+    from worker.storage.keys import Keys
+    from worker.storage.s3 import Place, S3Storage
+
+    place = Place(bucket="", endpoint_url=settings.endpoint_url, region=settings.region)
+    return S3Storage(place, Keys(), clock=clock, rng=rng, concurrency=settings.upload_concurrency)
 
 
 def _open(
