@@ -8,6 +8,7 @@ URLs of the operator's own settings do not come here.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ _V4_SPECIAL = tuple(
         "240.0.0.0/4",
     )
 )
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,254}")
 _V6_GLOBAL = IPv6Network("2000::/3")
 _V6_SPECIAL = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 _LINK_LOCAL = tuple(
@@ -151,6 +153,8 @@ class Guard:
             raise UrlForbidden(f"{_named(parsed)}: only {', '.join(schemes)} URLs are visited")
         if not parsed.host:
             raise UrlForbidden("the URL names no host")
+        if not _is_host(_host(parsed)):
+            raise UrlForbidden("the URL's host is neither a name nor an address")
         if parsed.port is not None and parsed.port not in PORTS:
             raise UrlForbidden(f"{_named(parsed)}: no such port")
         if parsed.userinfo:
@@ -208,6 +212,7 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
     def __init__(self, guard: Guard, connections: int) -> None:
         super().__init__(verify=http.tls(), trust_env=False)
+        self._guard = guard
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=http.tls(),
             max_connections=connections,
@@ -215,6 +220,11 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
             keepalive_expiry=30,
             network_backend=GuardedBackend(guard, httpcore.AnyIOBackend()),
         )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Look at the form of each URL, too: a redirect may name anything."""
+        self._guard.parsed(str(request.url))
+        return await super().handle_async_request(request)
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -271,6 +281,16 @@ def named(field: str) -> Iterator[None]:
 
 def _host(url: httpx.URL) -> str:
     return url.raw_host.decode("ascii")
+
+
+def _is_host(host: str) -> bool:
+    """Whether it may be a name or an address; one that holds only within a network of this node is none."""
+    if ":" not in host:
+        return _NAME.fullmatch(host) is not None
+    try:
+        return "%" not in host and IPv6Address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _canonical(host: str) -> str:

@@ -239,12 +239,37 @@ async def test_redirects_meet_the_guard_too() -> None:
     assert inner.requests == []
 
 
-async def test_a_redirect_to_an_impossible_port_is_a_connection_error() -> None:
-    """What no socket could be opened to fails as any other connection does."""
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("http://[::1]:99999/", "no such port"),
+        ("http://user:password@[::1]/", "user name and password"),
+        ("file:///etc/passwd", "only http, https"),
+        ("gopher://[::1]/_x", "only http, https"),
+    ],
+)
+async def test_the_form_of_a_redirect_is_looked_at_too(place: str, said: str) -> None:
+    """What may not be named may not be redirected to either, and trying it again is of no use."""
     guard = Guard.from_setting("::1")
-    async with ScriptedServer(Answer(302, {"location": "http://[::1]:99999/"})) as server, guard.client() as client:
-        with pytest.raises(httpx.ConnectError, match="no such port"):
+    async with ScriptedServer(Answer(302, {"location": place})) as server, guard.client() as client:
+        with pytest.raises(UrlForbidden, match=said):
             await client.get(server.url(), follow_redirects=True)
+
+
+async def test_no_socket_is_opened_to_an_impossible_port() -> None:
+    """Whoever asks for it."""
+    backend = GuardedBackend(Guard.from_setting("::1"), httpcore.AnyIOBackend())
+    with pytest.raises(httpcore.ConnectError, match="no such port"):
+        await backend.connect_tcp("::1", 99999)
+
+
+@pytest.mark.parametrize(
+    "host", ["good.exa mple", "[fe80::1%25lo]", "a%00b.example", "a!b.example", "x" * 255, "[v1.x]"]
+)
+async def test_a_host_is_a_name_or_an_address(host: str) -> None:
+    """Whatever else a resolver would make of it."""
+    with pytest.raises(UrlForbidden):
+        Guard().parsed(f"http://{host}/")
 
 
 async def test_the_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

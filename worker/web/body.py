@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,10 @@ STALL_S = 60.0
 """Seconds in which something more of a body has to come."""
 
 
+LINGER_S, LINGER_BYTES = 1.0, 64_000_000
+"""How long, and how much of it, a refused body is still taken in and thrown away."""
+
+
 class _Refused(Exception):
     """The body is none that is read to its end."""
 
@@ -29,7 +34,7 @@ class _Refused(Exception):
 
 
 class BodyLimit:
-    """ASGI middleware: a body of more than ``max_body`` bytes is answered with 413, and no more of it is read.
+    """ASGI middleware: a body of more than ``max_body`` bytes is answered with 413, and no more of it is kept.
 
     A declared length is refused before the first byte; an undeclared or untrue one as soon as it is exceeded. One that
     does not come on within ``stall_s`` is answered with 408. Of all large bodies no more than ``together`` bytes are
@@ -74,8 +79,7 @@ class BodyLimit:
         except _Refused as refusal:
             if answered:
                 raise
-            answer = problem(refusal.status, refusal.said, code=refusal.code, headers={"connection": "close"})
-            await answer(scope, receive, send)
+            await _answered(refusal, receive, send)
         finally:
             self._crowd.leave(body)
 
@@ -95,6 +99,22 @@ class BodyLimit:
 
     def _too_large(self) -> _Refused:
         return _Refused(413, f"the body has more than {self._max_body} bytes")
+
+
+async def _answered(refusal: _Refused, receive: Receive, send: Send) -> None:
+    """Refuse, and listen a moment longer: the answer would be lost with a connection that is cut while the caller
+    still sends."""
+    answer = problem(refusal.status, refusal.said, code=refusal.code, headers={"connection": "close"})
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+    ignored, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while more and ignored < LINGER_BYTES:
+                message = await receive()
+                ignored += len(message.get("body", b""))
+                more = message.get("more_body", False)
+    await send({"type": "http.response.body"})
 
 
 class _Body:
