@@ -46,6 +46,7 @@ from worker.settings import Settings
 from worker.settings.source import server_environment
 from worker.status import Status
 from worker.storage import Storages, open_buckets, open_storage
+from worker.storage.presigned import PresignedStorage
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import first_of
 from worker.tools import Tools
@@ -141,7 +142,7 @@ async def composed(
         tools.reporter.report,
         _native(settings, desk, tools),
         tools.workflows,
-        _prompts(settings, parts, storage, stack) if desk is not None else None,
+        await _prompts(settings, parts, stack) if desk is not None else None,
     )
     services = {
         "engine": service.run,
@@ -223,13 +224,14 @@ def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | Non
     )
 
 
-def _prompts(settings: Settings, parts: Opened, storage: Storages, stack: AsyncExitStack) -> comfyui.Means | None:
+async def _prompts(settings: Settings, parts: Opened, stack: AsyncExitStack) -> comfyui.Means | None:
     """How prompts in comfyui-api's language reach out, where there may be a ComfyUI."""
     if settings.engine.kind not in ("auto", comfyui.NAME):
         return None
     buckets = open_buckets(settings.store, clock=parts.clock, rng=random.Random())
     stack.push_async_callback(buckets.aclose)
-    uploads = comfyui.Uploads(buckets, storage.presigned)
+    client = await stack.enter_async_context(parts.guard.client())
+    uploads = comfyui.Uploads(buckets, PresignedStorage(client, parts.guard, rng=random.Random()))
     return comfyui.Means(parts.guard, sender_of(settings, parts, stack, inline=True), uploads)
 
 

@@ -17,7 +17,6 @@ from worker.storage.base import Archive, Storage
 from worker.urls import Guard
 
 if TYPE_CHECKING:
-    from worker.storage.presigned import PresignedStorage
     from worker.storage.s3 import S3Storage
 
 Kind = Literal["s3", "directory", "inline", "presigned"]
@@ -52,16 +51,6 @@ class Storages:
     def inline(self) -> Storage:
         """Where what was made stands in the result itself."""
         return self._by_name["inline"]
-
-    @property
-    def presigned(self) -> PresignedStorage:
-        """What uploads to URLs that jobs name."""
-        from worker.storage.presigned import PresignedStorage
-
-        found = self._by_name["presigned"]
-        if not isinstance(found, PresignedStorage):
-            raise TypeError("presigned storage is another")
-        return found
 
     @property
     def archives(self) -> tuple[Archive, ...]:
