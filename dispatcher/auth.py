@@ -13,7 +13,8 @@ from typing import Protocol
 from dispatcher.settings import AccessSettings
 from worker.errors import WorkerError
 
-CHALLENGE = 'Bearer, Basic realm="sd-dispatcher"'
+CHALLENGE = 'Basic realm="sd-dispatcher", charset="UTF-8"'
+"""The one challenge that makes a browser ask; Chromium asks nothing when another stands on the same line."""
 ANYBODY = ""
 
 
