@@ -50,7 +50,7 @@ class Api:
 
     def __init__(self, machine: Machine, auth: str | None) -> None:
         self.machine = machine
-        self._auth = auth
+        self.auth = auth
         self._routes: dict[str, dict[str, tuple[Route, bool]]] = {}
         self._own: dict[tuple[str, str], Route] = {}
         self._limiter = RateLimiter()
@@ -104,8 +104,8 @@ class Api:
             raise OtherAnswer(405, {"detail": "Method Not Allowed"}, {"allow": ", ".join(methods)})
         self.machine.notice_boot()
         route, guarded = methods[request.method]
-        if guarded and self._auth is not None:
-            self._authenticate(request, self._auth)
+        if guarded and self.auth is not None:
+            self._authenticate(request, self.auth)
         async with self.machine.threads:
             reply = await route(request)
         self._limit(request)

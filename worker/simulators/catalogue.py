@@ -198,7 +198,8 @@ def _add_rest(api: Api) -> None:
     async def flags(_: Request) -> Reply:
         if dialect.errors == "forge":
             raise ServerError("ResponseValidationError", "1 validation errors:\n  {'type': 'string_type'}")
-        return Reply({"api": True, "listen": False, "port": None, "server_name": "[::]", "nowebui": False})
+        common = {"api": True, "listen": False, "port": None, "server_name": "[::]", "nowebui": False}
+        return Reply({**common, "auth" if dialect.sdnext else "api_auth": api.auth})
 
     async def scripts(_: Request) -> Reply:
         installed = [name.lower() for name in machine.knobs.scripts]

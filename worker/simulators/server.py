@@ -12,6 +12,7 @@ from worker.simulators.app import Api
 from worker.simulators.catalogue import add_catalogue
 from worker.simulators.control import add_control
 from worker.simulators.dialects import DIALECTS
+from worker.simulators.extras import add_extras
 from worker.simulators.knobs import Fault, Knobs
 from worker.simulators.listener import Listener
 from worker.simulators.machine import Machine
@@ -93,7 +94,7 @@ class Simulator:
 
     def _new_api(self) -> Api:
         api = Api(self.machine, self._auth)
-        for add in (add_generation, add_state, add_catalogue, add_openapi):
+        for add in (add_generation, add_state, add_catalogue, add_extras, add_openapi):
             add(api)
         add_control(api, self.restart)
         return api

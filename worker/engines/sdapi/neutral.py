@@ -1,7 +1,8 @@
 """Fields of the family that some of its servers lack, with the values by which they ask for nothing. No I/O.
 
 A server drops a field that it does not know without a word. A typo, or a wish that it cannot fulfil, is refused
-therefore; but the family's clients send every field they know with its default, whichever server they talk to.
+therefore; but the family's clients send every field they know with its default, whichever server they talk to, and
+null for what they do not care about, which not every server takes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("hr_prompt", "hr_negative_prompt", "comments", "infotext", "force_task_id"), _OFF),
     **dict.fromkeys(("restore_faces", "tiling", "disable_extra_networks", "hr_force"), _OFF),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_min_uncond", "firstphase_width", "firstphase_height"), _OFF),
+    **dict.fromkeys(("gfpgan_visibility", "codeformer_visibility", "upscale_first"), _OFF),
+    "codeformer_weight": (None, 0, 0.5),
     "scheduler": (None, "", "automatic", "Automatic"),
     "s_noise": (None, 1),
     "eta": (None,),

@@ -80,7 +80,7 @@ def progress_of(status: Any) -> dict[str, Any] | None:
             "interrupted": word == "interrupted",
             "job": status.get("task"),
             "job_count": _whole(status.get("jobs")),
-            "job_timestamp": status.get("timestamp"),
+            "job_timestamp": status.get("timestamp") or "0",
             "job_no": _whole(status.get("job")),
             "sampling_step": _whole(status.get("step")),
             "sampling_steps": _whole(status.get("steps")),

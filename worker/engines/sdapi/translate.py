@@ -180,8 +180,8 @@ def _native(job: Job, inv: Inventory) -> _Draft:
         if job.request.get(key):
             raise InvalidJob(why, field=f"request.{key}")
     body, inputs = taken({k: v for k, v in job.request.items() if k not in _REFUSED})
-    unknown = [key for key in body if not inv.knows(endpoint, key)]
-    for key in unknown:
+    body = {key: value for key, value in body.items() if value is not None or not is_neutral(key, value)}
+    for key in [key for key in body if not inv.knows(endpoint, key)]:
         if not is_neutral(key, body.pop(key)):
             raise InvalidJob(f"{inv.dialect.title} does not know this field and would drop it", field=f"request.{key}")
     if endpoint == "img2img" and not body.get("init_images"):
