@@ -7,7 +7,7 @@ WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no
 QUICK := tests/unit tests/property tests/scenario tests/contract
 
-.PHONY: demo demo-fleet test check test-chaos lock clean
+.PHONY: demo demo-fleet test check test-chaos test-browser lock clean
 
 demo: $(READY)
 	$(BIN)/sd-worker demo $(ARGS)
@@ -30,6 +30,10 @@ check: $(READY)
 
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -n 2 -o faulthandler_timeout=3600 -m chaos tests/chaos $(ARGS)
+
+# Needs Chromium: apt-get install chromium
+test-browser: $(READY)
+	$(BIN)/python -m pytest -q --tb=short --show-capture=no -m browser tests/browser $(ARGS)
 
 lock:
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -130,6 +130,7 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
         await self.send("Page.navigate", url=url)
+        await self.becomes("document.readyState === 'complete' && location.protocol === 'http:'")
 
     async def value(self, expression: str) -> Any:
         """What a JavaScript expression comes to; a promise is awaited."""
