@@ -75,7 +75,10 @@ class Track:
         return self.node in self.plan.loaders
 
     def hear(self, message: str | bytes, now: float = 0.0) -> bool:
-        """Take a message that came ``now``, in seconds of any clock; whether somebody should look for the entry at once: at the end, or at a server at rest."""
+        """Take a message that came ``now``, in seconds of any clock.
+
+        Tells whether somebody should look for the entry at once: at the end, or at a server at rest.
+        """
         if isinstance(message, bytes):
             self._frame(message)
             return False

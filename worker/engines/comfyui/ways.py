@@ -84,15 +84,16 @@ def prompt(
 def unkept(graph: Graph, inventory: Inventory, nonce: str) -> dict[str, Any]:
     """The graph whose output nodes without a file name of ours run again.
 
-    Else the server would tell of the files that they made for an earlier prompt, and which may be gone. An input
-    that a class does not declare is part of the cache's key and given to nobody.
+    Else the server would tell of the files that they made for an earlier prompt, and which may be gone, or that
+    another node of the same inputs made. An input that a class does not declare is part of the cache's key and given
+    to nobody.
     """
-    nameless = [
-        node_id
-        for node_id, node in graph.items()
-        if (kind := inventory.nodes.get(node["class_type"])) and kind.output_node and not _takes_prefix(kind)
-    ]
-    return marked(graph, inventory, nameless, nonce)
+    ready = dict(graph)
+    for node_id, node in graph.items():
+        kind = inventory.nodes.get(node["class_type"])
+        if kind is not None and kind.output_node and not _takes_prefix(kind):
+            ready |= marked({node_id: node}, inventory, [node_id], f"{nonce}/{node_id}")
+    return ready
 
 
 def _takes_prefix(kind: NodeClass) -> bool:
