@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from tests.support.bench import RunningWorker, running_worker
-from worker.api.examples import FAMILIES, PICTURE, STANDARD, examples, exemplified
+from tests.support.fakes import FakeEngine
+from worker.api.examples import FAMILIES, PICTURE, STANDARD, examples, exemplified, graph_of
 from worker.api.fetches import Fetches
+from worker.api.native import Native
+from worker.gate import Gate
 
 
 def examples_in(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -52,8 +56,10 @@ async def test_every_example_runs_as_it_stands(tmp_path: Any, dialect: str) -> N
         WORKER_STORAGE="directory",
     ) as worker:
         found = await answers(worker)
+        desk = (await worker.status())["desk"]
     bad = {case: response.text[:300] for case, response in found.items() if not response.is_success}
     assert bad == {}
+    assert desk == {"waiting": 0, "max_pending": 50, "full": []}
     name = dialect.partition("-")[0]
     assert {path for path, some in examples(name).items() if some} <= {path for path, _ in found}
 
@@ -72,10 +78,23 @@ def test_only_what_the_server_speaks_is_shown(server: str) -> None:
 def test_the_document_itself_stays_as_it_is() -> None:
     """It is made once, and suited to the server whenever it is asked for."""
     content: dict[str, Any] = {"application/json": {"example": {"params": {}}}}
-    document: dict[str, Any] = {"paths": {"/v1/jobs": {"post": {"tags": ["jobs"], "requestBody": {"content": content}}}}}
+    document: dict[str, Any] = {
+        "paths": {"/v1/jobs": {"post": {"tags": ["jobs"], "requestBody": {"content": content}}}}
+    }
     suited = exemplified(document, "sdnext")["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
     assert {"params", "image", "request"} <= set(suited["application/json"]["examples"])
     assert content == {"application/json": {"example": {"params": {}}}}
+
+
+async def test_a_server_that_is_not_ready_is_not_asked() -> None:
+    """Neither is one that has no graphs."""
+    for name in ("comfyui", "sdnext"):
+        engine = FakeEngine()
+        engine.name = name
+        gate = Gate(engine)
+        if name == "sdnext":
+            gate.open("starting")
+        assert await graph_of(cast("Native", SimpleNamespace(engine=engine, gate=gate))) is STANDARD
 
 
 def test_there_is_a_graph_even_while_comfyui_cannot_be_asked() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -47,9 +49,21 @@ async def test_the_page_loads_nothing_from_elsewhere(client: httpx.AsyncClient) 
     assert "default-src 'none'" in POLICY
 
 
-async def test_nothing_is_shown_as_markup(client: httpx.AsyncClient) -> None:
+async def test_neither_does_the_documentation(client: httpx.AsyncClient) -> None:
+    """Its policy, too, knows its one script and style by their hashes, as browsers compute them."""
+    response = await client.get("/docs")
+    assert re.findall(r"(?:https?:)?//[a-z]", response.text) == []
+    policy = response.headers["content-security-policy"]
+    for tag in ("script", "style"):
+        [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", response.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_nothing_is_shown_as_markup(client: httpx.AsyncClient, path: str) -> None:
     """Names of jobs come from callers."""
-    text = (await client.get("/")).text
+    text = (await client.get(path)).text
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|style=\"", text)
 
 

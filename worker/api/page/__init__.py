@@ -38,7 +38,7 @@ ul.tiles { display: flex; flex-wrap: wrap; gap: .6rem; padding: 0; margin: 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td:first-child { max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
+td:first-child { max-width: min(22rem, 40vw); overflow: hidden; text-overflow: ellipsis; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
@@ -79,7 +79,7 @@ _PAGE = f"""<!doctype html>
 <img id="preview" alt="A look at the picture in the making" hidden>
 </section>
 <p id="desk" class="hint"></p>
-<div class="wide" id="held-box" hidden><table id="held"></table></div>
+<div class="wide"><table id="held" hidden></table></div>
 <h2>Timeline of the last jobs</h2>
 <svg id="timeline" role="group" aria-label="One bar a hop, a lane each, on a common axis of time">
 <defs>
@@ -91,10 +91,10 @@ _PAGE = f"""<!doctype html>
 <g id="axis" aria-hidden="true"></g><g id="lanes" aria-hidden="true"></g><g id="bars"></g>
 </svg>
 <p class="hint" id="told"></p>
-<div class="wide"><table id="last"></table></div>
+<div class="wide"><table id="last" hidden></table></div>
 <h2>Models</h2>
 <p><progress id="disk" max="1" aria-labelledby="room" hidden></progress><span id="room"></span></p>
-<div class="wide"><table id="models"></table></div>
+<div class="wide"><table id="models" hidden></table></div>
 <h2>Since the start</h2>
 <ul id="counters" class="tiles"></ul>
 <h2>Node</h2>

@@ -30,7 +30,8 @@ function duration(s) {
 
 function size(bytes) {
   if (bytes === null || bytes === undefined) return "";
-  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  const [unit, name] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([least]) => bytes >= least) || [1, "bytes"];
+  return `${(bytes / unit).toFixed(unit > 1 ? 1 : 0)} ${name}`;
 }
 
 function set(node, attributes) {
@@ -72,6 +73,7 @@ function unique(items, name) {
 
 function table(id, columns, items) {
   const parent = at(id);
+  parent.hidden = !items.length;
   if (!parent.tHead) {
     const head = parent.createTHead().insertRow();
     for (const [name, , kind = ""] of columns) head.append(element("th", { scope: "col", class: kind }, name));

@@ -15,7 +15,6 @@ function now(status) {
   say(at("left"), job ? `generating for ${duration(job.hop_s)}${done}${left}` : "");
   look(job && job.preview ? job.id : null);
   const waiting = unique(status.jobs.filter((one) => one !== job), (one) => one.id);
-  at("held-box").hidden = !waiting.length;
   table("held", HELD, waiting);
   const desk = status.desk;
   const full = desk && desk.full.length ? ` (full: ${desk.full.map(words).join(", ")})` : "";
