@@ -20,6 +20,7 @@ from worker.api.fetches import Fetches
 from worker.api.models import Shown
 from worker.api.native import Native
 from worker.api.push import push
+from worker.api.relay import Relay
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
@@ -140,7 +141,7 @@ async def composed(
         lambda: _extras(settings, tools, provisioning, models),
         _shown(models, stack) if desk is not None else None,
         tools.reporter.report,
-        _native(settings, desk, tools),
+        _native(settings, desk, tools, stack),
         tools.workflows,
         await _prompts(settings, parts, stack) if desk is not None else None,
     )
@@ -210,18 +211,14 @@ def _elsewhere(settings: Settings, parts: Opened, storage: Storages, stack: Asyn
     return Elsewhere(producer, storage.archives)
 
 
-def _native(settings: Settings, desk: Desk | None, tools: Tools) -> Native | None:
+def _native(settings: Settings, desk: Desk | None, tools: Tools, stack: AsyncExitStack) -> Native | None:
     if desk is None:
         return None
     engine = settings.engine
-    return Native(
-        desk,
-        tools.engine,
-        tools.gate,
-        engine.kind,
-        options_allowed=engine.options == "allow",
-        job_timeout=engine.job_timeout,
-    )
+    allowed = engine.options == "allow"
+    relay = Relay(tools.engine, tools.gate, desk.rules, options_allowed=allowed, timeout=engine.job_timeout)
+    stack.push_async_callback(relay.aclose)
+    return Native(desk, tools.engine, tools.gate, engine.kind, relay)
 
 
 async def _prompts(settings: Settings, parts: Opened, stack: AsyncExitStack) -> comfyui.Means | None:

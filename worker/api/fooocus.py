@@ -27,7 +27,7 @@ from worker.api.native import (
     pictures,
     told_to_the_caller,
 )
-from worker.api.relay import FORBIDDEN, STOPPING, Relay, forbidden, mount
+from worker.api.relay import FORBIDDEN, STOPPING, forbidden, mount
 from worker.desk import Ended, Ticket
 from worker.errors import WorkerError
 from worker.live import Hop, LiveJob
@@ -93,7 +93,7 @@ def routes(native: Native) -> APIRouter:
     for path in TYPES:
         _add_generation(router, native, asked, path)
     _add_jobs(router, native, asked)
-    mount(router, Relay(native), readings=READINGS, work={}, changes=CHANGES)
+    mount(router, native.relay, readings=READINGS, work={}, changes=CHANGES)
     return router
 
 
@@ -212,7 +212,7 @@ def _add_jobs(router: APIRouter, native: Native, asked: Asked) -> None:
         responses=FORBIDDEN,
     )
     async def stop() -> Response:
-        if not native.options_allowed:
+        if not native.relay.options_allowed:
             return forbidden(STOPPING)
         await native.stop_running()
         return JSONResponse({"msg": "success"})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import pybase64
+import pydantic_core
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from worker.api.answers import Gone, Late, ended, failed, late, refused
+from worker.api.relay import Relay
 from worker.desk import Desk, Ended
 from worker.engines.base import Engine
 from worker.errors import FieldError, InvalidJob, WorkerError
@@ -19,7 +21,7 @@ from worker.gate import Gate
 from worker.live import Hop
 from worker.result import Result
 from worker.settings.groups import EngineKind
-from worker.web.problems import Problem
+from worker.web.problems import Problem, problem
 
 OURS = frozenset({"id", "checkpoint", "models", "output", "webhook", "timeout", "deadline", "priority", "metadata"})
 """Fields of the job document that may stand beside a server's own; no server has one of these names."""
@@ -43,6 +45,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 """What endpoints answer that have a job done."""
 
+_IN_REQUEST = re.compile(r"\brequest\.(?=[a-z0-9_]+[.:])")
 NOBODY = Response(status_code=499)
 """What a caller who went away is not told."""
 
@@ -51,16 +54,14 @@ NOBODY = Response(status_code=499)
 class Native:
     """The server behind the worker. ``kind`` is the configured one; which it is tells ``engine.name`` in the end.
 
-    ``options_allowed``: requests may change the server's global settings. ``job_timeout`` is how long the server may
-    work on one request.
+    ``relay`` passes on what is no job.
     """
 
     desk: Desk
     engine: Engine
     gate: Gate
     kind: EngineKind
-    options_allowed: bool = False
-    job_timeout: timedelta = timedelta(minutes=10)
+    relay: Relay
 
     def may_be(self, *names: str) -> bool:
         """Whether endpoints of such a server are worth having: it is one, or what it is is yet to be found out."""
@@ -133,12 +134,21 @@ def told_to_the_caller(result: Result) -> Result:
     """The result with the fields in its error by the names that the caller gave them."""
     if result.error is None:
         return result
-    error = result.error.model_copy(update={"message": result.error.message.replace("request.", "")})
+    error = result.error.model_copy(update={"message": _IN_REQUEST.sub("", result.error.message)})
     return result.model_copy(update={"error": error})
 
 
 def _bare(field: str) -> str:
     return field.removeprefix("request.")
+
+
+def lies_elsewhere(end: Ended) -> Response | None:
+    """The problem that the images are stored and not at hand, as when another's request was joined by its key."""
+    if end.made is not None or all(image.base64 for image in end.result.images):
+        return None
+    document = pydantic_core.from_json(end.result.to_json(base64=False))
+    said = "the job has succeeded, but its images are not at hand: the result says where they lie"
+    return problem(503, said, code="images_stored", more={"result": document})
 
 
 def pictures(end: Ended) -> list[bytes]:

@@ -18,19 +18,23 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from worker.api.answers import Gone, Late, document_in, refused
-from worker.api.native import NOBODY, Native
 from worker.api.passing import checked_work, error_text
+from worker.desk import Rules
 from worker.desk.refusals import NotReady, TooManyPending
 from worker.engines.answer import Answer
-from worker.engines.base import NativeCall
+from worker.engines.base import Engine, NativeCall
 from worker.errors import ResultTooLarge, WorkerError
+from worker.gate import Gate
 from worker.tasks import cancel_all, to_the_end
 from worker.web.problems import Problem, problem
 
 log = structlog.get_logger()
 
-LOOK = timedelta(seconds=30)
+LOOK, WORK = timedelta(seconds=30), timedelta(minutes=10)
 RETRY_AFTER = timedelta(seconds=5)
+_NOBODY = Response(status_code=499)
+"""What a caller who went away is not told."""
+
 _SHOWN = ("application/json", "text/plain", "image/png", "image/jpeg", "image/webp")
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -70,46 +74,57 @@ class Passed:
 
 
 class Relay:
-    """Passes requests on. Those that take turns go on to their end when their caller is gone: so does the server."""
+    """Passes requests on. Those that take turns go on to their end when their caller is gone: so does the server.
 
-    def __init__(self, native: Native) -> None:
-        self._native = native
+    ``options_allowed``: requests may change the server's global settings. ``timeout`` is how long the server may work
+    on one request; of those no more wait than jobs may.
+    """
+
+    def __init__(
+        self, engine: Engine, gate: Gate, rules: Rules, *, options_allowed: bool = False, timeout: timedelta = WORK
+    ) -> None:
+        self.options_allowed = options_allowed
+        self._engine = engine
+        self._gate = gate
+        self._rules = rules
+        self._timeout = timeout
         self._turns: set[asyncio.Task[Answer]] = set()
+        self._sent: set[asyncio.Task[Answer]] = set()
 
     async def read(self, request: Request, passed: Passed) -> Response:
         """At once, whatever runs."""
         try:
-            return told(await self._native.engine.relay(passed.call(request)))
+            return told(await self._engine.relay(passed.call(request)))
         except WorkerError as error:
             return _refused(error)
 
     async def work(self, request: Request, passed: Passed) -> Response:
         """A document that has the server work, without any way to reach out from it or to change it."""
-        rules, timeout = self._native.desk.rules, self._native.job_timeout
+        limits = self._rules.limits
         try:
-            document = await document_in(request, max_body=rules.limits.max_body)
-            body = await asyncio.to_thread(lambda: pydantic_core.to_json(checked_work(document, rules.limits)))
-            return await self._answered(request, passed.call(request, body=body, timeout=timeout))
+            document = await document_in(request, max_body=limits.max_body)
+            body = await asyncio.to_thread(lambda: pydantic_core.to_json(checked_work(document, limits)))
+            return await self._answered(request, passed.call(request, body=body, timeout=self._timeout))
         except WorkerError as error:
             return _refused(error)
 
     async def refresh(self, request: Request, passed: Passed) -> Response:
         """Have the server look for files again."""
         try:
-            return await self._answered(request, passed.call(request, timeout=self._native.job_timeout))
+            return await self._answered(request, passed.call(request, timeout=self._timeout))
         except WorkerError as error:
             return _refused(error)
 
     async def change(self, request: Request, passed: Passed) -> Response:
         """What changes the server for everybody: only where the operator allows it."""
-        if not self._native.options_allowed:
+        if not self.options_allowed:
             return forbidden()
         try:
             body = None
             if passed.method == "POST" and await request.body():
-                limits = self._native.desk.rules.limits
+                limits = self._rules.limits
                 body = pydantic_core.to_json(await document_in(request, max_body=limits.max_body))
-            return await self._answered(request, passed.call(request, body=body, timeout=self._native.job_timeout))
+            return await self._answered(request, passed.call(request, body=body, timeout=self._timeout))
         except WorkerError as error:
             return _refused(error)
 
@@ -119,11 +134,11 @@ class Relay:
         except Late:
             return problem(504, "it takes longer than an answer may, and goes on", code="still_running")
         except Gone:
-            return NOBODY
+            return _NOBODY
 
     async def _in_turn(self, request: Request, call: NativeCall) -> Answer:
         """Raises `Late`, `Gone`, and what a relayed call raises; a turn that has not come by then is given up."""
-        gate, rules = self._native.gate, self._native.desk.rules
+        gate, rules = self._gate, self._rules
         if not gate.is_open:
             raise NotReady(f"the server is not ready: {', '.join(gate.reasons)}", retry_after=RETRY_AFTER)
         if len(self._turns) >= rules.max_pending:
@@ -144,8 +159,11 @@ class Relay:
 
     async def _turn(self, call: NativeCall) -> Answer:
         """What was sent is waited for to its end, cancelled or not: the server works on, and the turn is its."""
-        async with self._native.gate.turn() as engine:
-            return await to_the_end(engine.relay(call))
+        async with self._gate.turn() as engine:
+            sent = asyncio.create_task(engine.relay(call), name=f"sent-{call.path}")
+            self._sent.add(sent)
+            sent.add_done_callback(self._sent.discard)
+            return await to_the_end(_result(sent))
 
     def _ended(self, turn: asyncio.Task[Answer]) -> None:
         self._turns.discard(turn)
@@ -153,8 +171,13 @@ class Relay:
             log.info("relay_failed", call=turn.get_name(), error=str(error))
 
     async def aclose(self) -> None:
-        """End what is left."""
+        """End what is left, with the server or before it."""
+        await cancel_all(set(self._sent))
         await cancel_all(set(self._turns))
+
+
+async def _result(sent: asyncio.Task[Answer]) -> Answer:
+    return await sent
 
 
 async def _away(request: Request) -> None:

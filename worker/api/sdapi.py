@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pydantic_core
@@ -11,13 +11,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from worker.api.answers import document_in, refused
-from worker.api.native import RESPONSES, Native, accepted, document_of_request, done, pictures
-from worker.api.relay import FORBIDDEN, STOPPING, Relay, forbidden, mount
+from worker.api.native import RESPONSES, Native, accepted, document_of_request, done, lies_elsewhere, pictures
+from worker.api.relay import FORBIDDEN, STOPPING, forbidden, mount
 from worker.desk import Ended
 from worker.errors import WorkerError
 
 NAMES = ("a1111", "sdnext")
 API = "/sdapi/v1"
+SINGLE = "extra-single-image"
+Write = Callable[[Ended, Mapping[str, Any]], bytes]
 
 _LISTS = (
     *("sd-models", "sd-vae", "sd-modules", "loras", "loaded-loras", "embeddings", "hypernetworks", "unets"),
@@ -69,9 +71,8 @@ _PICTURE = (
 def routes(native: Native) -> APIRouter:
     router = APIRouter(tags=["Automatic1111, SD.Next"], dependencies=[Depends(native.speaks(*NAMES))])
     _add_images(router, native)
-    _add_single(router, native)
     _add_stops(router, native)
-    mount(router, Relay(native), readings=READINGS, work=WORK, changes=CHANGES, refreshes=REFRESHES)
+    mount(router, native.relay, readings=READINGS, work=WORK, changes=CHANGES, refreshes=REFRESHES)
     return router
 
 
@@ -81,74 +82,67 @@ def _body(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_images(router: APIRouter, native: Native) -> None:
-    @router.post(f"{API}/txt2img", summary="Text to images", responses=RESPONSES, openapi_extra=_body(_EXAMPLE))
-    async def txt2img(request: Request) -> Response:
-        return await _generated(request, native, "txt2img")
-
-    @router.post(
-        f"{API}/img2img",
-        summary="Images to images",
-        responses=RESPONSES,
-        openapi_extra=_body({**_EXAMPLE, "init_images": [_PICTURE], "denoising_strength": 0.5}),
-    )
-    async def img2img(request: Request) -> Response:
-        return await _generated(request, native, "img2img")
-
-
-async def _generated(request: Request, native: Native, endpoint: str) -> Response:
-    try:
-        body = await document_in(request, max_body=native.desk.rules.limits.max_body)
-    except WorkerError as error:
-        return refused(error)
-    document = document_of_request(body, endpoint)
-    if document.get("webhook") is not None:
-        return await accepted(request, native, document)
-    end = await done(request, native, document)
-    if isinstance(end, Response):
-        return end
-    wanted = body.get("send_images") is not False
-    return Response(await asyncio.to_thread(images_document, end, wanted=wanted), media_type="application/json")
+    """What has a job done, each with how its answer is written."""
+    image = {**_EXAMPLE, "init_images": [_PICTURE], "denoising_strength": 0.5}
+    larger = {"image": _PICTURE, "upscaling_resize": 2, "upscaler_1": "Lanczos"}
+    for name, endpoint, summary, example, write in (
+        ("txt2img", "txt2img", "Text to images", _EXAMPLE, images_document),
+        ("img2img", "img2img", "Images to images", image, images_document),
+        ("extra-single-image", SINGLE, "One image made larger", larger, single_document),
+        ("process", SINGLE, "One image made larger, by SD.Next's other name for it", larger, single_document),
+    ):
+        router.add_api_route(
+            f"{API}/{name}",
+            _generating(native, endpoint, write),
+            methods=["POST"],
+            name=f"post_{name.replace('-', '_')}",
+            summary=summary,
+            responses=RESPONSES,
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"type": "object"}, "example": example}},
+                }
+            },
+        )
 
 
-def images_document(end: Ended, *, wanted: bool = True) -> bytes:
-    """``images``, ``parameters`` and ``info`` as the server gives them; the images are the ones that were verified.
-
-    Pictures that the server gave beside, such as ControlNet's maps, come after them. Without ``wanted`` there are none.
-    """
-    said = end.made.output.native if end.made is not None else {}
-    listed = [b'"%b"' % picture for picture in pictures(end)] if wanted else []
-    listed += [pydantic_core.to_json(picture) for picture in said.get("images_beside", ())] if wanted else []
-    parameters, info = pydantic_core.to_json(said.get("parameters", {})), pydantic_core.to_json(said.get("info", ""))
-    return b'{"images":[%b],"parameters":%b,"info":%b}' % (b",".join(listed), parameters, info)
-
-
-def _add_single(router: APIRouter, native: Native) -> None:
-    async def single(request: Request) -> Response:
+def _generating(native: Native, endpoint: str, write: Write) -> Callable[[Request], Awaitable[Response]]:
+    async def generate(request: Request) -> Response:
         try:
             body = await document_in(request, max_body=native.desk.rules.limits.max_body)
         except WorkerError as error:
             return refused(error)
-        document = document_of_request(body, "extra-single-image")
+        document = document_of_request(body, endpoint)
         if document.get("webhook") is not None:
             return await accepted(request, native, document)
         end = await done(request, native, document)
         if isinstance(end, Response):
             return end
-        return Response(await asyncio.to_thread(_single_document, end), media_type="application/json")
+        elsewhere = lies_elsewhere(end)
+        if elsewhere is not None:
+            return elsewhere
+        return Response(await asyncio.to_thread(write, end, body), media_type="application/json")
 
-    for name in ("extra-single-image", "process"):
-        router.add_api_route(
-            f"{API}/{name}",
-            single,
-            methods=["POST"],
-            name=f"post_{name.replace('-', '_')}",
-            summary="One image made larger",
-            responses=RESPONSES,
-            openapi_extra=_body({"image": _PICTURE, "upscaling_resize": 2, "upscaler_1": "Lanczos"}),
-        )
+    return generate
 
 
-def _single_document(end: Ended) -> bytes:
+def images_document(end: Ended, body: Mapping[str, Any]) -> bytes:
+    """``images``, ``parameters`` and ``info`` as the server gives them; the images are the ones that were verified.
+
+    Pictures that the server gave beside, such as ControlNet's maps, come after them. A caller may want none.
+    """
+    said = end.made.output.native if end.made is not None else {}
+    listed: list[bytes] = []
+    if body.get("send_images") is not False:
+        listed += [b'"%b"' % picture for picture in pictures(end)]
+        listed += [pydantic_core.to_json(picture) for picture in said.get("images_beside", ())]
+    parameters, info = pydantic_core.to_json(said.get("parameters", {})), pydantic_core.to_json(said.get("info", ""))
+    return b'{"images":[%b],"parameters":%b,"info":%b}' % (b",".join(listed), parameters, info)
+
+
+def single_document(end: Ended, _: Mapping[str, Any]) -> bytes:
+    """``html_info`` and ``image``."""
     said = end.made.output.native if end.made is not None else {}
     html = pydantic_core.to_json(said.get("html_info", ""))
     return b'{"html_info":%b,"image":"%b"}' % (html, b"".join(pictures(end)[:1]))
@@ -158,7 +152,7 @@ def _add_stops(router: APIRouter, native: Native) -> None:
     """SD.Next says nothing, Automatic1111 an empty object or null."""
 
     async def stop(request: Request) -> Response:
-        if not native.options_allowed:
+        if not native.relay.options_allowed:
             return forbidden(STOPPING)
         await native.stop_running()
         if native.engine.name == "sdnext":
