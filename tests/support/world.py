@@ -167,12 +167,12 @@ class World:
             {
                 "engine": engine_service.run,
                 "watch": watch.run,
-                **({"desk": self.desk.run} if self.desk is not None else {}),
                 **more,
             },
             _serve_for_ever,
             drain_timeout=timedelta(seconds=drain_s),
             stop_at_once=lambda: self.exits.append("at once"),
+            lasting={"desk": self.desk.run} if self.desk is not None else {},
         )
 
     def _verified(self, work: Work, output: Output) -> None:

@@ -92,7 +92,7 @@ class Inquiry:
         told_at = 0.0
         last: State | None = None
         while True:
-            if state != last:
+            if last is None or not state.says_the_same_as(last):
                 told_at, last = asyncio.get_running_loop().time(), state
                 yield state
                 if state.is_over:

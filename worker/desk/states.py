@@ -48,6 +48,10 @@ class State(BaseModel):
         outputs = () if self.result is None else self.result.outputs
         return sum(len(output.base64 or "") for output in outputs) > 1_000_000
 
+    def says_the_same_as(self, other: State) -> bool:
+        """Whether nothing is new but that time went by."""
+        return self == other.model_copy(update={"eta_s": self.eta_s})
+
     def without_images(self) -> State:
         """The same, what was made named but not held."""
         return self if self.result is None else self.model_copy(update={"result": without_images(self.result)})
