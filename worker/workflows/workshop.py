@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import ctypes
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -17,6 +18,9 @@ T = TypeVar("T")
 
 AT_ONCE = 2
 OVERDUE_MOST = 4
+PRESS_EVERY_S = 0.5
+BUSY = 0.1
+"""The share of the time for which a call that works on has the processor at least, however loaded the machine is."""
 
 
 class Raised(Exception):
@@ -42,9 +46,9 @@ class _Stopped(BaseException):
 class Workshop:
     """Runs each call in a thread of its own; at most `AT_ONCE` of an owner at a time, the others wait.
 
-    A call that is overdue costs its caller alone: he is told at once, and in its thread an exception is raised, which
-    ends any loop in Python. Code that waits in C ends when that returns; with `OVERDUE_MOST` such calls of an owner
-    no more of his are begun. The threads keep no process from ending.
+    A call that is overdue costs its caller alone: he is told at once, and where it works on an exception is raised in
+    its thread, which ends any loop in Python. One that only waits ends when it does; with `OVERDUE_MOST` such calls of
+    an owner no more of his are begun. The threads keep no process from ending.
     """
 
     def __init__(self) -> None:
@@ -65,20 +69,28 @@ class Workshop:
                 if not ended.done():
                     self._overdue[owner] += 1
                     ended.add_done_callback(lambda _: self._overdue.subtract((owner,)))
-                    attempt.stop()
+                    _press(attempt, ended, min(limit_s, PRESS_EVERY_S))
             if not ended.done():
                 raise Overdue
             return attempt.outcome()
 
 
+def _press(attempt: _Attempt[Any], ended: asyncio.Future[Any], every_s: float) -> None:
+    """Have a call stopped as soon as it is seen to work on."""
+    if not ended.done():
+        attempt.stop(every_s * BUSY)
+        asyncio.get_running_loop().call_later(every_s, _press, attempt, ended, every_s)
+
+
 class _Attempt(Generic[T]):
-    """One call, and how it ended. ``stop`` may come from another thread, at any time."""
+    """One call, and how it ended. ``stop`` comes from another thread, at any time."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._stopped = False
+        self._worked_s = 0.0
         self._value: T | None = None
         self._error: BaseException | None = None
 
@@ -100,12 +112,20 @@ class _Attempt(Generic[T]):
         except BaseException as error:  # noqa: BLE001
             self._error = error
 
-    def stop(self) -> None:
-        """Raise `_Stopped` in the thread as soon as it runs Python again, unless the call is over."""
+    def stop(self, busy_s: float) -> None:
+        """Raise `_Stopped` in the thread where it has worked for so long since it was asked last.
+
+        A thread that waits in C could not heed it: until it did, CPython would have every other thread look after its
+        exception at each step.
+        """
         with self._lock:
             self._stopped = True
-            if self._thread is not None:
+            if self._thread is None:
+                return
+            worked_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread))
+            if worked_s - self._worked_s > busy_s:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_Stopped))
+            self._worked_s = worked_s
 
     def outcome(self) -> T:
         if isinstance(self._error, WorkerError):
