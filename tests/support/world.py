@@ -51,6 +51,7 @@ from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import Budget
 from worker.tools import Rules, Tools
 from worker.watch import Watch
+from worker.workflows import Workflows
 
 VISIBILITY = timedelta(seconds=20)
 
@@ -77,6 +78,7 @@ class World:
         never: bool = False,
         services: dict[str, Callable[[], Awaitable[None]]] | None = None,
         http: desk.Rules | None = None,
+        workflows: Workflows | None = None,
     ) -> None:
         wall = VirtualClock()
         self.window, self.parked, self.worker = window, parked, worker
@@ -117,6 +119,7 @@ class World:
             rules=Rules(
                 self.limits, Encoding(), flat, timedelta(minutes=10), upload_concurrency=4, models_max_wait=max_wait
             ),
+            workflows=workflows or Workflows(),
         )
         self.desk = self._desk(http) if http is not None else None
         self._services(services or {}, drain_s, never=never)
