@@ -57,8 +57,8 @@ async def test_who_waits_gets_the_result_with_its_images() -> None:
 async def test_a_job_with_a_webhook_is_answered_at_once_and_told_of() -> None:
     """202 with where its state is; the webhook holds the images, since nothing else does, and so does the state."""
     office = Office()
-    office.engine.seconds = 10
     async with office.open() as client:
+        office.engine.seconds = 10
         answer = await client.post(PATH, json=document(id="mine", webhook=HOOK))
         state = answer.json()
         assert (answer.status_code, state["status"], state["client_id"]) == (202, "waiting", "mine")
@@ -77,8 +77,8 @@ async def test_a_job_with_a_webhook_is_answered_at_once_and_told_of() -> None:
 async def test_waiting_jobs_are_told_how_many_come_before_them() -> None:
     """Those that need the engine yet, and those that wait longer."""
     office = Office(hook=HOOK, window=1)
-    office.engine.seconds = 100
     async with office.open() as client:
+        office.engine.seconds = 100
         ids = [(await client.post(PATH, json=document(), headers=ASYNC)).json()["id"] for _ in range(4)]
         await office.until(lambda: any(job.hop is Hop.GENERATE for job in office.live))
         states = [(await client.get(f"{PATH}/{one}")).json() for one in ids]
@@ -170,8 +170,8 @@ async def test_a_job_that_was_cancelled_with_its_caller_is_done_when_asked_again
     """Who lost the connection and calls again wants the picture; a job that was promised to nobody waiting stays
     cancelled."""
     office = Office(hook=HOOK)
-    office.engine.seconds = 100
     async with office.open() as client:
+        office.engine.seconds = 100
         caller = asking(client, document(), idempotency_key="k")
         await office.until(lambda: len(tuple(office.desk.tickets)) == 1)
         (ticket,) = office.desk.tickets
@@ -245,8 +245,8 @@ async def test_cancelling_a_job_that_waits_and_one_that_runs() -> None:
 async def test_asynchronous_jobs_go_to_the_queue_under_the_callers_id() -> None:
     """Idempotent there; whoever asks is told what the queue knows, and a waiting one is withdrawn from it."""
     office = Office(passes_on=True)
-    office.engine.seconds = 20
     async with office.open() as client:
+        office.engine.seconds = 20
         first = await client.post(PATH, json=document(id="mine", priority=5), headers=ASYNC)
         assert (first.status_code, first.json()) == (202, {"id": "mine", "client_id": "mine", "status": "waiting"})
         await office.at(Hop.GENERATE, "mine")
@@ -337,8 +337,8 @@ async def test_a_store_that_is_away_is_told_as_such() -> None:
 async def test_a_job_that_outlasts_its_answer_goes_on() -> None:
     """504 with its id, by which its end is asked for; the answer to the same key is waited for again."""
     office = Office(rules=replace(RULES, timeout=timedelta(seconds=5)))
-    office.engine.seconds = 8
     async with office.open() as client:
+        office.engine.seconds = 8
         late = await asking(client, document(), idempotency_key="k")
         assert (late.status_code, late.json()["code"]) == (504, "still_running")
         state = await until_over(office, client, late.json()["id"])
@@ -417,8 +417,8 @@ async def test_a_job_held_here_has_the_operators_limits() -> None:
 async def test_an_engine_that_stays_away_keeps_no_caller_for_ever() -> None:
     """A caller who waits is told so after a minute, and so is whoever comes; who does not wait goes on waiting."""
     office = Office(hook=HOOK)
-    office.engine.seconds = 10
     async with office.open() as client:
+        office.engine.seconds = 10
         caller = asking(client, document())
         await office.until(lambda: any(job.hop is Hop.GENERATE for job in office.live))
         later = (await client.post(PATH, json=document("later"), headers=ASYNC)).json()["id"]

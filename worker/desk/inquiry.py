@@ -26,6 +26,9 @@ PACE_S = 0.2
 POLL_S = 2.0
 """Between two looks at a job that is not here."""
 
+INSTANT_S = 0.001
+"""By which a timer of the loop may go off early, and more."""
+
 SILENCE_S = 15.0
 """After which a word is said to those who listen, though nothing happened."""
 
@@ -89,22 +92,22 @@ class Inquiry:
 
         Ends with the job, or when this worker stops and the job is nobody's here any more.
         """
-        told_at = 0.0
+        loop, silent_at = asyncio.get_running_loop(), 0.0
         last: State | None = None
         while True:
             if last is None or not state.says_the_same_as(last):
-                told_at, last = asyncio.get_running_loop().time(), state
+                silent_at, last = loop.time() + SILENCE_S, state
                 yield state
                 if state.is_over:
                     return
                 await asyncio.sleep(PACE_S)
-            elif asyncio.get_running_loop().time() - told_at >= SILENCE_S:
-                told_at = asyncio.get_running_loop().time()
+            elif loop.time() + INSTANT_S >= silent_at:
+                silent_at = loop.time() + SILENCE_S
                 yield None
             elif self._desk.tools.drain.begun and not self._is_held(job_id):
                 return
             else:
-                await self._change(job_id, told_at + SILENCE_S)
+                await self._change(job_id, silent_at)
             found = await self._looked(job_id, last)
             if found is None:
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -18,6 +18,8 @@ from worker.tools import Tools
 from worker.webhooks import Notifier
 
 log = structlog.get_logger()
+
+Telling = Callable[[], Coroutine[Any, Any, object]]
 
 GRACE_S = 3.0
 """How long after the drain's deadline they may still be told."""
@@ -39,9 +41,9 @@ class Messages:
     def tell(self, owner: Job, result: Result) -> None:
         """Have the owner told how it ended."""
         if self._notifier.wants(result.status, owner):
-            self._start(self._notifier.send(result.status, owner, result), "webhook", owner)
+            self._start(lambda: self._notifier.send(result.status, owner, result), "webhook", owner)
         if result.status == "failed":
-            self._start(self._kept(owner, result), "document", owner)
+            self._start(lambda: self._kept(owner, result), "document", owner)
 
     async def told(self) -> None:
         """Until everybody has been told, or cannot be."""
@@ -52,7 +54,7 @@ class Messages:
         """Tell nobody any more."""
         await cancel_all(set(self._tasks))
 
-    def _start(self, telling: Coroutine[Any, Any, object], what: str, owner: Job) -> None:
+    def _start(self, telling: Telling, what: str, owner: Job) -> None:
         task = asyncio.create_task(self._tried(telling, what, owner), name=f"tell-{what}-{owner.id}")
         self._tasks.add(task)
         task.add_done_callback(self._over)
@@ -63,10 +65,10 @@ class Messages:
             self._tools.bench.metrics.bug()
             log.error("internal_error", where=task.get_name(), exc_info=task.exception())
 
-    async def _tried(self, telling: Coroutine[Any, Any, object], what: str, owner: Job) -> None:
+    async def _tried(self, telling: Telling, what: str, owner: Job) -> None:
         metrics = self._tools.bench.metrics
         try:
-            await run_guarded(telling, self._too_late(), name=f"{what}-{owner.id}")
+            await run_guarded(telling(), self._too_late(), name=f"{what}-{owner.id}")
         except (WorkerError, TimeoutError) as error:
             log.warning("owner_not_told", job=owner.id, by=what, error=str(error))
             outcome = "undelivered"
