@@ -21,7 +21,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from worker.errors import InvalidJob
 from worker.job import as_job, field_errors
 from worker.workflows.base import Described, Unusable, WorkflowFailed
-from worker.workflows.schema import example_of
+from worker.workflows.schema import example_of, unfolded
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def load(name: str, root: Path) -> PythonWorkflow:
         raise Unusable("defines no function build(input)")
     _check_signature(function)
     try:
-        schema = model.model_json_schema()
+        schema = unfolded(model.model_json_schema())
     except PydanticInvalidForJsonSchema as error:
         raise Unusable(f"Input cannot be described by a JSON Schema: {error.message}") from None
     first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n")

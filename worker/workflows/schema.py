@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _SHOWN_MOST = 200
+_DEEPEST = 8
 _EXAMPLES: Mapping[str, Any] = {"string": "a text", "boolean": True, "array": [], "object": {}, "null": None}
 
 _SAID: Mapping[str, Callable[[Any], str]] = {
@@ -47,7 +48,7 @@ def validator_of(schema: Any) -> Validator:
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise Unusable('the schema must have "type": "object": an input is an object', schema=True)
     for reference in _references(schema):
-        _resolve(schema, reference)
+        _resolved(schema, reference)
     return jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
 
 
@@ -57,15 +58,27 @@ def mistakes(validator: Validator, given: Mapping[str, Any]) -> tuple[FieldError
     return tuple(dict.fromkeys(found))
 
 
+def unfolded(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema itself, also where it only refers to a part of its own, as that of a model which holds itself does."""
+    if "$ref" not in schema:
+        return schema
+    return {"$defs": schema["$defs"], **_resolved(schema, schema["$ref"])}
+
+
 def example_of(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """An input by the schema's own examples and defaults, else by the types of what is required; None where these
     do not tell one. It need not be one that is taken."""
-    match schema.get("examples"):
+    example = _object(schema, schema, 0)
+    return example if isinstance(example, dict) else None
+
+
+def _object(part: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> Any:
+    match part.get("examples"):
         case [dict() as first, *_]:
             return first
-    required, found = schema.get("required", ()), {}
-    for name, part in schema.get("properties", {}).items():
-        value = _value(part, required=name in required) if isinstance(part, dict) else None
+    required, found = part.get("required", ()), {}
+    for name, inner in part.get("properties", {}).items():
+        value = _value(inner, root, depth, required=name in required)
         if value is not None:
             found[name] = value
         elif name in required:
@@ -73,13 +86,22 @@ def example_of(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _value(part: Mapping[str, Any], *, required: bool) -> Any:
+def _value(part: Any, root: Mapping[str, Any], depth: int, *, required: bool) -> Any:
+    """None where nothing tells one, or it may be left out."""
     match part:
         case {"examples": [first, *_]} | {"default": first} | {"const": first} | {"enum": [first, *_]}:
             return first
-        case {"type": "integer" | "number"} if required:
+        case {"$ref": str() as reference} if depth < _DEEPEST:
+            return _value(_resolved(root, reference), root, depth + 1, required=required)
+        case _ if not required or not isinstance(part, dict):
+            return None
+        case {"anyOf": [first, *_]} | {"oneOf": [first, *_]}:
+            return _value(first, root, depth, required=True)
+        case {"type": "integer" | "number"}:
             return part.get("minimum", 1)
-        case {"type": str() as name} if required:
+        case {"type": "object", "properties": dict()} if depth < _DEEPEST:
+            return _object(part, root, depth + 1)
+        case {"type": str() as name}:
             return _EXAMPLES.get(name)
     return None
 
@@ -112,8 +134,8 @@ def _references(part: Any) -> Iterator[str]:
             yield from _references(value)
 
 
-def _resolve(schema: Any, reference: str) -> None:
-    """Raises `Unusable` unless this leads to a part of the schema by a JSON pointer."""
+def _resolved(schema: Any, reference: str) -> Any:
+    """The part of the schema to which a JSON pointer leads. Raises `Unusable` for what is none, or leads nowhere."""
     if reference != "#" and not reference.startswith("#/"):
         raise Unusable(f"{reference[:_SHOWN_MOST]} leads out of the schema, or names an anchor", schema=True)
     part = schema
@@ -122,6 +144,7 @@ def _resolve(schema: Any, reference: str) -> None:
             part = part[int(step)] if isinstance(part, list) else part[step]
         except (KeyError, IndexError, ValueError, TypeError):
             raise Unusable(f"{reference[:_SHOWN_MOST]} leads nowhere in the schema", schema=True) from None
+    return part
 
 
 def _shown(value: Any) -> str:

@@ -274,3 +274,13 @@ def test_descriptions_come_from_the_file(tmp_path: Path) -> None:
     assert (one.summary, one.description, one.example) == ("Posters.", "Big ones.", {"n": 5})
     assert (two.summary, two.description, two.example) == ("b", "", None)
     assert json.dumps(one.schema["required"]) == '["n"]'
+
+
+def test_a_model_that_holds_itself_is_described(tmp_path: Path) -> None:
+    """Its fields stand at the top, as those of any other."""
+    head = "from __future__ import annotations\nfrom pydantic import BaseModel\n"
+    model = "class Input(BaseModel):\n    name: str\n    more: list[Input] = []\n"
+    write(tmp_path, {"x.py": head + model + "def build(input):\n    return {}\n"})
+    described = load_python("x", tmp_path).described
+    assert (described.schema["required"], described.example) == (["name"], {"name": "a text", "more": []})
+    assert "$defs" in described.schema

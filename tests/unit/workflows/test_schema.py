@@ -114,6 +114,40 @@ def test_references_within_the_schema_are_followed() -> None:
         ({"properties": {"a": {}}, "required": ["a"]}, None),
         ({"properties": {"a": True}, "required": ["a"]}, None),
         ({}, {}),
+        (
+            {
+                "properties": {
+                    "a": {"$ref": "#/$defs/size"},
+                    "b": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+                    "c": {"type": "object", "properties": {"d": {"const": 1}, "e": {"type": "array"}}},
+                    "f": {"$ref": "#/$defs/mood"},
+                },
+                "required": ["a", "b", "c"],
+                "$defs": {
+                    "size": {
+                        "type": "object",
+                        "properties": {"w": {"type": "number"}, "h": {"$ref": "#/$defs/mood"}},
+                        "required": ["w"],
+                    },
+                    "mood": {"enum": ["calm"]},
+                },
+            },
+            {"a": {"w": 1, "h": "calm"}, "b": True, "c": {"d": 1}, "f": "calm"},
+        ),
+        (
+            {"properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], "$defs": {"a": {"$ref": "#/$defs/a"}}},
+            None,
+        ),
+        (
+            {
+                "properties": {"a": {"$ref": "#/$defs/a"}},
+                "required": ["a"],
+                "$defs": {
+                    "a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
+                },
+            },
+            None,
+        ),
     ],
 )
 def test_examples_come_from_the_schema(schema: dict[str, Any], example: dict[str, Any] | None) -> None:
