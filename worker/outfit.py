@@ -37,6 +37,7 @@ from worker.tasks import Budget
 from worker.tools import Rules, Tools
 from worker.urls import Guard
 from worker.webhooks import Defaults, Sender
+from worker.workflows import Workflows
 from worker.workflows import load as load_workflows
 from worker.workflows import tell as tell_workflows
 
@@ -115,8 +116,6 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     orders = Duties(models, live, drain, metrics, models.typed)
     stack.push_async_callback(orders.aclose)
     documents = _documents(settings, parts, stack)
-    workflows = await load_workflows(settings.http.workflows_dir)
-    tell_workflows(workflows)
     bench = Bench(
         queue=queue,
         stores=storage,
@@ -142,7 +141,7 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
         pace=pace,
         budget=budget,
         rules=_rules(settings),
-        workflows=workflows,
+        workflows=await _workflows(settings),
     )
     return Outfit(tools, models, documents)
 
@@ -168,6 +167,13 @@ def _metrics(
             rates=lambda: measured.rates().model_dump(exclude_none=True),
         )
     )
+
+
+async def _workflows(settings: Settings) -> Workflows:
+    """The operator's own, whatever became of some of them."""
+    workflows = await load_workflows(settings.http.workflows_dir)
+    tell_workflows(workflows)
+    return workflows
 
 
 def _rules(settings: Settings) -> Rules:

@@ -94,16 +94,7 @@ class World:
         self.exits: list[str] = []
         stores, self.models = FakeStores(self.storage), FakeModels()
         self.tools = Tools(
-            bench=Bench(
-                queue=self.link,
-                stores=stores,
-                sender=self.receiver,
-                metrics=self.metrics,
-                clock=self.clock,
-                identity=Identity(worker, "machine", "0"),
-                rng=random.Random(3),
-                drain=self.drain,
-            ),
+            bench=self._bench(stores),
             gate=self.gate,
             engine=self.engine,
             inputs=self.inputs,
@@ -123,6 +114,18 @@ class World:
         )
         self.desk = self._desk(http) if http is not None else None
         self._services(services or {}, drain_s, never=never)
+
+    def _bench(self, stores: FakeStores) -> Bench:
+        return Bench(
+            queue=self.link,
+            stores=stores,
+            sender=self.receiver,
+            metrics=self.metrics,
+            clock=self.clock,
+            identity=Identity(self.worker, "machine", "0"),
+            rng=random.Random(3),
+            drain=self.drain,
+        )
 
     def _desk(self, rules: desk.Rules) -> Desk:
         """Where HTTP jobs are taken in, beside the queue."""
