@@ -50,7 +50,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
-Percent = Annotated[int, BeforeValidator(_is_no_text), Field(ge=1, le=100)]
+Percent = Annotated[int, Field(ge=1, le=100), BeforeValidator(_is_no_text)]
 
 
 class EncoderOptions(_Part):
@@ -66,13 +66,13 @@ class EncoderOptions(_Part):
     trellisQuantisation: bool = False  # noqa: N815
     overshootDeringing: bool = False  # noqa: N815
     optimizeScans: bool = False  # noqa: N815
-    quantisationTable: Annotated[int, BeforeValidator(_is_no_text), Field(ge=0, le=8)] = 0  # noqa: N815
-    alphaQuality: Annotated[int, BeforeValidator(_is_no_text), Field(ge=0, le=100)] = 100  # noqa: N815
+    quantisationTable: Annotated[int, Field(ge=0, le=8), BeforeValidator(_is_no_text)] = 0  # noqa: N815
+    alphaQuality: Annotated[int, Field(ge=0, le=100), BeforeValidator(_is_no_text)] = 100  # noqa: N815
     lossless: bool = False
     nearLossless: bool = False  # noqa: N815
     smartSubsample: bool = False  # noqa: N815
     preset: Literal["default", "photo", "picture", "drawing", "icon", "text"] = "default"
-    effort: Annotated[int, BeforeValidator(_is_no_text), Field(ge=0, le=6)] = 4
+    effort: Annotated[int, Field(ge=0, le=6), BeforeValidator(_is_no_text)] = 4
 
 
 IGNORED = {
@@ -129,7 +129,7 @@ class S3Upload(_Upload):
 
 
 class HttpUpload(_Upload):
-    url_prefix: Url
+    url_prefix: Url = Field(repr=False)
 
     def url(self, filename: str) -> str:
         """The file below the prefix; a query, as a shared access signature is, stays at the end."""
@@ -140,11 +140,11 @@ class HttpUpload(_Upload):
 class PromptRequest(_Part):
     """A request of comfyui-api 1.18; fields that it does not know are left out, as it does."""
 
-    prompt: dict[str, Any] = Field(description="a graph in API format", min_length=1)
+    prompt: dict[str, Any] = Field(repr=False, description="a graph in API format", min_length=1)
     id: JobId = Field(default_factory=lambda: str(uuid.uuid4()), description="comes back, and begins the file names")
     convert_output: ConvertOutput | None = None
-    webhook: Url | None = Field(None, description="deprecated: one unsigned POST a file")
-    webhook_v2: Url | None = Field(None, description="one signed POST at the end")
+    webhook: Url | None = Field(None, repr=False, description="deprecated: one unsigned POST a file")
+    webhook_v2: Url | None = Field(None, repr=False, description="one signed POST at the end")
     s3: S3Upload | None = None
     http_upload: HttpUpload | None = None
     credentials: tuple[Credential, ...] = Field((), max_length=32, description="for URLs of models in the prompt")
