@@ -23,7 +23,7 @@ LOAD_LIMIT_S = 20.0
 
 _SCHEMA = ".schema.json"
 _SCRIPTS = (".js", ".ts")
-_NOT_RUN = (
+NOT_RUN = (
     "is not run here: rewrite it as NAME.py, or export its graph in API format as NAME.json with {{placeholders}}"
 )
 
@@ -45,7 +45,7 @@ async def load(root: Path, *, limit_s: float = LOAD_LIMIT_S) -> Workflows:
     notes = [*files.others]
     for name in sorted(files.named):
         endings = sorted(files.named[name])
-        scripts = [Defect(name + ending, None, _NOT_RUN) for ending in endings if ending in _SCRIPTS]
+        scripts = [Defect(name + ending, None, NOT_RUN) for ending in endings if ending in _SCRIPTS]
         notes += scripts
         usable = [ending for ending in endings if ending not in _SCRIPTS]
         if not usable:

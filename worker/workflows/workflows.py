@@ -53,7 +53,8 @@ class Workflows:
         """Raises `WorkflowBroken`, and `InvalidJob` where there is none of this name."""
         if name in self.broken:
             defect = self.broken[name]
-            raise WorkflowBroken(f"the workflow {name} cannot be used: {defect.place} is broken (the log says how)")
+            said = str(defect) if defect in self.notes else f"{defect.place} is broken (the log says how)"
+            raise WorkflowBroken(f"the workflow {name} cannot be used: {said}")
         if name not in self._found:
             raise InvalidJob("no workflow of this name is here", field="template.name")
         return self._found[name]

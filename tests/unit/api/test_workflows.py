@@ -21,6 +21,7 @@ from tests.support.workflows import POSTER, forgotten, write
 from worker.api import workflows as endpoints
 from worker.web import problems
 from worker.workflows import Workflows, load
+from worker.workflows.folder import NOT_RUN
 
 TREE = """
 from __future__ import annotations
@@ -177,7 +178,7 @@ async def test_what_is_broken_says_where(tmp_path: Path) -> None:
             "workflow_broken",
             "the workflow broken cannot be used: broken.py:2 is broken (the log says how)",
         ),
-        "old": (503, "workflow_broken", "the workflow old cannot be used: old.ts is broken (the log says how)"),
+        "old": (503, "workflow_broken", f"the workflow old cannot be used: old.ts: {NOT_RUN}"),
         "raising": (
             503,
             "workflow_failed",
