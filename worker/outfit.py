@@ -116,18 +116,8 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     orders = Duties(models, live, drain, metrics, models.typed)
     stack.push_async_callback(orders.aclose)
     documents = _documents(settings, parts, stack)
-    bench = Bench(
-        queue=queue,
-        stores=storage,
-        sender=sender_of(settings, parts, stack, inline=settings.store.chosen == "inline"),
-        metrics=metrics,
-        clock=parts.clock,
-        identity=parts.node.identity,
-        rng=random.Random(),
-        drain=drain,
-    )
     tools = Tools(
-        bench=bench,
+        bench=_bench(settings, parts, queue, storage, metrics, drain, stack),
         gate=gate,
         engine=engine,
         inputs=_inputs(settings, parts, documents, stack),
@@ -144,6 +134,27 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
         workflows=await _workflows(settings),
     )
     return Outfit(tools, models, documents)
+
+
+def _bench(
+    settings: Settings,
+    parts: Opened,
+    queue: Queue,
+    storage: Storages,
+    metrics: Metrics,
+    drain: Drain,
+    stack: AsyncExitStack,
+) -> Bench:
+    return Bench(
+        queue=queue,
+        stores=storage,
+        sender=sender_of(settings, parts, stack, inline=settings.store.chosen == "inline"),
+        metrics=metrics,
+        clock=parts.clock,
+        identity=parts.node.identity,
+        rng=random.Random(),
+        drain=drain,
+    )
 
 
 def _metrics(

@@ -93,27 +93,30 @@ class World:
         self.gate, self.dependencies, self.limits = Gate(self.engine), Dependencies(), Limits()
         self.exits: list[str] = []
         stores, self.models = FakeStores(self.storage), FakeModels()
+        shelf = models or self.models
         self.tools = Tools(
             bench=self._bench(stores),
             gate=self.gate,
             engine=self.engine,
             inputs=self.inputs,
-            models=models or self.models,
+            models=shelf,
             dependencies=self.dependencies,
             patience=Patience(stores, self.dependencies),
             live=self.live,
-            orders=Duties(models or self.models, self.live, self.drain, self.metrics),
+            orders=Duties(shelf, self.live, self.drain, self.metrics),
             reporter=Reporter(self.live, self.metrics),
             drain=self.drain,
             pace=self.pace,
             budget=Budget(unpublished),
-            rules=Rules(
-                self.limits, Encoding(), flat, timedelta(minutes=10), upload_concurrency=4, models_max_wait=max_wait
-            ),
+            rules=self._rules(flat, max_wait),
             workflows=workflows or Workflows(),
         )
         self.desk = self._desk(http) if http is not None else None
         self._services(services or {}, drain_s, never=never)
+
+    def _rules(self, flat: str, max_wait: timedelta) -> Rules:
+        minutes = timedelta(minutes=10)
+        return Rules(self.limits, Encoding(), flat, minutes, upload_concurrency=4, models_max_wait=max_wait)
 
     def _bench(self, stores: FakeStores) -> Bench:
         return Bench(
