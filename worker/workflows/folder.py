@@ -23,9 +23,7 @@ LOAD_LIMIT_S = 20.0
 
 _SCHEMA = ".schema.json"
 _SCRIPTS = (".js", ".ts")
-NOT_RUN = (
-    "is not run here: rewrite it as NAME.py, or export its graph in API format as NAME.json with {{placeholders}}"
-)
+NOT_RUN = "is not run here: rewrite it as NAME.py, or export its graph in API format as NAME.json with {{placeholders}}"
 
 
 @dataclass
