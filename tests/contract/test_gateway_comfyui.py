@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -331,3 +332,27 @@ async def test_a_graph_wrapped_in_another_object_is_refused(here: Prompts) -> No
     answer = await here.ask("/prompt", {"prompt": {"output": text_graph()}})
     assert answer.status_code == 422
     assert answer.json()["location"].startswith("prompt")
+
+
+async def test_a_caller_who_waits_too_long_or_goes_away(moto_server: str, tmp_path: Path) -> None:
+    """504 with an id by which the prompt can still be interrupted; that of a caller who left is cancelled."""
+    async with prompting(tmp_path, moto_server, WORKER_HTTP_TIMEOUT="0.2s") as prompts:
+        sim = prompts.node.worker.sim
+        sim.knobs.arm("hang", prompt="slow")
+        answer = await prompts.prompt(a_graph("slow"), id="slow")
+        told = answer.json()
+        assert (answer.status_code, told["code"], told["client_id"]) == (504, "still_running", "slow")
+        assert told["error"] == told["detail"]
+        assert (await prompts.ask("/interrupt", {"id": told["id"]})).status_code == 200
+        sim.release()
+        await wait_until(prompts.at_rest)
+    async with prompting(tmp_path, moto_server) as prompts:
+        sim = prompts.node.worker.sim
+        sim.knobs.arm("hang", prompt="left")
+        left = asyncio.create_task(prompts.prompt(a_graph("left"), id="left"), name="left")
+        await wait_until(lambda: prompts.node.pictures > 0)
+        left.cancel()
+        await asyncio.wait({left})
+        sim.release()
+        await wait_until(prompts.at_rest)
+        assert (await prompts.ask("/interrupt", {"id": "left"})).status_code == 404

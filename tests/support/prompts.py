@@ -46,6 +46,11 @@ class Prompts:
         await wait_until(lambda: len(found()) >= count)
         return found()
 
+    async def at_rest(self) -> bool:
+        """Whether no job is held."""
+        status: dict[str, Any] = await self.node.worker.status()
+        return not status["jobs"]
+
     def put(self) -> dict[str, Request]:
         """What was put to the plain server, by its path."""
         return {one.path: one for one in self.plain.requests if one.method == "PUT"}
