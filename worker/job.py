@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +24,7 @@ ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _ID = re.compile(ID)
 _UNDIGESTED = ("webhook", "priority", "timeout", "deadline")
 _UNDIGESTED_OUTPUT = ("upload_urls", "result_urls")
+_PIECE = 65_536
 SOURCES = ("params", "request", "workflow", "template")
 
 JobId = Annotated[str, StringConstraints(pattern=f"^{ID}$")]
@@ -302,8 +304,47 @@ def digest(document: dict[str, Any]) -> str:
     covered = {k: v for k, v in document.items() if k not in _UNDIGESTED and not k.startswith("x-")}
     if isinstance(covered.get("output"), dict):
         covered["output"] = {k: v for k, v in covered["output"].items() if k not in _UNDIGESTED_OUTPUT}
-    text = json.dumps(covered, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    hashed = hashlib.sha256()
+    for piece in _canonical(covered):
+        hashed.update(piece.encode("utf-8", "surrogatepass"))
+    return hashed.hexdigest()
+
+
+def _canonical(node: Any) -> Iterator[str]:
+    """The canonical JSON text of a document in pieces.
+
+    Texts that hold images are written a part at a time: the whole of one would keep every other thread of the process
+    waiting.
+    """
+    if not _is_long(node):
+        yield _dumped(node)
+    elif isinstance(node, str):
+        yield '"'
+        yield from (_dumped(node[at : at + _PIECE])[1:-1] for at in range(0, len(node), _PIECE))
+        yield '"'
+    elif isinstance(node, dict):
+        for number, (key, value) in enumerate(sorted(node.items())):
+            yield f"{',' if number else '{'}{_dumped(key)}:"
+            yield from _canonical(value)
+        yield "}"
+    else:
+        for number, value in enumerate(node):
+            yield "," if number else "["
+            yield from _canonical(value)
+        yield "]"
+
+
+def _is_long(node: Any) -> bool:
+    """Whether there is a text in it that is more than a piece."""
+    if isinstance(node, str):
+        return len(node) > _PIECE
+    if isinstance(node, dict):
+        return any(map(_is_long, node.values()))
+    return isinstance(node, list | tuple) and any(map(_is_long, node))
+
+
+def _dumped(node: Any) -> str:
+    return json.dumps(node, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def field_errors(error: ValidationError) -> tuple[FieldError, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -58,7 +59,7 @@ from worker.settlement import (
 )
 from worker.stages import StageClock
 from worker.storage.base import Storable, Storage
-from worker.tasks import gather_bare, run_guarded
+from worker.tasks import aside, gather_bare, run_guarded
 from worker.tools import Tools
 from worker.wants import lent, settled, wants_of
 
@@ -162,12 +163,13 @@ async def admit(journey: Journey, tools: Tools) -> tuple[Job, Storage]:
     delivery, limits = journey.delivery, tools.rules.limits
     document: dict[str, Any] | None = None
     try:
-        document = document_of(delivery.body, max_body=limits.max_body)
+        body = delivery.body
+        document = await aside(len(body), partial(document_of, body, max_body=limits.max_body))
         url = job_url_of(document)
         if url is not None:
             body = await tools.inputs.document(url)
-            document = document_of(body, max_body=limits.max_body)
-        journey.job = parse(document, fallback_id=delivery.id, limits=limits)
+            document = await aside(len(body), partial(document_of, body, max_body=limits.max_body))
+        journey.job = await aside(len(body), partial(parse, document, fallback_id=delivery.id, limits=limits))
     except WorkerError:
         journey.salvaged = salvage(document or {}, fallback_id=delivery.id)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -89,6 +89,15 @@ class Budget:
             self.taken -= share.amount
             async with self._freed:
                 self._freed.notify_all()
+
+
+LARGE = 1_000_000
+"""Bytes of a document or a picture that is worked on beside the event loop."""
+
+
+async def aside(size: int, work: Callable[[], T]) -> T:
+    """Work on so many bytes; on many in a thread, so that the probes are answered meanwhile."""
+    return await asyncio.to_thread(work) if size > LARGE else work()
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:

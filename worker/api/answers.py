@@ -38,7 +38,7 @@ _TIMES = frozenset({Expired.code, JobTimedOut.code})
 _STATUS_OF_FAULT = {Fault.JOB: 422, Fault.NODE: 503, Fault.DEPENDENCY: 503, Fault.OPERATOR: 503, Fault.BUG: 500}
 _IN_THREAD = 1_000_000
 _OF_FIELDS = frozenset({InvalidJob.code, UrlForbidden.code, UploadForbidden.code})
-_FIELD = re.compile(r"(?:^|; )([a-z][a-z0-9_]*(?:\.[A-Za-z0-9_-]+)*): ")
+_FIELD = re.compile(r"(?:^|; )(?!(?:known|close|given): )([a-z][a-z0-9_]*(?:\.[A-Za-z0-9_-]+)*): ")
 
 
 class Late(Exception):
@@ -50,8 +50,8 @@ class Gone(Exception):
 
 
 async def document_in(request: Request, *, max_body: int) -> dict[str, Any]:
-    """The JSON object that the request carries. Raises `InvalidJob`."""
-    body = await request.body()
+    """The JSON object that the request carries, whose bytes are not kept. Raises `InvalidJob`."""
+    body = b"".join([chunk async for chunk in request.stream()])
     if len(body) > _IN_THREAD:
         return await asyncio.to_thread(document_of, body, max_body=max_body)
     return document_of(body, max_body=max_body)

@@ -119,7 +119,9 @@ def _taking(router: APIRouter, desk: Desk) -> None:
             document = await document_in(request, max_body=desk.rules.limits.max_body)
         except WorkerError as error:
             return refused(error)
-        return await done(request, desk, document, key=idempotency_key)
+        answer = done(request, desk, document, key=idempotency_key)
+        del document
+        return await answer
 
 
 def _asking(router: APIRouter, inquiry: Inquiry) -> None:
@@ -176,7 +178,10 @@ def _asking(router: APIRouter, inquiry: Inquiry) -> None:
 
 
 async def done(request: Request, desk: Desk, document: Mapping[str, Any], *, key: str | None = None) -> Response:
-    """Have the job of a document done: its result, or 202 where the request or the job wants no waiting."""
+    """Have the job of a document done: its result, or 202 where the request or the job wants no waiting.
+
+    The document, which may be large, is let go of before the job is waited for.
+    """
     try:
         _checked(document)
         preferred = prefers_async(request.headers.getlist("prefer"))
@@ -184,6 +189,7 @@ async def done(request: Request, desk: Desk, document: Mapping[str, Any], *, key
         if preferred or document.get("webhook") is not None:
             return accepted(request, await desk.accept(document, key=key), preferred=preferred)
         ticket = await desk.take(document, waits=True, key=key)
+        del document
         result = (await ended(request, desk, ticket)).result
     except WorkerError as error:
         return refused(error)

@@ -248,6 +248,7 @@ class Desk:
             policy=SYNCHRONOUS if ticket.waits else None,
             client_id=ticket.client_id,
             seen=seen,
+            sha256=job.sha256,
         )
         if waits_for_others:
             self._hints.note(job)
@@ -294,8 +295,11 @@ class Desk:
             if load.ahead_s <= 0:
                 self._line.forget()
             return load.ahead_s > 0
-        now = asyncio.get_running_loop().time()
-        raise TooManyPending(retry_after=timedelta(seconds=self._line.place_s(soonest_s, each_s=load.each_s, now=now)))
+        usual, now = self._usual, asyncio.get_running_loop().time()
+        wait_s = self._line.place_s(
+            soonest_s, each_s=usual.pace_s(load.each_s), now=now, longest_s=usual.longest_line_s
+        )
+        raise TooManyPending(retry_after=timedelta(seconds=wait_s))
 
     def _is_ready(self) -> bool:
         return self._status.phase is Phase.READY

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Any
 
 from worker.job import Job
@@ -13,8 +15,11 @@ UNMEASURED_S = 5.0
 LEAST_S = 1.0
 """The shortest time after which anybody is asked to come again."""
 
-LONGEST_LINE_S = 300.0
-"""How far apart those who were refused are spread at most."""
+LONGEST_LINE_S, SHORT_LINE_S = 300.0, 30.0
+"""How far apart those who were refused are spread at most, and before any job was measured."""
+
+REMEMBERED = 15
+"""Generations by which the pace of the work is told."""
 
 BELIEVED = 10.0
 """How many times longer or shorter than the usual job one is taken to be, whatever its size."""
@@ -57,19 +62,19 @@ class Line:
     """Those who were refused and told when to come again, one after another at the pace of the work.
 
     Without it all who are refused in a burst would come back at once, and all but one be refused once more. Nothing is
-    kept for them: who comes first takes the place. It shortens as time passes, and nobody is sent further back than
-    `LONGEST_LINE_S` behind the first: then it begins anew beside the one that stands.
+    kept for them: who comes first takes the place. It shortens as time passes, and has an end: who would stand behind
+    that begins another line beside it, and may be refused once more.
     """
 
     last_at: float | None = None
     """When the last of them may come; event loop time."""
 
-    def place_s(self, soonest_s: float, *, each_s: float, now: float) -> float:
+    def place_s(self, soonest_s: float, *, each_s: float, now: float, longest_s: float = LONGEST_LINE_S) -> float:
         """Seconds after which the next one may come, when there is a place in ``soonest_s`` and one more after each
-        ``each_s``."""
+        ``each_s``; at most ``longest_s`` after the first."""
         first_at = now + soonest_s
         at = first_at if self.last_at is None else max(first_at, self.last_at + each_s)
-        if at > first_at + LONGEST_LINE_S:
+        if at > first_at + longest_s:
             at = first_at
         self.last_at = at
         return at - now
@@ -81,20 +86,37 @@ class Line:
 
 @dataclass(slots=True)
 class Usual:
-    """Running averages of the jobs whose size is known: how large they were, and how many seconds they took."""
+    """What jobs took: ``latest`` generations in seconds, without loading their models; and running averages of those
+    whose size is known, how large they were and how many ``seconds`` they took."""
 
     size: float | None = None
     seconds: float = 0.0
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def observe(self, size: float | None, seconds: float | None) -> None:
-        """Note a job that was done; without its size or its time it teaches nothing."""
-        if size is None or seconds is None:
+        """Note a job that was done; without its time it teaches nothing."""
+        if seconds is None:
+            return
+        self.latest.append(seconds)
+        if size is None:
             return
         if self.size is None:
             self.size, self.seconds = size, seconds
         else:
             self.size += 0.3 * (size - self.size)
             self.seconds += 0.3 * (seconds - self.seconds)
+
+    def pace_s(self, each_s: float) -> float:
+        """How soon one job may follow another when no model has to be loaded between them; at most ``each_s``.
+
+        Half of the latest took longer: who comes too early asks again, but while all come too late the engine idles.
+        """
+        return min(median_low(self.latest), each_s) if self.latest else each_s
+
+    @property
+    def longest_line_s(self) -> float:
+        """How far those who are refused may be spread: not far on the strength of a guess."""
+        return LONGEST_LINE_S if self.latest else SHORT_LINE_S
 
     def estimate_s(self, size: float | None, each_s: float) -> float:
         """What a job of this size will take: in proportion to its size, within `BELIEVED`; else ``each_s``."""

@@ -193,10 +193,11 @@ class MemoryQueue:
         policy: Policy | None = None,
         client_id: str | None = None,
         seen: bool = False,
+        sha256: str | None = None,
     ) -> bool:
-        """As `Producer.submit`; with limits of its own, under what name the client knows it, and whether an earlier
-        success may stand elsewhere."""
-        same = fingerprint(job_id, body)
+        """As `Producer.submit`; with limits of its own, under what name the client knows it, whether an earlier
+        success may stand elsewhere, and the document's digest where it is known."""
+        same = fingerprint(job_id, body) if sha256 is None else sha256
         known = self._jobs.find(job_id)
         if known is not None:
             if known.fingerprint != same:

@@ -21,6 +21,9 @@ GRACE_S = 0.5
 KEEP_ALIVE_S = 75
 """Idle connections are kept longer than proxies keep theirs, so that none is closed while a request is on its way."""
 
+AT_ONCE, WAITING = 8, 2048
+"""Connections that are taken in before others have their turn again, and those that wait for that in the kernel."""
+
 Protocol = Literal["h11", "httptools"]
 """What reads requests: h11, which httpx brings anyway, or httptools, which takes a fraction of its time."""
 
@@ -105,6 +108,7 @@ class _Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
+            backlog=AT_ONCE,
         )
         super().__init__(config)
         self.servers: list[asyncio.Server] = []
@@ -117,6 +121,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(WAITING)
         self._on_listening(self.servers[0].sockets[0].getsockname()[1])
 
     async def main_loop(self) -> None:

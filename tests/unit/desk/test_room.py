@@ -10,6 +10,8 @@ from worker.desk.room import (
     BELIEVED,
     LEAST_S,
     LONGEST_LINE_S,
+    REMEMBERED,
+    SHORT_LINE_S,
     UNMEASURED_S,
     Line,
     Load,
@@ -80,11 +82,13 @@ def test_the_line_shortens_as_time_passes() -> None:
 
 
 def test_nobody_is_sent_away_for_ever() -> None:
-    """The longest line is bounded, and a second one stands beside it."""
+    """A line is bounded, and another one stands beside it; on the strength of a guess it is short."""
     line = Line()
-    told = [line.place_s(3, each_s=100, now=0) for _ in range(9)]
-    assert told == [3, 103, 203, 303, 3, 103, 203, 303, 3]
-    assert max(told) <= 3 + LONGEST_LINE_S
+    assert [line.place_s(3, each_s=100, now=0) for _ in range(7)] == [3, 103, 203, 303, 3, 103, 203]
+    line = Line()
+    told = [line.place_s(3, each_s=10, now=0, longest_s=Usual().longest_line_s) for _ in range(7)]
+    assert told == [3, 13, 23, 33, 3, 13, 23]
+    assert SHORT_LINE_S < LONGEST_LINE_S
 
 
 def test_an_idle_worker_has_no_line() -> None:
@@ -122,9 +126,23 @@ def test_before_anything_was_measured_a_job_takes_the_usual_time() -> None:
     """Whatever its size."""
     usual = Usual()
     assert usual.estimate_s(100.0, UNMEASURED_S) == UNMEASURED_S
-    usual.observe(None, 7.0)
+    usual.observe(None, None)
     usual.observe(5.0, None)
     assert usual.estimate_s(100.0, UNMEASURED_S) == UNMEASURED_S
+
+
+def test_the_pace_is_that_of_jobs_that_load_nothing() -> None:
+    """A first job that had to load its model, or was slow for another reason, keeps nobody away who comes later."""
+    usual = Usual()
+    assert usual.pace_s(20.0) == 20.0
+    for seconds in (2.0, 60.0):
+        usual.observe(None, seconds)
+    assert usual.pace_s(20.0) == 2.0
+    assert usual.pace_s(1.0) == 1.0
+    for _ in range(REMEMBERED):
+        usual.observe(10.0, 4.0)
+    assert usual.pace_s(20.0) == 4.0
+    assert usual.longest_line_s == LONGEST_LINE_S
 
 
 def test_a_job_takes_its_time_in_proportion() -> None:
