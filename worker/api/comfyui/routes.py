@@ -185,7 +185,7 @@ class Prompts:
         """What the caller is answered, be it a problem."""
         try:
             document = await document_in(request, max_body=self._desk.rules.limits.max_body)
-            large = int(request.headers.get("content-length", "0") or 0) > _LARGE
+            large = _size(request) >= _LARGE
             asked = await asyncio.to_thread(read, document) if large else read(document)
             return await self._done(request, asked, echo(asked, document))
         except (Malformed, Unsaved) as error:
