@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+from tests.support.waiting import wait_until
 from tests.support.workflows import BUILD, GOOD, INPUT, write
 from worker.errors import Fault, InvalidJob
 from worker.job import Limits, parse
@@ -166,6 +168,7 @@ async def test_a_file_that_never_ends_loading_costs_itself_alone(tmp_path: Path)
     """The start goes on without it."""
     found = await load(write(tmp_path, {"a.py": "while True: pass\n", "b.py": GOOD}), limit_s=0.5)
     assert (names(found), str(found.broken["a"])) == (["b"], "a.py: took longer than 0.5 s to load")
+    await wait_until(lambda: all(thread.name != "workflow" for thread in threading.enumerate()))
 
 
 async def test_modules_of_the_folder_stay_by_themselves(tmp_path: Path) -> None:
