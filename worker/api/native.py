@@ -13,7 +13,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from worker.api.answers import Gone, Late, ended, failed, late, refused
-from worker.api.relay import Relay
+from worker.api.relay import PROBLEM, Relay, Responses
 from worker.desk import Desk, Ended
 from worker.engines.base import Engine
 from worker.errors import FieldError, InvalidJob, WorkerError
@@ -21,16 +21,16 @@ from worker.gate import Gate
 from worker.live import Hop
 from worker.result import Result
 from worker.settings.groups import EngineKind
-from worker.web.problems import Problem, problem
+from worker.web.problems import problem
 
 OURS = frozenset({"id", "checkpoint", "models", "output", "webhook", "timeout", "deadline", "priority", "metadata"})
 """Fields of the job document that may stand beside a server's own; no server has one of these names."""
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
+RESPONSES: Responses = {
     200: {"description": "As the server answers", "content": {"application/json": {}}},
     202: {"description": "Its owner is told by webhook", "content": {"application/json": {}}},
     **{
-        status: {"model": Problem, "description": said}
+        status: {"description": said, "content": PROBLEM}
         for status, said in {
             408: "It took too long, or came too late",
             409: "It was cancelled, or its key stands for another request",

@@ -26,7 +26,7 @@ from worker.engines.base import Engine, NativeCall
 from worker.errors import ResultTooLarge, WorkerError
 from worker.gate import Gate
 from worker.tasks import cancel_all, to_the_end
-from worker.web.problems import Problem, problem
+from worker.web.problems import MEDIA_TYPE, problem
 
 log = structlog.get_logger()
 
@@ -37,20 +37,22 @@ _NOBODY = Response(status_code=499)
 
 _SHOWN = ("application/json", "text/plain", "image/png", "image/jpeg", "image/webp")
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    404: {"model": Problem, "description": "The server here has no such endpoint"},
-    502: {"model": Problem, "description": "The server failed, and how"},
-    503: {"model": Problem, "description": "The server cannot be reached now"},
+Responses = dict[int | str, dict[str, Any]]
+PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+"""By reference: a hundred endpoints that each name the model take a noticeable time to build."""
+
+PROBLEMS: Responses = {
+    404: {"description": "The server here has no such endpoint", "content": PROBLEM},
+    502: {"description": "The server failed, and how", "content": PROBLEM},
+    503: {"description": "The server cannot be reached now", "content": PROBLEM},
 }
-TURN_PROBLEMS: dict[int | str, dict[str, Any]] = {
+TURN_PROBLEMS: Responses = {
     **PROBLEMS,
-    422: {"model": Problem, "description": "The request is not valid, or asks for what is not allowed"},
-    429: {"model": Problem, "description": "Too many requests wait"},
-    504: {"model": Problem, "description": "It takes longer than an answer may, and goes on"},
+    422: {"description": "The request is not valid, or asks for what is not allowed", "content": PROBLEM},
+    429: {"description": "Too many requests wait", "content": PROBLEM},
+    504: {"description": "It takes longer than an answer may, and goes on", "content": PROBLEM},
 }
-FORBIDDEN: dict[int | str, dict[str, Any]] = {
-    403: {"model": Problem, "description": "Changes of the server's global state are not allowed here"}
-}
+FORBIDDEN: Responses = {403: {"description": "The operator does not allow it here", "content": PROBLEM}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class Relay:
     async def refresh(self, request: Request, passed: Passed) -> Response:
         """Have the server look for files again."""
         try:
+            await request.body()
             return await self._answered(request, passed.call(request, timeout=self._timeout))
         except WorkerError as error:
             return _refused(error)
@@ -153,7 +156,10 @@ class Relay:
             if turn.done():
                 return turn.result()
             turn.cancel()
-            raise Gone if away.done() else Late
+            if not away.done():
+                raise Late
+            away.result()
+            raise Gone
         finally:
             await cancel_all({away})
 
@@ -182,7 +188,6 @@ async def _result(sent: asyncio.Task[Answer]) -> Answer:
 
 async def _away(request: Request) -> None:
     """Until the connection is gone; the body must have been read."""
-    await request.body()
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -241,7 +246,7 @@ def mount(
         _add(router, relay.refresh, Passed(path, (), "POST"), "Have it look for new files, in its turn", TURN_PROBLEMS)
 
 
-def _add(router: APIRouter, act: Any, passed: Passed, summary: str, responses: dict[int | str, dict[str, Any]]) -> None:
+def _add(router: APIRouter, act: Any, passed: Passed, summary: str, responses: Responses) -> None:
     async def endpoint(request: Request) -> Response:
         answer: Response = await act(request, passed)
         return answer
