@@ -40,6 +40,8 @@ MODELS_WAIT_SECONDS = PREFIX + "models_wait_seconds_total"
 MODELS_CACHE_BYTES = PREFIX + "models_cache_bytes"
 MODELS_CACHE_CAP_BYTES = PREFIX + "models_cache_cap_bytes"
 ORDERS = PREFIX + "orders_total"
+HTTP_JOBS_WAITING = PREFIX + "http_jobs_waiting"
+HTTP_JOBS_REFUSED = PREFIX + "http_jobs_refused_total"
 RATES = {
     "disk": (PREFIX + "disk_bytes_per_second", "How fast model files are read."),
     "network": (PREFIX + "network_bytes_per_second", "How fast model files are downloaded."),
@@ -104,6 +106,8 @@ class Metrics:
         self._models_downloaded = counter(MODELS_DOWNLOADED_BYTES, "Bytes of model files that came whole.")
         self._models_wait = counter(MODELS_WAIT_SECONDS, "Time in which somebody waited for models.")
         self._orders = counter(ORDERS, "Orders of the queue that came to an end, by outcome.", "order", "outcome")
+        self._http_waiting = Gauge(HTTP_JOBS_WAITING, "Jobs over HTTP that wait for their turn.", registry=registry)
+        self._http_refused = counter(HTTP_JOBS_REFUSED, "Jobs over HTTP that were not taken in, by code.", "code")
         registry.register(_Observing(observed or Observed()))
         ProcessCollector(registry=registry)
 
@@ -162,6 +166,13 @@ class Metrics:
     def ordered(self, order: str, outcome: str) -> None:
         """An order came to an end: ``done``, or the code of the error that was in its way."""
         self._orders.labels(order, outcome).inc()
+
+    def http_waiting(self, count: Callable[[], int]) -> None:
+        """How many jobs of HTTP callers wait is asked for at each scrape."""
+        self._http_waiting.set_function(count)
+
+    def http_refused(self, code: str) -> None:
+        self._http_refused.labels(code).inc()
 
     def jobs(self) -> dict[str, int]:
         """Jobs that ended here since the start, by how."""

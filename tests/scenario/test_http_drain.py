@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.office import HOOK, Office, document, shared
+from tests.support.office import HOOK, PATH, Office, document, shared
 from tests.support.virtual import elapse, virtual
 from worker.errors import WebhookFailed
 from worker.live import Hop
 from worker.webhooks import Message
-
-PATH = "/v1/jobs"
-ASYNC = {"prefer": "respond-async"}
 
 
 @virtual

@@ -6,13 +6,11 @@ import asyncio
 import json
 from typing import Any
 
-from tests.support.office import HOOK, Office, document
+from tests.support.office import HOOK, PATH, Office, document
 from tests.support.virtual import elapse, virtual
 from worker.api import sse
 from worker.desk import inquiry
 from worker.live import Hop
-
-PATH = "/v1/jobs"
 
 
 class Listener:

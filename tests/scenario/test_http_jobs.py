@@ -9,34 +9,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.support.office import HOOK, RULES, Office, SharedStorage, document, shared
-from tests.support.virtual import VirtualClock, elapse, virtual
+from tests.support.office import ASYNC, HOOK, PATH, RULES, Office, asking, document, shared, until_over
+from tests.support.virtual import virtual
 from worker.engines.base import Reach
-from worker.errors import EngineStalled, GenerationRejected, OutputEmpty, QueueUnavailable
+from worker.errors import GenerationRejected, OutputEmpty
 from worker.live import Hop
-from worker.queues.memory import MemoryQueue
-from worker.status import Phase
-
-ASYNC = {"prefer": "respond-async"}
-PATH = "/v1/jobs"
-
-
-async def until_over(office: Office, client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
-    """The state of a job once it is over."""
-    while True:
-        state: dict[str, Any] = (await client.get(f"{PATH}/{job_id}")).json()
-        if "status" in state and state["status"] not in ("waiting", "running"):
-            return state
-        await elapse(0.5)
-
-
-def asking(client: httpx.AsyncClient, body: dict[str, Any], **headers: str) -> asyncio.Task[httpx.Response]:
-    """A request under way."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return asyncio.create_task(client.post(PATH, json=body, headers=named), name="caller")
 
 
 @virtual
@@ -84,17 +63,21 @@ async def test_waiting_jobs_are_told_how_many_come_before_them() -> None:
         states = [(await client.get(f"{PATH}/{one}")).json() for one in ids]
         assert [state["status"] for state in states] == ["running", "waiting", "waiting", "waiting"]
         assert [state.get("ahead") for state in states] == [None, 1, 2, 3]
+        assert office.metrics.value("sd_worker_http_jobs_waiting") == 3
         for one in ids:
             await client.delete(f"{PATH}/{one}")
+    assert office.metrics.value("sd_worker_http_jobs_waiting") == 0
 
 
 @virtual
 async def test_without_webhook_or_shared_store_nobody_is_left_without_an_end() -> None:
     """409 before anything is done; a webhook that hears no success is none, and the operator's own is one."""
-    async with Office().open() as client:
+    office = Office()
+    async with office.open() as client:
         for body in (document(), document(webhook={"url": HOOK, "events": ["started"]})):
             answer = await client.post(PATH, json=body, headers=ASYNC)
             assert (answer.status_code, answer.json()["code"]) == (409, "no_shared_state")
+    assert office.metrics.value("sd_worker_http_jobs_refused_total", code="no_shared_state") == 2
     async with Office(hook=HOOK).open() as client:
         answer = await client.post(PATH, json=document(), headers={"prefer": "wait=1, Respond-Async;x=1"})
         assert (answer.status_code, answer.headers["preference-applied"]) == (202, "respond-async")
@@ -124,98 +107,6 @@ async def test_any_replica_tells_the_end_by_the_store() -> None:
 
 
 @virtual
-async def test_the_same_key_joins_the_job_and_replays_its_end() -> None:
-    """One generation for any number of calls, while it runs and after; another document is a conflict."""
-    office = Office()
-    async with office.open() as client:
-        first, second = [asking(client, document(), idempotency_key="k") for _ in range(2)]
-        answers = [await first, await second, await asking(client, document(), idempotency_key="k")]
-        other = await asking(client, document("other"), idempotency_key="k")
-        alone = await asking(client, document(), idempotency_key="l")
-    ids = [answer.json()["id"] for answer in answers]
-    assert office.engine.generated == [ids[0], alone.json()["id"]]
-    assert len(set(ids)) == 1
-    assert (other.status_code, other.json()["code"]) == (409, "id_conflict")
-
-
-@virtual
-async def test_a_failure_of_the_jobs_own_is_replayed() -> None:
-    """As long as nothing at all was changed: another timeout is another try."""
-    office = Office()
-    office.engine.trouble("bad", GenerationRejected("no such sampler"))
-    async with office.open() as client:
-        failed = await asking(client, document("bad"), idempotency_key="b")
-        replayed = await asking(client, document("bad"), idempotency_key="b")
-        changed = await asking(client, document("bad", timeout=60), idempotency_key="b")
-    assert [one.status_code for one in (failed, replayed, changed)] == [422, 422, 200]
-
-
-@virtual
-async def test_a_failure_that_may_pass_is_not_replayed() -> None:
-    """The node's fault now, and a success under the same id when it is asked again."""
-    office = Office()
-    async with office.open() as client:
-        office.engine.trouble("x", EngineStalled(), EngineStalled())
-        first = await asking(client, document(), idempotency_key="k")
-        assert (first.status_code, first.json()["code"]) == (503, "delivery_limit")
-        assert first.headers["retry-after"]
-        await office.status.reached(Phase.READY)
-        second = await asking(client, document(), idempotency_key="k")
-    assert second.status_code == 200
-    assert second.json()["id"] == first.json()["result"]["id"]
-
-
-@virtual
-async def test_a_job_that_was_cancelled_with_its_caller_is_done_when_asked_again() -> None:
-    """Who lost the connection and calls again wants the picture; a job that was promised to nobody waiting stays
-    cancelled."""
-    office = Office(hook=HOOK)
-    async with office.open() as client:
-        office.engine.seconds = 100
-        caller = asking(client, document(), idempotency_key="k")
-        await office.until(lambda: len(tuple(office.desk.tickets)) == 1)
-        (ticket,) = office.desk.tickets
-        await client.delete(f"{PATH}/{ticket.id}")
-        assert (await caller).status_code == 409
-        office.engine.seconds = 1
-        assert (await asking(client, document(), idempotency_key="k")).status_code == 200
-        promised = await asking(client, document("y"), idempotency_key="l", prefer="respond-async")
-        await client.delete(f"{PATH}/{promised.json()['id']}")
-        await until_over(office, client, promised.json()["id"])
-        again = await asking(client, document("y"), idempotency_key="l", prefer="respond-async")
-    assert again.json()["status"] == "cancelled"
-
-
-@virtual
-async def test_another_replica_finds_the_success_by_its_mark() -> None:
-    """Ids come from API key and Idempotency-Key alone, so no picture is made twice; nor is one given out wrong."""
-    mine, other = shared(), shared()
-    other.storage.objects = mine.storage.objects
-    async with mine.open() as client:
-        first = await asking(client, document(), idempotency_key="k")
-    async with other.open() as client:
-        second = await asking(client, document(), idempotency_key="k")
-        wrong = await asking(client, document("other"), idempotency_key="k2")
-        third = await asking(client, document("another"), idempotency_key="k")
-    assert first.json()["images"][0]["key"] == second.json()["images"][0]["key"]
-    assert len(other.engine.generated) == 1
-    assert wrong.status_code == 200
-    assert (third.status_code, third.json()["code"]) == (409, "id_conflict")
-
-
-@virtual
-async def test_a_job_whose_end_was_dropped_is_done_again() -> None:
-    """Memory is bounded; never a wrong answer."""
-    office = Office()
-    async with office.open() as client:
-        first = await asking(client, document(), idempotency_key="k")
-        office.desk.tickets.drop(first.json()["id"])
-        second = await asking(client, document(), idempotency_key="k")
-    assert len(office.engine.generated) == 2
-    assert first.json()["images"][0]["sha256"] == second.json()["images"][0]["sha256"]
-
-
-@virtual
 async def test_cancelling_a_job_that_waits_and_one_that_runs() -> None:
     """At once, or at the next step; the owner is told, and later there is nothing left to cancel."""
     office = Office(window=1)
@@ -239,98 +130,6 @@ async def test_cancelling_a_job_that_waits_and_one_that_runs() -> None:
         assert ((await caller).status_code, (await caller).json()["code"]) == (409, "cancelled")
     assert sorted(office.hooks.ids("cancelled")) == sorted([running, waiting])
     assert office.engine.interrupted[0] == running
-
-
-@virtual
-async def test_asynchronous_jobs_go_to_the_queue_under_the_callers_id() -> None:
-    """Idempotent there; whoever asks is told what the queue knows, and a waiting one is withdrawn from it."""
-    office = Office(passes_on=True)
-    async with office.open() as client:
-        office.engine.seconds = 20
-        first = await client.post(PATH, json=document(id="mine", priority=5), headers=ASYNC)
-        assert (first.status_code, first.json()) == (202, {"id": "mine", "client_id": "mine", "status": "waiting"})
-        await office.at(Hop.GENERATE, "mine")
-        again = await client.post(PATH, json=document(id="mine", priority=5), headers=ASYNC)
-        assert again.json()["status"] == "running"
-        other = await client.post(PATH, json=document("other", id="mine"), headers=ASYNC)
-        assert (other.status_code, other.json()["code"]) == (409, "id_conflict")
-        assert (await client.get(f"{PATH}/mine")).json()["hop"] == "generate"
-        keyed = [
-            (await client.post(PATH, json=document(), headers={**ASYNC, "idempotency-key": "k"})).json()["id"]
-            for _ in range(2)
-        ]
-        assert keyed[0] == keyed[1]
-        pointer = await client.post(PATH, json={"id": "far", "job_url": "https://x.example/job.json"}, headers=ASYNC)
-        assert pointer.json()["id"] == "far"
-        assert (await client.delete(f"{PATH}/far")).json()["status"] == "cancelled"
-        assert (await client.delete(f"{PATH}/mine")).status_code == 202
-        assert (await until_over(office, client, "mine"))["status"] == "cancelled"
-        await client.delete(f"{PATH}/{keyed[0]}")
-    assert len(tuple(office.desk.tickets)) == 0
-
-
-class AwayQueue(MemoryQueue):
-    """Answers nobody, or not in time."""
-
-    slow = False
-
-    async def _away(self) -> None:
-        if self.slow:
-            await asyncio.Event().wait()
-        raise QueueUnavailable("nobody is there")
-
-    async def submit(self, *args: Any, **more: Any) -> bool:
-        await self._away()
-        return False
-
-    async def state(self, job_id: str) -> None:
-        await self._away()
-
-    async def cancel(self, job_id: str) -> bool:
-        await self._away()
-        return False
-
-
-@pytest.mark.parametrize("slow", [False, True])
-def test_a_queue_that_is_away_is_told_as_such(slow: bool) -> None:
-    """503 within seconds for everything that it alone knows; the store is asked for the rest."""
-
-    @virtual
-    async def told() -> None:
-        storage, away = SharedStorage(), AwayQueue(VirtualClock())
-        away.slow = slow
-        office = shared(storage, producer=away)
-        storage.objects["old/result.json"] = json.dumps(await _old()).encode()
-        async with office.open() as client:
-            answers = [
-                await client.post(PATH, json=document(), headers=ASYNC),
-                await client.get(f"{PATH}/a"),
-                await client.delete(f"{PATH}/a"),
-                await client.get(f"{PATH}/a/events"),
-            ]
-            assert [(one.status_code, one.json()["code"]) for one in answers] == [(503, "queue_unavailable")] * 4
-            assert all(one.headers["retry-after"] for one in answers)
-            assert (await client.get(f"{PATH}/old")).json()["status"] == "succeeded"
-
-    told()
-
-
-async def _old() -> dict[str, Any]:
-    """The document of a job that another worker did."""
-    at = "2026-01-01T00:00:00Z"
-    worker = {"id": "w2", "version": "0"}
-    return {"id": "old", "status": "succeeded", "worker": worker, "created_at": at, "finished_at": at}
-
-
-@virtual
-async def test_a_store_that_is_away_is_told_as_such() -> None:
-    """Nobody is told that a job is unknown only because nobody could look."""
-    office = shared()
-    async with office.open() as client:
-        office.storage.down = QueueUnavailable("down")
-        answer = await client.get(f"{PATH}/a")
-        office.storage.down = None
-    assert answer.status_code == 503
 
 
 @virtual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,6 +12,7 @@ import httpx
 from fastapi import FastAPI
 
 from tests.support.fakes import FakeReceiver, FakeStorage
+from tests.support.virtual import elapse
 from tests.support.world import World
 from worker.api import jobs
 from worker.desk import Desk, Elsewhere, Rules
@@ -27,6 +29,8 @@ from worker.web import problems
 from worker.webhooks import Defaults
 
 HOUR = timedelta(hours=1)
+PATH = "/v1/jobs"
+ASYNC = {"prefer": "respond-async"}
 RULES = Rules(Limits(), 100, HOUR, None, cancel_on_disconnect=True, secret=b"sesame")
 HOOK = "https://hooks.example/mine"
 
@@ -106,3 +110,18 @@ def shared(storage: SharedStorage | None = None, **more: Any) -> Office:
     """One whose results are in a store that others see too."""
     storage = storage or SharedStorage()
     return Office(storage=storage, archives=[storage], **more)
+
+
+async def until_over(office: Office, client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+    """The state of a job once it is over."""
+    while True:
+        state: dict[str, Any] = (await client.get(f"{PATH}/{job_id}")).json()
+        if "status" in state and state["status"] not in ("waiting", "running"):
+            return state
+        await elapse(0.5)
+
+
+def asking(client: httpx.AsyncClient, body: dict[str, Any], **headers: str) -> asyncio.Task[httpx.Response]:
+    """A request under way."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return asyncio.create_task(client.post(PATH, json=body, headers=named), name="caller")

@@ -27,6 +27,7 @@ COUNTED = {
     "sd_worker_models_wait_seconds_total": {},
     "sd_worker_paused": {"code": "upload_failed"},
     "sd_worker_orders_total": {"order": "evict", "outcome": "model_in_use"},
+    "sd_worker_http_jobs_refused_total": {"code": "not_ready"},
 }
 
 
@@ -48,6 +49,7 @@ def eventful() -> Metrics:
     found.model_downloaded(1)
     found.models_waited(1)
     found.ordered("evict", "model_in_use")
+    found.http_refused("not_ready")
     return found
 
 
@@ -148,6 +150,7 @@ def test_counters_for_people() -> None:
         "models_downloaded_bytes": 1,
         "models_wait_seconds": 1,
         "orders": 1,
+        "http_jobs_refused": 1,
     }
 
 

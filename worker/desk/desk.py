@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -93,6 +94,7 @@ class Desk:
         self._notifier = DeskNotifier(notifier, self.tickets, self._settled)
         self._messages = Messages(tools, queue, self._stores, self._notifier)
         queue.on_end = self._ended
+        tools.bench.metrics.http_waiting(self._waiting)
 
     def outfitted(self) -> Tools:
         """The tools of the desk's own jobs."""
@@ -139,13 +141,14 @@ class Desk:
         The document's own id is only what the caller calls it. Raises `InvalidJob`, `UnsupportedDocument`,
         `IdConflict` for a key that stands for another document, `NotReady`, `Draining` and `TooManyPending`.
         """
-        asked = await asking.read(await self.followed(document), self._id_of(key), self.rules.limits)
-        known = self._joined(asked, waits=waits)
-        if known is not None:
-            return known
-        ticket = _ticket(asked, waits=waits)
-        ticket.native, ticket.store, ticket.notifier, ticket.credentials = native, store, notifier, credentials
-        return await self._taken(asked, ticket, seen=key is not None)
+        with self._counting():
+            asked = await asking.read(await self.followed(document), self._id_of(key), self.rules.limits)
+            known = self._joined(asked, waits=waits)
+            if known is not None:
+                return known
+            ticket = _ticket(asked, waits=waits)
+            ticket.native, ticket.store, ticket.notifier, ticket.credentials = native, store, notifier, credentials
+            return await self._taken(asked, ticket, seen=key is not None)
 
     async def accept(self, document: Mapping[str, Any], *, key: str | None = None) -> State:
         """Take a job in whose caller does not wait: it goes to the configured queue, else it is held here.
@@ -154,19 +157,32 @@ class Desk:
         could never be sent, `QueueUnavailable`, and `NoSharedState` for a job that is held here though nothing could
         tell how it ended once this worker is gone.
         """
-        job_id = self._id_of(key)
-        if self.elsewhere.takes_jobs and self.tickets.find(job_id) is None:
-            return await self._passed_on(document, usable_id(document.get("id")) or job_id)
-        asked = await asking.read(await self.followed(document), job_id, self.rules.limits)
-        ticket = self._joined(asked, waits=False)
-        if ticket is None:
-            await self._accepts(asked.job)
-            if self._stores.of(asked.job).name not in SHARED and not self._notifier.wants("succeeded", asked.job):
-                raise NoSharedState
+        with self._counting():
+            job_id = self._id_of(key)
+            if self.elsewhere.takes_jobs and self.tickets.find(job_id) is None:
+                return await self._passed_on(document, usable_id(document.get("id")) or job_id)
+            asked = await asking.read(await self.followed(document), job_id, self.rules.limits)
             ticket = self._joined(asked, waits=False)
-            ticket = ticket or await self._taken(asked, _ticket(asked, waits=False), seen=key is not None)
-        status = "waiting" if ticket.ended is None else ticket.ended.result.status
-        return State(id=ticket.id, client_id=ticket.client_id, status=status)
+            if ticket is None:
+                await self._accepts(asked.job)
+                if self._stores.of(asked.job).name not in SHARED and not self._notifier.wants("succeeded", asked.job):
+                    raise NoSharedState
+                ticket = self._joined(asked, waits=False)
+                ticket = ticket or await self._taken(asked, _ticket(asked, waits=False), seen=key is not None)
+            status = "waiting" if ticket.ended is None else ticket.ended.result.status
+            return State(id=ticket.id, client_id=ticket.client_id, status=status)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count what keeps a job from being taken in."""
+        try:
+            yield
+        except WorkerError as error:
+            self.tools.bench.metrics.http_refused(error.code)
+            raise
+
+    def _waiting(self) -> int:
+        return sum(self.held(ticket.id) is None for ticket in self.tickets)
 
     async def followed(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """As `asking.followed`."""
