@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from worker.api.comfyui.answer import filenames, in_their_words, location, outputs, renamed, stats
+from worker.api.comfyui.answer import body, filenames, in_their_words, location, outputs, renamed, stats
 from worker.api.comfyui.notifier import PromptNotifier
 from worker.api.comfyui.request import HttpUpload, PromptRequest, Unsaved, echo, read, saves
 from worker.api.comfyui.store import PromptStore, Uploads
@@ -183,8 +184,17 @@ async def test_warnings_come_along() -> None:
     asked = a_request(convert_output={"format": "webp", "options": {"preset": "icon"}})
     told = await outputs(asked, result(warnings=("output_flat",)), made(PNG))
     assert told["warnings"] == ["output_flat", "option_ignored:preset"]
-    assert told["images"] == ["cG5n"]
+    assert told["images"] == [b"cG5n"]
     assert "warnings" not in await outputs(a_request(), result(), made(PNG))
+
+
+@pytest.mark.parametrize("size", [0, 10_000_000])
+async def test_a_body_is_the_json_of_its_content(size: int) -> None:
+    """Whatever its length, with every character of long texts, and bytes as the texts that they are."""
+    long = 'quote " back \\ line \n\u2028 é 🦆' * 5000
+    content = {"a": [], "b": {}, "c": [1, None, 2.5, True, {'é"': long}], "d": (long[:70_000], "short")}
+    told = json.loads(await body({**content, "images": [b"cG5n", b""]}, size))
+    assert told == {**content, "d": list(content["d"]), "images": ["cG5n", ""]}
 
 
 @pytest.mark.parametrize(
@@ -210,10 +220,9 @@ def test_a_problem_says_the_same_in_both_languages() -> None:
     told = in_their_words(ours, 400)
     assert told.status_code == 400
     assert told.headers["retry-after"] == "7"
-    body = bytes(told.body).decode()
-    assert '"title":"Bad Request"' in body
-    assert '"error":"prompt.3.inputs.seed: is missing"' in body
-    assert '"location":"prompt.3.inputs.seed"' in body
+    said = json.loads(bytes(told.body))
+    assert (said["title"], said["location"]) == ("Bad Request", "prompt.3.inputs.seed")
+    assert said["error"] == said["detail"] == "prompt.3.inputs.seed: is missing"
     assert b'"location":"url"' in bytes(in_their_words(problem(503, "away"), at="url").body)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,9 +17,10 @@ from worker.api.comfyui.request import PromptRequest
 from worker.made import Made
 from worker.result import Result
 from worker.storage.base import Artifact, Storable
+from worker.tasks import aside
 from worker.web.problems import MEDIA_TYPE
 
-_IN_THREAD = 100_000
+_PIECE = 65_536
 _PREFIX = "ComfyUI"
 _WHERE = re.compile(
     r"(prompt(?:\.[^\s:;]+)?|(?:s3|http_upload|convert_output|webhook|webhook_v2|url)(?:\.[a-z0-9_]+)*): "
@@ -85,16 +86,37 @@ async def outputs(request: PromptRequest, result: Result, made: Made) -> dict[st
     }
 
 
-async def base64s(made: Made) -> list[str]:
-    """What was made as texts, one after the other in a thread."""
-    return await asyncio.to_thread(lambda: [pybase64.b64encode(one.data).decode("ascii") for one in made.artifacts])
+async def base64s(made: Made) -> list[bytes]:
+    """What was made, one after the other in a thread."""
+    return await asyncio.to_thread(lambda: [pybase64.b64encode(one.data) for one in made.artifacts])
 
 
 async def body(content: Mapping[str, Any], size: int) -> bytes:
-    """As JSON; a large one is written in a thread."""
-    return (
-        pydantic_core.to_json(content) if size < _IN_THREAD else await asyncio.to_thread(pydantic_core.to_json, content)
-    )
+    """As JSON, in which bytes are texts of plain ASCII; a large one is written beside the event loop."""
+    return await aside(size, lambda: b"".join(_pieces(content)))
+
+
+def _pieces(node: Any) -> Iterator[bytes]:
+    """The JSON of a document. Texts that hold images are written a part at a time, or as they are: the whole of one
+    would keep every other thread of the process waiting."""
+    if isinstance(node, bytes):
+        yield from (b'"', node, b'"')
+    elif isinstance(node, str) and len(node) > _PIECE:
+        yield b'"'
+        yield from (pydantic_core.to_json(node[at : at + _PIECE])[1:-1] for at in range(0, len(node), _PIECE))
+        yield b'"'
+    elif isinstance(node, Mapping):
+        for number, (key, value) in enumerate(node.items()):
+            yield b"%b%b:" % (b"," if number else b"{", pydantic_core.to_json(str(key)))
+            yield from _pieces(value)
+        yield b"}" if node else b"{}"
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            yield b"," if number else b"["
+            yield from _pieces(value)
+        yield b"]" if node else b"[]"
+    else:
+        yield pydantic_core.to_json(node)
 
 
 async def answered(content: Mapping[str, Any], *, status: int = 200, size: int = 0) -> Response:

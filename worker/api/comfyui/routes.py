@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,12 @@ from worker.desk import Desk, Ended
 from worker.errors import DownloadFailed, InvalidJob, UrlForbidden, WorkerError
 from worker.job import field_errors
 from worker.made import Made
+from worker.tasks import LARGE, aside
 from worker.urls import Guard
 from worker.web.problems import Problem, problem
 from worker.webhooks import Sender
 
 NAME = "comfyui"
-_LARGE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +184,7 @@ class Prompts:
         """What the caller is answered, be it a problem."""
         try:
             document = await document_in(request, max_body=self._desk.rules.limits.max_body)
-            large = _size(request) >= _LARGE
-            asked = await asyncio.to_thread(read, document) if large else read(document)
+            asked = await aside(_size(request), lambda: read(document))
             return await self._done(request, asked, echo(asked, document))
         except (Malformed, Unsaved) as error:
             return in_their_words(refused(error), 400)
@@ -208,17 +206,17 @@ class Prompts:
         if not asked.waits:
             return await answered({**told, "status": "ok"}, status=202, size=_size(request))
         try:
-            return await self._ended(await ended(request, desk, ticket), asked, told)
+            return await self._ended(request, await ended(request, desk, ticket), asked, told)
         except Late:
             return in_their_words(late(ticket))
         except Gone:
             return NOBODY
 
-    async def _ended(self, end: Ended, asked: PromptRequest, told: Mapping[str, Any]) -> Response:
+    async def _ended(self, request: Request, end: Ended, asked: PromptRequest, told: Mapping[str, Any]) -> Response:
         if end.result.status != "succeeded" or end.made is None:
             return in_their_words(failed(end.result))
         content = {**told, **await outputs(asked, end.result, end.made)}
-        return await answered(content, size=_LARGE)
+        return await answered(content, size=end.made.size + _size(request))
 
     async def _check_urls(self, asked: PromptRequest) -> None:
         """Refuse, before anything is done for it, a URL that may not be visited.
@@ -263,4 +261,4 @@ async def interrupted(request: Request, desk: Desk) -> Response:
 def _size(request: Request) -> int:
     """About how long an answer is that repeats the request."""
     length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else _LARGE
+    return int(length) if length.isdecimal() else LARGE + 1
