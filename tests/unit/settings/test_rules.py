@@ -224,3 +224,24 @@ def test_a_good_secrets_file_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "secrets.json"
     path.write_text(json.dumps({"shop": f"whsec_{KEY}"}))
     assert load_settings({"WORKER_WEBHOOK_SECRETS_FILE": str(path)}).webhook.secrets_file == path
+
+
+@pytest.mark.parametrize(
+    ("environ", "takes"),
+    [
+        ({}, True),
+        ({"WORKER_QUEUE": "sqlite"}, False),
+        ({"WORKER_QUEUE": "sqlite", "WORKER_API_KEY": "k"}, True),
+        ({"WORKER_QUEUE": "sqlite", "WORKER_HTTP_JOBS": "on"}, True),
+        ({"WORKER_QUEUE": "sqlite", "WORKER_API_KEY": "k", "WORKER_HTTP_JOBS": "off"}, False),
+    ],
+)
+def test_http_takes_jobs_where_there_is_no_queue_or_a_key(environ: dict[str, str], takes: bool) -> None:
+    """Unless the operator says otherwise."""
+    assert load_settings(environ).takes_http_jobs is takes
+
+
+def test_a_worker_that_no_job_could_reach_is_a_mistake() -> None:
+    """Without a queue HTTP is the only way."""
+    with pytest.raises(ConfigError, match="WORKER_HTTP_JOBS: is off"):
+        load_settings({"WORKER_HTTP_JOBS": "off"})
