@@ -167,7 +167,7 @@ async def test_progress_never_spoils_a_picture(sdnext: Worker) -> None:
     sdnext.sim.knobs.arm("hang", prompt="slow")
     before = sdnext.sim.stats.requests["GET /sdapi/v1/progress"]
     async with in_background(post(sdnext, "txt2img", {**SMALL, "steps": 4, "prompt": "slow"})) as job:
-        await wait_until(lambda: sdnext.sim.machine.state.sampling_step >= 3)
+        await wait_until(lambda: sdnext.sim.machine.state.sampling and sdnext.sim.machine.state.sampling_step >= 3)
         told = (await get(sdnext, "progress")).json()
         await wait_until(lambda: released(sdnext) and job.done())
         assert (await job).status_code == 200
@@ -266,7 +266,6 @@ async def test_what_is_wrong_or_not_allowed(plain: Worker) -> None:
     for name in REFUSED:
         response = await post(plain, name, {"sd_model_checkpoint": "x"})
         assert (response.status_code, response.json()["code"]) == (403, "engine_options_refused"), name
-        assert "WORKER_ENGINE_OPTIONS=allow" in response.json()["detail"]
     after = plain.sim.stats.requests
     assert {path for path in after if path.startswith("POST") and after[path] != before.get(path, 0)} == set()
 

@@ -173,25 +173,29 @@ async def _answered(end: Ended, wish: Wish) -> Response:
 
 
 def results_of(end: Ended, wish: Wish) -> list[dict[str, Any]]:
-    """One object a picture. What lies nowhere is given as base64, asked for or not: there is no other way to it.
+    """One object a picture. What no URL leads to is given as base64, asked for or not: there is no other way to it.
 
     The current version puts a data-URI before it. To be called in a thread.
     """
     version = end.result.engine.version if end.result.engine is not None else None
     found = []
     for image, encoded in zip(end.result.images, pictures(end), strict=True):
-        text = None
-        if wish.base64 or image.url is None:
+        text, url = None, image.url if image.url is not None and image.url.startswith(("http://", "https://")) else None
+        if wish.base64 or url is None:
             text = encoded.decode("ascii")
             extension = "jpg" if image.format == "jpeg" else image.format
             text = f"data:image/{extension};base64,{text}" if version == "0.5" and text else text
         seed = "" if image.seed is None else str(image.seed)
-        found.append({"base64": text or None, "url": image.url, "seed": seed, "finish_reason": "SUCCESS"})
+        found.append({"base64": text or None, "url": url, "seed": seed, "finish_reason": "SUCCESS"})
     return found
 
 
 def _add_jobs(router: APIRouter, native: Native, asked: Asked) -> None:
-    @router.get("/v1/generation/query-job", summary="How a job goes that was begun with async_process")
+    @router.get(
+        "/v1/generation/query-job",
+        summary="How a job goes that was begun with async_process",
+        responses={404: {"description": "There is no such job", "content": {"application/json": {}}}},
+    )
     async def query(job_id: str = Query(max_length=256), require_step_preview: bool = False) -> Response:
         wish, ticket = asked.find(job_id), native.desk.tickets.find(job_id)
         if wish is None or ticket is None:

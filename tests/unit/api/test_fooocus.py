@@ -90,8 +90,15 @@ def test_a_picture_that_is_stored_is_named() -> None:
     (found,) = results_of(stored(ended(b"one"), url="https://cdn.example/0.png", seed=None), PLAIN)
     assert found == {"base64": None, "url": "https://cdn.example/0.png", "seed": "", "finish_reason": "SUCCESS"}
     wish = Wish(KIND, base64=True, waits=True, picture=False)
-    assert results_of(stored(ended(b"one"), url="u"), wish)[0]["base64"] is None
-    assert results_of(stored(ended(b"one"), url="u", base64="YQ=="), wish)[0]["base64"] == "YQ=="
+    assert (
+        results_of(stored(ended(b"one"), url="https://cdn.example/0.png", base64="YQ=="), wish)[0]["base64"] == "YQ=="
+    )
+
+
+def test_a_path_of_the_worker_is_no_place_for_the_caller() -> None:
+    """Pictures in its own folder are given themselves."""
+    (found,) = results_of(stored(ended(b"one"), url="file:///outputs/0.png", base64="YQ=="), PLAIN)
+    assert (found["url"], found["base64"]) == (None, "YQ==")
 
 
 @pytest.mark.parametrize(("format", "prefix"), [("png", "image/png"), ("jpeg", "image/jpg"), ("webp", "image/webp")])
