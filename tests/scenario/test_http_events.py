@@ -6,10 +6,11 @@ import asyncio
 import json
 from typing import Any
 
-from tests.support.office import HOOK, PATH, Office, document
+from tests.support.office import ASYNC, HOOK, PATH, Office, document
 from tests.support.virtual import elapse, virtual
 from worker.api import sse
 from worker.desk import inquiry
+from worker.errors import QueueUnavailable
 from worker.live import Hop
 
 
@@ -122,3 +123,26 @@ async def test_events_end_when_nobody_knows_the_job_any_more() -> None:
         await listener.task
         await client.delete(f"{PATH}/a")
     assert [state["status"] for _, state in listener.events] == ["waiting"]
+
+
+@virtual
+async def test_events_outlast_a_queue_that_is_away_for_a_while() -> None:
+    """Who follows a job hears nothing meanwhile, and then how it went on."""
+    office = Office(passes_on=True, window=1)
+    async with office.open() as client:
+        office.engine.seconds = 30
+        await client.post(PATH, json=document(id="a"), headers=ASYNC)
+        await office.at(Hop.GENERATE, "a")
+        await client.post(PATH, json=document(id="b"), headers=ASYNC)
+        listener = Listener(office, "b")
+        await elapse(1)
+        known, office.queue.state = office.queue.state, _away  # type: ignore[method-assign]
+        await elapse(20)
+        office.queue.state = known  # type: ignore[method-assign]
+        await listener.task
+    assert [state["status"] for kind, state in listener.events if kind != "progress"][-1] == "succeeded"
+    assert listener.comments >= 1
+
+
+async def _away(job_id: str) -> None:
+    raise QueueUnavailable("nobody is there")

@@ -230,3 +230,25 @@ async def test_an_engine_that_stays_away_keeps_no_caller_for_ever() -> None:
         assert [job.id for job in await office.desk.queue.jobs()] == [later]
         office.engine.reach = Reach.READY
         assert (await until_over(office, client, later))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (document(v=2), 422, "unsupported_document"),
+        (document(deadline="2025-01-01T00:00:00Z"), 408, "expired"),
+        ([], 422, "invalid_job"),
+    ],
+)
+def test_a_status_says_whose_fault_it_is(body: Any, status: int, code: str) -> None:
+    """Also where only a newer worker, or an earlier request, would have done."""
+
+    @virtual
+    async def answered() -> None:
+        office = Office()
+        async with office.open() as client:
+            answer = await client.post(PATH, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+    answered()

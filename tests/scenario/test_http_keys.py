@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.support.office import HOOK, PATH, Office, asking, document, shared, until_over
-from tests.support.virtual import virtual
-from worker.errors import EngineStalled, GenerationRejected
+from tests.support.virtual import elapse, virtual
+from worker.errors import EngineStalled, GenerationRejected, UploadFailed
 from worker.status import Phase
 
 
@@ -98,3 +98,26 @@ async def test_a_job_whose_end_was_dropped_is_done_again() -> None:
         second = await asking(client, document(), idempotency_key="k")
     assert len(office.engine.generated) == 2
     assert first.json()["images"][0]["sha256"] == second.json()["images"][0]["sha256"]
+
+
+@virtual
+async def test_links_are_signed_anew_before_they_run_out() -> None:
+    """A success that is asked for again, by its key or its id, is found by its mark; nothing is made again."""
+    office = shared()
+    async with office.open() as client:
+        first = (await asking(client, document(), idempotency_key="k")).json()
+        looked = office.storage.calls.count("find_result") + office.storage.calls.count("find_mark")
+        await asking(client, document(), idempotency_key="k")
+        await client.get(f"{PATH}/{first['id']}")
+        assert office.storage.calls.count("find_result") + office.storage.calls.count("find_mark") == looked
+        await elapse(3600)
+        state = (await client.get(f"{PATH}/{first['id']}")).json()
+        assert (state["status"], office.storage.calls[-1]) == ("succeeded", "find_result")
+        again = await asking(client, document(), idempotency_key="k")
+        assert (again.status_code, office.storage.calls[-1]) == (200, "find_mark")
+        office.storage.down = UploadFailed("down")
+        old = await client.get(f"{PATH}/{first['id']}")
+        office.storage.down = None
+    assert old.json()["status"] == "succeeded"
+    assert again.json()["images"] == first["images"]
+    assert len(office.engine.generated) == 1

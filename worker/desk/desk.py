@@ -22,7 +22,7 @@ from worker.desk.messages import Messages
 from worker.desk.notifier import DeskNotifier
 from worker.desk.refusals import NoSharedState, NotReady, TooManyPending
 from worker.desk.room import UNMEASURED_S, Line, Load, Room, Usual, size_of
-from worker.desk.states import State, queued
+from worker.desk.states import State, is_dated, queued
 from worker.desk.stores import SHARED, DeskStores
 from worker.desk.tickets import Ended, Ticket, Tickets
 from worker.drain import remaining
@@ -248,10 +248,16 @@ class Desk:
             return None
         if known.fingerprint != asked.job.sha256:
             raise IdConflict("this key stands for another document")
-        if not known.answers(asked.whole) and not self.tickets.is_closing(known.id):
+        stands = known.answers(asked.whole) and not self._is_dated(known)
+        if not stands and not self.tickets.is_closing(known.id):
             return None
         known.waits = known.waits and waits
         return known
+
+    def _is_dated(self, ticket: Ticket) -> bool:
+        """Whether its success is better found again by its mark, which signs the links anew."""
+        now = self.tools.bench.clock.now()
+        return ticket.store is None and ticket.ended is not None and is_dated(ticket.ended.result, now)
 
     async def _taken(self, asked: Asked, ticket: Ticket, *, seen: bool) -> Ticket:
         job = asked.job

@@ -62,7 +62,7 @@ class Inquiry:
         """
         found = self.here(job_id)
         if found is not None:
-            return await self._with_made(found)
+            return await self._completed(found)
         found = await self._elsewhere(job_id)
         if found is None:
             raise UnknownHere
@@ -171,11 +171,15 @@ class Inquiry:
             return found
         return states.ended(stored) if stored is not None and stored.status == "succeeded" else found
 
-    async def _with_made(self, found: State) -> State:
-        """With what was made for a caller who was to get it from us, and has not."""
+    async def _completed(self, found: State) -> State:
+        """With what was made for a caller who has not fetched it from us, or with links that still lead there."""
         ticket = self._desk.tickets.find(found.id)
-        if ticket is None or ticket.ended is None or ticket.ended.made is None:
+        if ticket is None or ticket.ended is None:
             return found
+        if ticket.ended.made is None:
+            now = self._desk.tools.bench.clock.now()
+            dated = ticket.store is None and states.is_dated(ticket.ended.result, now)
+            return await self._linked(found) if dated else found
         result = await asyncio.to_thread(_filled, ticket.ended)
         return found.model_copy(update={"result": result})
 

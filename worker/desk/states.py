@@ -16,6 +16,9 @@ from worker.result import Result
 JobStatus = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
 OVER = ("succeeded", "failed", "cancelled")
 
+LINKS_LAST = timedelta(minutes=10)
+"""How long the links of a result are handed out as they are; later they are signed anew, before any runs out."""
+
 TRIED_AGAIN = timedelta(minutes=15)
 """How long after a failed attempt that may be repeated, and of which nothing more is known, it is taken to be."""
 
@@ -64,6 +67,12 @@ class State(BaseModel):
 def ended(result: Result) -> State:
     """A job that is over."""
     return State(id=result.id, client_id=result.client_id, status=result.status, result=result)
+
+
+def is_dated(result: Result, now: datetime) -> bool:
+    """Whether what it links to in a store is better linked to anew."""
+    linked = result.status == "succeeded" and any(output.key is not None for output in result.outputs)
+    return linked and now - result.finished_at > LINKS_LAST
 
 
 def running(live: LiveJob, *, client_id: str | None = None, eta_s: float | None = None) -> State:
