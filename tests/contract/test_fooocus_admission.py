@@ -15,6 +15,7 @@ from worker.job import Limits
 
 every = pytest.mark.parametrize("version", ALL)
 IMAGE = image(picture(64, 64))
+INPAINT = "image-inpaint-outpaint"
 
 
 def refused(version: str, document: dict[str, Any], error: type[WorkerError] = InvalidJob) -> str:
@@ -86,6 +87,10 @@ async def test_a_sampler_of_the_newer_version_alone() -> None:
     ("document", "said"),
     [
         (small(no_such=1), "request.no_such: Fooocus-API"),
+        (
+            {"request": {"prompt": "x", "input_image": IMAGE, "outpaint_selections": 7}, "endpoint": INPAINT},
+            "request.outpaint_selections: must be a list",
+        ),
         (small(image_numer=1), "close to it: image_number"),
         (small(advanced_params={"clip_skp": 1}), "request.advanced_params.clip_skp: "),
         (small(loras=[{"enabled": True, "name": "x"}]), "request.loras.0.name: "),

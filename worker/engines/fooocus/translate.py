@@ -109,6 +109,9 @@ def _need_inputs(draft: Draft) -> None:
     if needed is not None and not body.get(needed):
         raise InvalidJob("is missing", field=f"request.{needed}")
     inpaints = draft.endpoint == "image-inpaint-outpaint"
+    sides = body.get("outpaint_selections")
+    if not isinstance(sides, (list, type(None))):
+        raise InvalidJob("must be a list of sides", field="request.outpaint_selections")
     if inpaints and not body.get("input_mask") and not body.get("outpaint_selections"):
         raise InvalidJob("neither a mask nor sides to paint on are given", field="request.input_mask")
 
