@@ -52,6 +52,7 @@ TURN_PROBLEMS: Responses = {
     429: {"description": "Too many requests wait", "content": PROBLEM},
     504: {"description": "It takes longer than an answer may, and goes on", "content": PROBLEM},
 }
+DONE: Responses = {204: {"description": "Done; the server has nothing to tell"}}
 FORBIDDEN: Responses = {403: {"description": "The operator does not allow it here", "content": PROBLEM}}
 
 
@@ -241,9 +242,17 @@ def mount(
         _add(router, relay.work, Passed(path, names, "POST"), "Passed on in its turn", TURN_PROBLEMS)
     for (method, path), names in changes.items():
         passed = Passed(path, names, method)
-        _add(router, relay.change, passed, "Refused unless WORKER_ENGINE_OPTIONS=allow", TURN_PROBLEMS | FORBIDDEN)
+        _add(
+            router, relay.change, passed, "Refused unless WORKER_ENGINE_OPTIONS=allow", TURN_PROBLEMS | FORBIDDEN | DONE
+        )
     for path in refreshes:
-        _add(router, relay.refresh, Passed(path, (), "POST"), "Have it look for new files, in its turn", TURN_PROBLEMS)
+        _add(
+            router,
+            relay.refresh,
+            Passed(path, (), "POST"),
+            "Have it look for new files, in its turn",
+            TURN_PROBLEMS | DONE,
+        )
 
 
 def _add(router: APIRouter, act: Any, passed: Passed, summary: str, responses: Responses) -> None:
