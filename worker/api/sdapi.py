@@ -98,12 +98,7 @@ def _add_images(router: APIRouter, native: Native) -> None:
             name=f"post_{name.replace('-', '_')}",
             summary=summary,
             responses=RESPONSES,
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": {"type": "object"}, "example": example}},
-                }
-            },
+            openapi_extra=_body(example),
         )
 
 

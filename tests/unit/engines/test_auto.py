@@ -13,7 +13,7 @@ from starlette.routing import Route
 from tests.support.fakes import FakeEngine
 from tests.support.serving import serving
 from worker.engines.auto import PROBES, AutoEngine, kind_of
-from worker.engines.base import Engine, Files, Reach
+from worker.engines.base import Engine, Files, NativeCall, Reach
 from worker.errors import AuthFailed, EngineCrashed
 from worker.job import Limits, parse
 from worker.mentions import Place
@@ -86,6 +86,7 @@ async def test_what_answers_is_driven_from_then_on(kind: EngineKind) -> None:
         await engine.prepare()
         output = await engine.generate(await engine.admit(JOB), Files(), lambda report: None)
         await engine.free(everything=True)
+        await engine.relay(NativeCall("GET", "/x"))
         opened.driver.files.add(HELD)
         opened.driver.held.add(HELD)
         assert [m.known for m in await engine.mentions(NAMED)] == ["x.pt"]
@@ -96,6 +97,7 @@ async def test_what_answers_is_driven_from_then_on(kind: EngineKind) -> None:
     assert len(output.images) == 1
     assert opened.driver.unloaded == [frozenset({HELD})]
     assert (opened.driver.prepared, opened.driver.freed) == (1, 1)
+    assert [call.path for call in opened.driver.relayed] == ["/x"]
 
 
 async def test_a_server_that_is_no_known_one_is_waited_for() -> None:

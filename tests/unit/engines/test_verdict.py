@@ -270,3 +270,20 @@ def test_numbers_beyond_all_reason_are_ignored() -> None:
     assert judge(body.encode()).images[0].seed == 7
     with pytest.raises(GenerationRejected, match="odd"):
         judge(f'{{"detail": [{{"loc": [{huge}], "msg": "odd"}}, {{"msg": {huge}}}]}}'.encode(), status=422)
+
+
+def test_the_rest_of_the_answer_is_kept() -> None:
+    """For callers who asked in the server's language: its echo, its very info, pictures beside the real ones."""
+    info = json.dumps(info_of(), indent=1)
+    output = judge(answer((PNG, "map", 3), info, parameters={"prompt": "a cat"}))
+    assert output.native == {"parameters": {"prompt": "a cat"}, "info": info, "images_beside": ("map",)}
+    gridded = judge(answer(("grid", PNG, "map"), info_of(index_of_first_image=1)))
+    assert gridded.native["images_beside"] == ("map",)
+    scripted = judge(answer((PNG, PNG)), scripted=True)
+    assert scripted.native["images_beside"] == ()
+
+
+def test_one_image_has_its_own_words() -> None:
+    """``extra-single-image`` tells of what it did as HTML."""
+    body = json.dumps({"html_info": "<p>", "image": PNG}).encode()
+    assert judge(body, expect=Expectation(1, 64, 48, ()), single=True).native == {"html_info": "<p>"}
