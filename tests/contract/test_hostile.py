@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.support.bench import SMALL, RunningWorker, params, running_worker
+from tests.support.comfy_engine import graph
 from tests.support.hostile import ENCODED, GOOD, NAMES, PATHS, urls
 from tests.support.network import Network, listening
 from tests.support.receiver import Answer, ScriptedServer
 from tests.support.sims import base64_png, in_background
 from tests.support.waiting import wait_until
-from worker.simulators import Simulator
 
 KEY = "key-canary-5b1c"
 Document = dict[str, Any]
@@ -28,7 +27,7 @@ Document = dict[str, Any]
 class Stand:
     """A worker that takes HTTP jobs, the network as it sees it, and a port of this machine that nobody may call."""
 
-    worker: RunningWorker[Simulator]
+    worker: RunningWorker[Any]
     network: Network
     port: int
     accepted: list[str]
@@ -41,17 +40,20 @@ class Stand:
         """Nothing was called, nothing generated, and what lies outside the folders still lies there."""
         assert self.network.dialled == []
         assert self.accepted == []
-        assert self.worker.sim.stats.generations == []
+        stats = self.worker.sim.stats
+        assert (stats.prompts if hasattr(stats, "prompts") else stats.generations) == []
         assert (self.root / "secret.safetensors").read_bytes() == b"secret"
 
 
 @asynccontextmanager
-async def standing(root: Path, network: Network | None = None, **variables: str) -> AsyncIterator[Stand]:
+async def standing(
+    root: Path, network: Network | None = None, kind: str = "sdnext", **variables: str
+) -> AsyncIterator[Stand]:
     (root / "models").mkdir()
     (root / "secret.safetensors").write_bytes(b"secret")
     network = network or Network(NAMES)
     names: dict[str, Any] = {
-        "WORKER_ENGINE": "sdnext",
+        "WORKER_ENGINE": kind,
         "WORKER_QUEUE": "none",
         "WORKER_API_KEY": KEY,
         "WORKER_WARMUP": "none",
@@ -60,7 +62,7 @@ async def standing(root: Path, network: Network | None = None, **variables: str)
         **variables,
     }
     with listening() as (port, accepted):
-        async with running_worker(root, ready=False, changed=network.patch, **names) as worker:
+        async with running_worker(root, kind, ready=False, changed=network.patch, **names) as worker:
             worker.client.headers["x-api-key"] = KEY
             await worker.ready()
             network.dialled.clear()
@@ -111,18 +113,34 @@ JOBS: dict[str, Callable[[str], Document]] = {
 """Where a job may name a URL, by the field that a refusal has to name."""
 
 
-WHOLE = ("params.image", "webhook.url", "output.upload_urls")
+def drawn(**fields: Any) -> Document:
+    return {"prompt": "x", **SMALL, **fields}
+
+
+SDNEXT: dict[str, tuple[str, Callable[[str], Document]]] = {
+    **{field: ("/v1/jobs", make) for field, make in JOBS.items()},
+    "init_images": ("/sdapi/v1/img2img", lambda url: drawn(init_images=[url])),
+    "mask": ("/sdapi/v1/img2img", lambda url: drawn(init_images=[base64_png()], mask=url)),
+    "image": ("/sdapi/v1/extra-single-image", lambda url: {"image": url}),
+    "webhook ": ("/sdapi/v1/txt2img", lambda url: drawn(webhook=url)),
+    "models": ("/sdapi/v1/txt2img", lambda url: drawn(models=[{"kind": "lora", "name": "x.safetensors", "url": url}])),
+    "output": ("/sdapi/v1/txt2img", lambda url: drawn(output={"upload_urls": [url]})),
+    "url": ("/v1/models", lambda url: {"kind": "lora", "url": url, "wait": True}),
+}
+"""Every place of this server's endpoints that takes a URL, by the field that a refusal has to name."""
+
+WHOLE = ("params.image", "webhook.url", "output.upload_urls", "webhook", "http_upload")
 """Each is guarded by a part of its own, so that the whole table is tried; elsewhere a part of it each."""
 
 
-def table(field: str, port: int) -> list[str]:
+def table(number: int, field: str, port: int) -> list[str]:
     every = urls(port)
-    return every if field in WHOLE else every[list(JOBS).index(field) % 6 :: 6]
+    return every if field in WHOLE else every[number % 6 :: 6]
 
 
 def wrong_with(response: httpx.Response, *fields: str) -> str | None:
     """What is wrong with a refusal: it has to be a problem that says what field is wrong; None when nothing is."""
-    if response.status_code != 422 or response.headers["content-type"] != "application/problem+json":
+    if response.status_code not in (400, 422) or response.headers["content-type"] != "application/problem+json":
         return f"{response.status_code} {response.text[:200]}"
     problem = response.json()
     named = [problem["detail"], *(one["field"] for one in problem["errors"])]
@@ -136,22 +154,49 @@ async def all_refused(asked: Mapping[str, Awaitable[httpx.Response]], *fields: s
     assert wrong == {}
 
 
-@pytest.mark.parametrize("field", JOBS)
-async def test_no_job_has_a_hostile_url_visited(field: str, tmp_path: Path) -> None:
+async def all_places_refuse(stand: Stand, places: Mapping[str, tuple[str, Callable[[str], Document]]]) -> None:
+    """Hostile URLs in each of these places."""
+    assert len(urls(stand.port)) > 70
+    wrong = {}
+    for number, (field, (path, make)) in enumerate(places.items()):
+        for url in table(number, field, stand.port):
+            said = wrong_with(await stand.ask("POST", path, json=make(url)), field.strip())
+            if said is not None:
+                wrong[f"{path} {field} {url}"] = said
+    assert wrong == {}
+    stand.untouched()
+
+
+async def test_no_hostile_url_is_visited(tmp_path: Path) -> None:
     """Each is refused before anything is made, by a problem that names the field, and nobody is called."""
     async with standing(tmp_path) as stand:
-        hostile = table(field, stand.port)
-        await all_refused({url: stand.ask("POST", "/v1/jobs", json=JOBS[field](url)) for url in hostile}, field)
-        stand.untouched()
+        await all_places_refuse(stand, SDNEXT)
 
 
-async def test_no_model_is_fetched_from_a_hostile_url(tmp_path: Path) -> None:
-    """An order is refused by a problem that names its field; where an answer does not wait, nothing comes of it."""
-    async with standing(tmp_path) as stand:
-        order = {"kind": "lora", "wait": True}
-        asked = {url: stand.ask("POST", "/v1/models", json={**order, "url": url}) for url in urls(stand.port)[::3]}
-        await all_refused(asked, "url")
-        stand.untouched()
+def prompt(**fields: Any) -> Document:
+    return {"prompt": graph(checkpoint="dreamshaper_8.safetensors"), **fields}
+
+
+def loading(url: str) -> Document:
+    load = {"class_type": "LoadImage", "inputs": {"image": url}}
+    save = {"class_type": "SaveImage", "inputs": {"filename_prefix": "ComfyUI", "images": ["1", 0]}}
+    return {"prompt": {"1": load, "9": save}}
+
+
+COMFYUI: dict[str, tuple[str, Callable[[str], Document]]] = {
+    "webhook": ("/prompt", lambda url: prompt(webhook=url)),
+    "webhook_v2": ("/prompt", lambda url: prompt(webhook_v2=url)),
+    "http_upload": ("/prompt", lambda url: prompt(http_upload={"url_prefix": url, "async": False})),
+    "prompt.1.inputs.image": ("/prompt", loading),
+    "workflow.1.inputs.image": ("/v1/jobs", lambda url: {"workflow": loading(url)["prompt"]}),
+    "url": ("/download", lambda url: {"url": url, "model_type": "loras", "wait": True}),
+}
+
+
+async def test_no_hostile_url_is_visited_for_a_graph(tmp_path: Path) -> None:
+    """In comfyui-api's language as in ours."""
+    async with standing(tmp_path, kind="comfyui") as stand:
+        await all_places_refuse(stand, COMFYUI)
 
 
 NAMED: dict[str, Callable[[str], Document]] = {
@@ -216,17 +261,18 @@ async def raw(port: int, method: str, path: str) -> int:
 PUBLIC, INSIDE = "93.184.215.14", "127.0.0.1"
 
 
-@pytest.mark.parametrize("field", ["params.image", "webhook.url", "output.upload_urls", "models.0", "job_url"])
-async def test_a_name_that_changes_its_mind_is_not_followed(field: str, tmp_path: Path) -> None:
+async def test_a_name_that_changes_its_mind_is_not_followed(tmp_path: Path) -> None:
     """A name that is public when it is looked at and private when it is connected to: the second look refuses it, so
     that nobody inside is called, however often it is tried."""
-    network = Network({**NAMES, "rebind.example": [[PUBLIC], [INSIDE]]})
+    fields = ("params.image", "webhook.url", "output.upload_urls", "models.0", "job_url")
+    names = {f"rebind{number}.example": [[PUBLIC], [INSIDE]] for number in range(len(fields))}
+    network = Network({**NAMES, **names})
     async with standing(tmp_path, network) as stand:
-        url = f"http://rebind.example:{stand.port}/x.safetensors"
-        network.looked_up.clear()
-        answer = await stand.ask("POST", "/v1/jobs", json=JOBS[field](url))
-        assert answer.status_code in (202, 409, 422), answer.text
-        await wait_until(lambda: network.looked_up["rebind.example"] > 0)
+        for name, field in zip(names, fields, strict=True):
+            url = f"http://{name}:{stand.port}/x.safetensors"
+            answer = await stand.ask("POST", "/v1/jobs", json=JOBS[field](url))
+            assert answer.status_code in (202, 409, 422), answer.text
+        assert {name: network.looked_up[name] > 0 for name in names} == dict.fromkeys(names, True)
         assert stand.accepted == []
         assert {host for host, _ in network.dialled} <= {PUBLIC}
 

@@ -88,8 +88,7 @@ async def test_no_route_but_the_probes_opens_without_the_key(tmp_path: Path) -> 
         assert worker.sim.stats.generations == []
 
 
-@pytest.mark.parametrize("way", ["bearer", "header", "basic"])
-async def test_keys_are_compared_in_constant_time(way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whichever way a guess comes, what is compared is as long as any other, to its end."""
     compared: list[tuple[int, int]] = []
 
@@ -100,10 +99,12 @@ async def test_keys_are_compared_in_constant_time(way: str, monkeypatch: pytest.
     monkeypatch.setattr(auth, "compare_digest", noted)
     async with standing(tmp_path) as stand:
         stand.worker.client.headers.pop("x-api-key")
-        for guess in ("x", KEY[:-1], KEY + "0" * 99):
-            assert (await stand.ask("GET", "/v1/status", headers=WAYS[way](guess))).status_code == 401
-        assert (await stand.ask("GET", "/v1/status", headers=WAYS[way](KEY))).status_code == 200
-    assert compared == [(32, 32)] * 4
+        compared.clear()
+        for way in ("bearer", "header", "basic"):
+            for guess in ("x", KEY[:-1], KEY + "0" * 99):
+                assert (await stand.ask("GET", "/v1/status", headers=WAYS[way](guess))).status_code == 401
+            assert (await stand.ask("GET", "/v1/status", headers=WAYS[way](KEY))).status_code == 200
+    assert compared == [(32, 32)] * 12
 
 
 async def pieces(count: int) -> AsyncIterator[bytes]:
@@ -154,7 +155,8 @@ async def made_to_fail(stand: Stand, store: int) -> list[httpx.Response]:
                 continue
             headers = {"idempotency-key": f"{CANARY}{field}{number}", "prefer": "respond-async"}
             answers.append(await stand.ask("POST", "/v1/jobs", json=job(where), headers=headers))
-        answers.append(await stand.ask("POST", "/v1/models", json={"kind": "lora", "url": where, "wait": True}))
+        order = {"kind": "lora", "url": where, "wait": "nowhere" not in url}
+        answers.append(await stand.ask("POST", "/v1/models", json=order))
     return answers
 
 
