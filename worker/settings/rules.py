@@ -223,3 +223,12 @@ def _cache_beyond_disk(settings: Settings) -> Found:
         yield FieldError(
             "WORKER_MODELS_MAX_SIZE", f"has no effect beyond {most / 10**9:g} GB: WORKER_DISK_SIZE, less 2 GB, counts"
         )
+
+
+@_rule(into=HINTS)
+def _wait_beyond_answer(settings: Settings) -> Found:
+    http = settings.http
+    if settings.takes_http_jobs and http.timeout is not None and http.max_wait >= http.timeout:
+        yield FieldError(
+            "WORKER_MAX_WAIT", "is not shorter than WORKER_HTTP_TIMEOUT: jobs are taken that are then answered 504"
+        )

@@ -245,3 +245,19 @@ def test_a_worker_that_no_job_could_reach_is_a_mistake() -> None:
     """Without a queue HTTP is the only way."""
     with pytest.raises(ConfigError, match="WORKER_HTTP_JOBS: is off"):
         load_settings({"WORKER_HTTP_JOBS": "off"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "warned"),
+    [
+        ({}, False),
+        ({"WORKER_MAX_WAIT": "10m"}, False),
+        ({"WORKER_HTTP_TIMEOUT": "95s"}, False),
+        ({"WORKER_HTTP_TIMEOUT": "60s"}, True),
+        ({"WORKER_HTTP_TIMEOUT": "95s", "WORKER_MAX_WAIT": "2m"}, True),
+        ({"WORKER_HTTP_TIMEOUT": "30s", "WORKER_QUEUE": "sqlite"}, False),
+    ],
+)
+def test_a_job_should_not_wait_longer_than_its_caller_is_kept(environ: dict[str, str], warned: bool) -> None:
+    """Else it is taken, and answered 504 though it waited only."""
+    assert ["WORKER_MAX_WAIT" in str(warning) for warning in load_settings(environ).warnings] == [True] * warned
