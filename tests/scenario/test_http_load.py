@@ -13,10 +13,11 @@ from tests.support.fakes import FakeEngine
 from tests.support.virtual import elapse, virtual
 from tests.support.world import World
 from worker.desk import Desk, Rules, Ticket
+from worker.desk.hints import MOST, Hints
 from worker.desk.refusals import TooManyPending
 from worker.errors import GenerationRejected
-from worker.job import Job, Limits
-from worker.mentions import Mention
+from worker.job import Job, Limits, parse
+from worker.mentions import Mention, place_of
 from worker.status import Phase
 
 PATIENT = Rules(Limits(), 16, timedelta(hours=10), None, cancel_on_disconnect=True)
@@ -174,3 +175,29 @@ async def test_models_of_waiting_jobs_are_hinted() -> None:
         for ticket in [first, *tickets]:
             await desk.cancel(ticket.id)
             await ticket.over()
+
+
+@virtual
+async def test_hints_are_few_and_for_those_who_wait() -> None:
+    """Of a long line the last ones are looked at, the first ones come first anyway; none whose turn has come; known
+    models are left alone."""
+    world = World(http=PATIENT)
+    world.engine.files = {place_of("lora", "known.safetensors")}
+    hints = Hints(world.tools)
+    names = [f"job-{n}" for n in range(MOST + 6)]
+    for name in names:
+        models = [*lora(f"{name}.safetensors"), *lora("known.safetensors")]
+        hints.note(parse({"params": {"prompt": "x"}, "models": models}, fallback_id=name, limits=Limits()))
+    hints.forget(names[-1])
+    hints.forget(names[-1])
+    world.gate.open("starting")
+    with world.live.holding(names[-2]):
+        task = asyncio.create_task(hints.run(), name="hints")
+        await world.until(lambda: len(world.models.hints) == MOST - 2)
+    assert [hint.name for hint in world.models.hints] == [f"{name}.safetensors" for name in names[6:-2]]
+    world.drain.begin(0)
+    hints.note(parse({"params": {"prompt": "x"}, "models": lora("late")}, fallback_id="late", limits=Limits()))
+    await task
+    assert len(world.models.hints) == MOST - 2
+    await world.receiver.aclose()
+    await world.inputs.aclose()
