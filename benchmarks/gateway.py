@@ -52,7 +52,7 @@ class Phase:
 class Bench:
     def __init__(self, port: int, stalls: Path, pid: int) -> None:
         self.port, self.stalls, self.pid = port, stalls, pid
-        self.seen = 0
+        self.seen = len(stalls.read_text().splitlines())
 
     async def phase(self, name: str, crowd: list[Caller]) -> Phase:
         loop = asyncio.get_running_loop()
