@@ -79,7 +79,7 @@ class Encoding:
     quality: int = 90
     lossless: bool = False
     metadata: Literal["keep", "strip"] = "keep"
-    encoder: EncoderSpec = EncoderSpec()
+    encoder: EncoderSpec = field(default_factory=EncoderSpec)
 
 
 @dataclass(frozen=True, slots=True)
