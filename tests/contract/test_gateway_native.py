@@ -68,3 +68,11 @@ async def test_the_server_turned_out_to_be_another(tmp_path: Path) -> None:
         refused = await worker.client.get("/v1/engines/styles")
         assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
         assert "a1111" in refused.json()["detail"]
+
+
+async def test_a_bad_image_is_the_callers_fault(tmp_path: Path) -> None:
+    """Though the servers answer 500: nobody else is kept from his turn for it."""
+    async with running_worker(tmp_path, "a1111", **PLAIN) as worker:
+        response = await worker.client.post("/sdapi/v1/png-info", json={"image": "aaaa"})
+        assert (response.status_code, response.json()["code"]) == (422, "generation_rejected")
+        assert (await worker.probe("ready"))[0] == 200

@@ -149,19 +149,21 @@ class Relay:
             raise TooManyPending(retry_after=RETRY_AFTER)
         turn = asyncio.create_task(self._turn(call), name=f"relay-{call.path}")
         self._turns.add(turn)
-        turn.add_done_callback(self._ended)
+        turn.add_done_callback(self._turns.discard)
         away = asyncio.create_task(_away(request), name=f"watch-{call.path}")
         try:
             limit = None if rules.timeout is None else rules.timeout.total_seconds()
             await asyncio.wait({turn, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if turn.done():
                 return turn.result()
-            turn.cancel()
             if not away.done():
                 raise Late
             away.result()
             raise Gone
         finally:
+            if not turn.done():
+                turn.add_done_callback(_forgotten)
+                turn.cancel()
             await cancel_all({away})
 
     async def _turn(self, call: NativeCall) -> Answer:
@@ -172,15 +174,16 @@ class Relay:
             sent.add_done_callback(self._sent.discard)
             return await to_the_end(_result(sent))
 
-    def _ended(self, turn: asyncio.Task[Answer]) -> None:
-        self._turns.discard(turn)
-        if not turn.cancelled() and (error := turn.exception()) is not None:
-            log.info("relay_failed", call=turn.get_name(), error=str(error))
-
     async def aclose(self) -> None:
         """End what is left, with the server or before it."""
         await cancel_all(set(self._sent))
         await cancel_all(set(self._turns))
+
+
+def _forgotten(turn: asyncio.Task[Answer]) -> None:
+    """What becomes of a turn that nobody waits for any more."""
+    if not turn.cancelled() and (error := turn.exception()) is not None:
+        log.info("relay_failed", call=turn.get_name(), error=str(error))
 
 
 async def _result(sent: asyncio.Task[Answer]) -> Answer:

@@ -14,8 +14,8 @@ from worker.engines.base import NativeCall
 from worker.engines.sdapi.dialects import FORGE, SDNEXT
 from worker.engines.sdapi.neutral import NEUTRAL, is_neutral
 from worker.engines.sdapi.progress import from_progress, from_status, progress_of
-from worker.engines.sdapi.relaying import CHECKPOINT, OPTIONS, checked, is_secret, settable, without_secrets
-from worker.errors import InvalidJob, ModelNotFound
+from worker.engines.sdapi.relaying import CHECKPOINT, OPTIONS, checked, is_secret, settable, sound, without_secrets
+from worker.errors import EngineOutOfMemory, GenerationRejected, GpuFault, InvalidJob, ModelNotFound
 
 NOW: dict[str, Any] = {
     "sd_model_checkpoint": "base.safetensors [0123456789]",
@@ -149,3 +149,23 @@ def test_null_asks_for_nothing_everywhere() -> None:
     """Of every field in the table."""
     assert all(is_neutral(field, None) for field in NEUTRAL)
     assert not is_neutral("prompt", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("Invalid encoded image", GenerationRejected),
+        ("CUDA out of memory. Tried to allocate 12.00 GiB.", EngineOutOfMemory),
+        ("CUDA error: an illegal memory access was encountered", GpuFault),
+    ],
+)
+def test_a_500_may_tell_whose_fault_it_is(text: str, error: type[Exception]) -> None:
+    """A bad image is the caller's, and a broken GPU is noticed whatever it was asked for."""
+    with pytest.raises(error):
+        sound(Answer(500, {}, pydantic_core.to_json({"error": "RuntimeError", "detail": text})))
+
+
+@pytest.mark.parametrize("answer", [Answer(200, {}, b"{}"), Answer(422, {}, b"{}"), Answer(500, {}, b"oops")])
+def test_any_other_answer_passes(answer: Answer) -> None:
+    """Also a failure that tells nothing."""
+    assert sound(answer) is answer

@@ -362,7 +362,7 @@ class SdapiEngine:
             return await relaying.read(self._client, server, call)
         async with self._turn:
             await self._run.wait_for_idle(server)
-            answer = await self._client.relay(await self._checked(server, call))
+            answer = relaying.sound(await self._client.relay(await self._checked(server, call)))
             if call.path == relaying.UNLOAD:
                 self._freed = True
             if call.path in relaying.CHOOSING:

@@ -18,12 +18,13 @@ import pydantic_core
 from worker.engines.answer import Answer
 from worker.engines.base import NativeCall
 from worker.engines.client import Client
+from worker.engines.sdapi.failure import failure
 from worker.engines.sdapi.inventory import Inventory
 from worker.engines.sdapi.models import Naming, override_models
 from worker.engines.sdapi.overrides import is_ours
 from worker.engines.sdapi.progress import progress_of
 from worker.engines.sdapi.server import API, Server
-from worker.errors import InvalidJob
+from worker.errors import EngineOutOfMemory, GenerationRejected, GpuFault, InvalidJob
 from worker.job import document_of
 
 OPTIONS, CHECKPOINT, PROGRESS = f"{API}options", f"{API}checkpoint", f"{API}progress"
@@ -85,6 +86,15 @@ def checked(call: NativeCall, inventory: Inventory, options: Mapping[str, Any]) 
         title = Naming(inventory).checkpoint(name, field="sd_model_checkpoint").title
         return replace(call, query={**call.query, "sd_model_checkpoint": title})
     return call
+
+
+def sound(answer: Answer) -> Answer:
+    """The answer, unless it is a 500 that tells of the request, of memory or of the GPU: then the error of that."""
+    if answer.status >= 500:
+        error = failure(answer.status, answer.headers, answer.body)
+        if isinstance(error, (GenerationRejected, EngineOutOfMemory, GpuFault)):
+            raise error
+    return answer
 
 
 def settable(document: Mapping[str, Any], inventory: Inventory, options: Mapping[str, Any]) -> dict[str, Any]:
