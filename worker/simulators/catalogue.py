@@ -234,7 +234,10 @@ def _add_sdnext_rest(api: Api) -> None:
     machine, dialect = api.machine, api.machine.dialect
 
     async def log(request: Request) -> Reply:
-        lines = list(machine.log)[: int(request.query_params.get("lines", 100))]
+        wanted = request.query_params.get("lines", "100")
+        if not wanted.isdecimal():
+            raise OtherAnswer(422, {"detail": [{"loc": ["query", "lines"], "msg": "Input should be a valid integer"}]})
+        lines = list(machine.log)[: int(wanted)]
         if request.query_params.get("clear", "").lower() == "true":
             machine.log.clear()
         return Reply(lines)
