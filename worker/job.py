@@ -223,7 +223,7 @@ def usable_id(value: Any) -> str | None:
     return value if isinstance(value, str) and _ID.fullmatch(value) else None
 
 
-def document_of(body: bytes, *, max_body: int) -> dict[str, Any]:
+def document_of(body: bytes | bytearray, *, max_body: int) -> dict[str, Any]:
     """The JSON object that a body holds; `InvalidJob` otherwise."""
     if len(body) > max_body:
         raise InvalidJob(f"the document has {len(body)} bytes, {max_body} are allowed", field="")
