@@ -29,7 +29,7 @@ ALLOW: dict[str, Any] = {"WORKER_ENGINE_OPTIONS": "allow"}
 @asynccontextmanager
 async def gateway(root: Path, dialect: str = "fooocus", **changes: Any) -> AsyncIterator[Worker]:
     variables = {"WORKER_QUEUE": "none", "WORKER_WARMUP": "none", "WORKER_ENGINE": "fooocus", **changes}
-    async with running_worker(root, dialect, **variables) as worker:
+    async with running_worker(root, dialect, quiet_s=10, **variables) as worker:
         worker.client.timeout = httpx.Timeout(PATIENCE_S)
         yield worker
 

@@ -49,7 +49,7 @@ async def gateway(
     variables = {"WORKER_QUEUE": "none", "WORKER_WARMUP": "none", "WORKER_ENGINE": dialect.partition("-")[0], **changes}
     if variables["WORKER_ENGINE"] == "forge":
         variables["WORKER_ENGINE"] = "a1111"
-    async with running_worker(root, dialect, knobs, **variables) as worker:
+    async with running_worker(root, dialect, knobs, quiet_s=10, **variables) as worker:
         worker.client.timeout = httpx.Timeout(PATIENCE_S)
         yield worker
 

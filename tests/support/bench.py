@@ -215,6 +215,7 @@ async def running_worker(
     server: Mapping[str, Any] | None = None,
     server_log: ServerLog | None = None,
     ready: bool = True,
+    quiet_s: float = 1.0,
     changed: Callable[[pytest.MonkeyPatch], None] = lambda patch: None,
     **variables: str,
 ) -> AsyncIterator[RunningWorker[Any]]:
@@ -223,6 +224,7 @@ async def running_worker(
     ``dialect`` is one of the sdapi family, "comfyui", "fooocus" or "fooocus-0.4.1.1", with that simulator's ``knobs``.
     ``auth`` is "user:password" that an sdapi server asks for; ``server`` are further arguments of the simulator;
     ``server_log`` takes the place of what a Fooocus-API prints; ``changed`` may patch before anything is opened.
+    ``quiet_s``: how long a server may hang; where none does, a loaded machine should have more of it.
     """
     async with AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -234,7 +236,7 @@ async def running_worker(
         receiver = await stack.enter_async_context(Receiver(secret=SECRET))
         settings = load_settings(environment(root, machine.sim, receiver, variables))
         parts = await stack.enter_async_context(opened(settings, {"queue", "storage"}))
-        engine = machine.engine(settings)
+        engine = machine.engine(settings, quiet_s=quiet_s)
         stack.push_async_callback(engine.aclose)
         parts = dataclasses.replace(parts, engine=engine, process=Foreign(settings.engine.address))
         if storage is not None:

@@ -48,16 +48,19 @@ class Served(Generic[S]):
     sim: S
     log: ServerLog | None = None
 
-    def engine(self, settings: Settings) -> Engine:
-        """The driver for it; whoever asks for it closes it."""
+    def engine(self, settings: Settings, *, quiet_s: float = 1.0) -> Engine:
+        """The driver for it; whoever asks for it closes it. ``quiet_s``: what it bears of a server that hangs."""
         match self.sim:
             case comfyui.ComfyUI():
-                return ComfyEngine(settings.engine, settings.limits, COMFY_PACE)
+                return ComfyEngine(settings.engine, settings.limits, dataclasses.replace(COMFY_PACE, quiet_s=quiet_s))
             case fooocus.Fooocus():
                 log = self.log or self.sim.journal
-                return FooocusEngine(settings.engine, settings.limits, log, FOOOCUS_PACE, ())
+                pace = dataclasses.replace(FOOOCUS_PACE, quiet_s=quiet_s)
+                return FooocusEngine(settings.engine, settings.limits, log, pace, ())
             case _:
-                return SdapiEngine(settings.engine, settings.limits, engines.QUICK)
+                return SdapiEngine(
+                    settings.engine, settings.limits, dataclasses.replace(engines.QUICK, quiet_s=quiet_s)
+                )
 
 
 @asynccontextmanager
