@@ -8,7 +8,7 @@ import weakref
 
 from tests.support.virtual import elapse, virtual
 from worker.live import Live
-from worker.memory import QUIET_S, give_back, give_back_when_idle
+from worker.memory import QUIET_S, give_back, give_back_when_idle, keep
 from worker.tasks import cancel_all
 
 
@@ -51,3 +51,21 @@ async def test_memory_is_given_back_once_after_each_stretch_of_work() -> None:
     await elapse(100)
     assert len(times) == 2
     await cancel_all({service})
+
+
+def test_what_the_start_made_is_looked_at_no_more() -> None:
+    """The collector passes it over; what comes later it frees as ever, and the next time all is looked at once more."""
+    held = Knot()
+    knot = weakref.ref(held)
+    try:
+        keep()
+        assert gc.get_freeze_count() > 10_000
+        del held
+        later = weakref.ref(Knot())
+        gc.collect()
+        assert later() is None
+        assert knot() is not None
+        keep()
+        assert knot() is None
+    finally:
+        gc.unfreeze()
