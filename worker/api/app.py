@@ -21,6 +21,7 @@ from worker.settings.http import HttpSettings
 from worker.status import Status
 from worker.web import docs, problems
 from worker.web.body import BodyLimit
+from worker.web.turns import Turns
 from worker.workflows import Workflows
 
 
@@ -95,6 +96,7 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
 
     app.include_router(probes.routes(view.status, native.desk.full if native is not None else tuple))
     app.include_router(guarded)
+    app.add_middleware(Turns)
     app.add_middleware(BodyLimit, max_body=settings.max_body)
     problems.install(app, view.metrics.bug)
     return app
