@@ -185,10 +185,15 @@ async def test_an_empty_answer_says_what_was_passed_over(talk: Talk) -> None:
 
 
 async def test_the_fleet_is_shown(talk: Talk) -> None:
-    """Every node with what it has and does, and the models that jobs wait for."""
+    """Every node with what it has and does, and the models that jobs wait for, as they were counted last."""
     job = await talk.given(running=[], stats={"done": 3})
     await talk.submit(a_job("j2"))
     await talk.beat({**job, "progress": 0.5, "hop": "generate"})
+
+    async def is_counted() -> bool:
+        return [one["waiting"] for one in (await talk.client.get("/fleet")).json()["models"]] == [1]
+
+    await wait_until(is_counted)
     fleet = (await talk.client.get("/fleet")).json()
     (node,) = fleet["nodes"]
     assert (node["id"], node["alive"], node["loaded"]) == ("n1", True, [f"checkpoint/{MODEL}"])
