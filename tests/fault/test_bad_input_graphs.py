@@ -179,7 +179,11 @@ GRAPHS: dict[str, Case] = {
     "image-outside": (loading("../../etc/passwd"), "invalid_job", "workflow.10.inputs.image: leads out of"),
     "image-that-is-not-there": (loading("absent.png"), "generation_rejected", "Invalid image file: absent.png"),
     "native-body": (job(request={"prompt": "a cat"}), "invalid_job", "request: ComfyUI takes params, or a graph"),
-    "template": (job(template={"name": "poster", "input": {}}), "invalid_job", "template: "),
+    "template": (
+        job(template={"name": "poster", "input": {}}),
+        "invalid_job",
+        "template.name: no workflow of this name is here",
+    ),
     "refiner-on-sd15": (
         job(params=params(refiner={"checkpoint": "sd_xl_refiner_1.0"}), checkpoint="dreamshaper_8"),
         "invalid_job",
