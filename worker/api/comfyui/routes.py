@@ -16,6 +16,7 @@ from worker.api.comfyui.answer import answered, in_their_words, outputs
 from worker.api.comfyui.notifier import PromptNotifier
 from worker.api.comfyui.request import HttpUpload, Malformed, PromptRequest, Unsaved, echo, read
 from worker.api.comfyui.store import PromptStore, Uploads
+from worker.api.examples import STANDARD
 from worker.api.models import Shown
 from worker.api.native import NOBODY, Native
 from worker.desk import Desk, Ended
@@ -89,29 +90,7 @@ class InterruptAnswer(BaseModel):
 
 
 _EXAMPLE = {
-    "prompt": {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "dreamshaper_8.safetensors"}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a lighthouse at dusk", "clip": ["1", 1]}},
-        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
-        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512, "batch_size": 1}},
-        "5": {
-            "class_type": "KSampler",
-            "inputs": {
-                "model": ["1", 0],
-                "positive": ["2", 0],
-                "negative": ["3", 0],
-                "latent_image": ["4", 0],
-                "seed": 7,
-                "steps": 20,
-                "cfg": 7.0,
-                "sampler_name": "euler",
-                "scheduler": "normal",
-                "denoise": 1.0,
-            },
-        },
-        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
-        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "ComfyUI"}},
-    },
+    "prompt": STANDARD,
     "convert_output": {"format": "jpeg", "options": {"quality": 80, "progressive": True}},
 }
 
