@@ -90,15 +90,19 @@ async def test_a_job_cancelled_before_its_first_step_leaves_nothing_running(name
 
 @every
 async def test_anothers_generation_is_ended_first(name: str) -> None:
-    """A zombie of a client that went away is interrupted, not waited for."""
+    """A zombie of a client that went away is interrupted, not waited for.
+
+    A stop that comes as the zombie ends hits the next job on Fooocus, which is then submitted once more.
+    """
     async with bench(name, step_seconds=0.02) as b:
         zombie = asyncio.create_task(b.foreign(), name="zombie")
         await wait_until(b.busy)
         await wait_until(lambda: b.sampled > 0)
         assert (await b.make()).images
-        first, second = b.spans
+        first, *ours = b.spans
         assert first[1] is not None
-        assert first[1] <= second[0]
+        assert len(ours) == 1 or (name == "fooocus" and len(ours) == 2)
+        assert first[1] <= ours[0][0]
         zombie.cancel()
         await asyncio.wait([zombie])
 
