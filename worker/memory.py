@@ -15,18 +15,17 @@ QUIET_S = 3.0
 
 
 def keep() -> None:
-    """Free what is unreachable, and have what is left looked at no more when garbage is collected.
+    """At the end of a start: have all that it made looked at no more when garbage is collected.
 
-    A whole collection of all that a start makes stops the process, and with it the probes, for a tenth of a second.
+    A collection that goes through it stops the process, and with it the probes, for a tenth of a second.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
 def give_back() -> None:
     """Free what is unreachable, and hand freed pages to the kernel where the C library can (glibc)."""
-    keep()
+    gc.collect()
     trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
