@@ -15,7 +15,7 @@ from worker.engines.client import Client
 from worker.engines.sdapi.dialects import SDNEXT
 from worker.engines.sdapi.run import NORMAL, Pace
 from worker.engines.sdapi.server import Server
-from worker.settings.groups import NodeSettings
+from worker.settings.node import NodeSettings
 from worker.simulators import Knobs
 
 

@@ -1,6 +1,6 @@
 """Every setting of the worker: typed, frozen groups whose fields name their environment variable.
 
-To add one: a field here, in `worker.settings.http` or `worker.settings.models`. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
+To add one: a field here, in `worker.settings.http`, `worker.settings.models` or `worker.settings.node`. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from worker.settings.checks import (
     Events,
     KeyPattern,
     KeyPrefix,
-    NodeName,
-    PrivateHosts,
     SigningSecrets,
     UserName,
     VariableNames,
@@ -34,6 +32,7 @@ from worker.settings.fields import ZERO, Group, var
 from worker.settings.http import HttpSettings
 from worker.settings.inherited import Inherited
 from worker.settings.models import ModelsSettings
+from worker.settings.node import FitnessSettings, NodeSettings, SaladSettings
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 from worker.signature import read_secrets
 
@@ -190,7 +189,7 @@ class StorageSettings(Group):
         "WORKER_STORAGE_KEEP",
         timedelta(0),
         "local images are deleted after that age; `0`: never; `result.json` stays",
-        shown="0",
+        shown="0, on Salad 1h",
     )
     bucket: Bucket | None = var("WORKER_S3_BUCKET", None, "any S3-compatible store; credentials by the standard chain")
     prefix: KeyPrefix = var("WORKER_S3_PREFIX", "", "before every key")
@@ -259,41 +258,6 @@ class WebhookSettings(Group):
     )
 
 
-class NodeSettings(Group):
-    urls_allow_private: PrivateHosts = var(
-        "WORKER_URLS_ALLOW_PRIVATE",
-        "false",
-        "`true`, or hosts and CIDRs, that URLs named by a job may point at; link-local stays refused unless listed",
-    )
-    platform: Literal["auto", "plain"] = var("WORKER_PLATFORM", "auto", "where the node runs")
-    node_id: NodeName | None = var(
-        "WORKER_NODE_ID", None, "this worker's name in results and logs", shown="the host's name"
-    )
-    disk_size: Size = var(
-        "WORKER_DISK_SIZE",
-        50_000_000_000,
-        "writable disk as ordered; what is written stays 2 GB below it",
-        shown="50GB",
-        gt=2_000_000_000,
-    )
-    drain_timeout: Duration = var(
-        "WORKER_DRAIN_TIMEOUT",
-        timedelta(seconds=25),
-        "from SIGTERM to the last moment of the running job",
-        shown="25s",
-        le=_DAY,
-    )
-    price_per_hour: float | None = var("WORKER_PRICE_PER_HOUR", None, "adds `cost` to results", ge=0)
-    metrics_push_url: WebUrl | None = var("WORKER_METRICS_PUSH_URL", None, "OTLP over HTTP, beside `/metrics`")
-    log_level: Literal["debug", "info", "warning", "error"] = var(
-        "WORKER_LOG_LEVEL", "info", "least severe that is printed"
-    )
-    log_format: Literal["auto", "json", "console"] = var(
-        "WORKER_LOG_FORMAT", "auto", "`json` when stdout is no terminal, else `console`"
-    )
-    strict: bool = var("WORKER_STRICT", False, "unknown `WORKER_` variables are errors", shown="false")
-
-
 class SettingsTree(BaseSettings):
     """A whole tree of groups: constructing it reads nothing, least of all the environment."""
 
@@ -326,8 +290,17 @@ class Settings(SettingsTree):
     webhook: WebhookSettings = Field(WebhookSettings(), title="webhooks")
     models: ModelsSettings = Field(ModelsSettings(), title="models and disk")
     node: NodeSettings = Field(NodeSettings(), title="the rest")
+    fitness: FitnessSettings = Field(FitnessSettings(), title="fitness of the node")
+    salad: SaladSettings = Field(SaladSettings(), title="set by SaladCloud")
     warnings: tuple[FieldError, ...] = ()
     inherited: tuple[Inherited, ...] = ()
+
+    @property
+    def platform(self) -> Literal["plain", "salad"]:
+        """Where the node runs: what `auto` comes to."""
+        if self.node.platform == "auto":
+            return "salad" if self.salad.machine_id and self.salad.container_group_id else "plain"
+        return self.node.platform
 
     @property
     def takes_http_jobs(self) -> bool:

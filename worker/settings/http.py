@@ -36,6 +36,7 @@ class HttpSettings(Group):
         "WORKER_HTTP_TIMEOUT",
         None,
         "a synchronous job that takes longer is answered 504 with its id, and goes on",
+        shown="none, on Salad 95s",
         gt=ZERO,
     )
     cancel_on_disconnect: bool = var(

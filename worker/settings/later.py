@@ -4,11 +4,7 @@ from __future__ import annotations
 
 _SUFFIXES = {
     "REDIS_": ("URL", "URL_FILE", "STREAM", "GROUP"),
-    "FITNESS_": ("VRAM", "DOWNLOAD", "UPLOAD", "STEP"),
-    "": (
-        "SQS_QUEUE_URL",
-        "BLOCKED_FOR",
-    ),
+    "": ("SQS_QUEUE_URL",),
 }
 
 LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() for name in names)
@@ -17,6 +13,5 @@ LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() 
 LATER_VALUES: dict[str, frozenset[str]] = {
     "WORKER_QUEUE": frozenset({"salad", "sqs", "redis"}),
     "WORKER_STORAGE": frozenset({"s4"}),
-    "WORKER_PLATFORM": frozenset({"salad"}),
 }
 """Values of variables that exist already."""

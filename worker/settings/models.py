@@ -56,7 +56,7 @@ class ModelsSettings(Group):
         "WORKER_MODELS_START_TIMEOUT",
         timedelta(hours=3),
         "for what must be there before ready; a stalled transfer fails earlier",
-        shown="3h",
+        shown="3h, on Salad 50m",
         gt=ZERO,
     )
     max_wait: Duration = var(

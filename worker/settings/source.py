@@ -10,13 +10,14 @@ from worker.settings import inherited, rules
 from worker.settings.environment import Dialect, EnvironmentSource, names_of, validated
 from worker.settings.groups import Settings, variables
 from worker.settings.later import LATER, LATER_VALUES
+from worker.settings.platform import SALAD_VARIABLES, with_defaults
 
 PREFIX = "WORKER_"
 SECRET_PREFIXES = ("AWS_",)
 SECRETS = frozenset({"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKEN_FILE"})
 """Known to every tool of the field by these names, so that they have no prefix."""
 
-WORKER = Dialect(PREFIX, SECRETS, LATER, LATER_VALUES)
+WORKER = Dialect(PREFIX, SECRETS | set(SALAD_VARIABLES), LATER, LATER_VALUES)
 
 
 def from_environment() -> Settings:
@@ -43,6 +44,7 @@ def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that these variables describe; `ConfigError` with every mistake at once."""
+    environ = with_defaults(environ)
     source, others = EnvironmentSource(Settings, environ, WORKER), inherited.inherited(environ)
     tree = source()
     places = {variable.name: variable for variable in variables()}

@@ -12,6 +12,7 @@ from worker.settings import Settings, from_environment, load_settings
 from worker.settings.environment import nearest
 from worker.settings.groups import EngineSettings, Variable, WebhookSettings, secrets_of, variables
 from worker.settings.later import LATER, LATER_VALUES
+from worker.settings.platform import SALAD_VARIABLES
 from worker.settings.source import known_names, server_environment
 from worker.settings.units import Rate
 
@@ -211,7 +212,8 @@ def test_every_variable_is_named_once_and_explained() -> None:
     names = [v.name for v in variables()]
     assert len(set(names)) == len(names)
     assert all(v.info.description for v in variables())
-    assert {v.name for v in variables() if not v.name.startswith("WORKER_")} == {"HF_TOKEN", "CIVITAI_TOKEN"}
+    others = {v.name for v in variables() if not v.name.startswith("WORKER_")}
+    assert others == {"HF_TOKEN", "CIVITAI_TOKEN", *SALAD_VARIABLES}
 
 
 def test_an_unknown_attribute_of_the_package_is_an_error() -> None:

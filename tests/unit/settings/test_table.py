@@ -24,7 +24,7 @@ def test_the_table_has_every_variable_once() -> None:
     table = markdown_table()
     assert all(table.count(f"| `{v.name}` |") == 1 for v in variables())
     assert "| `WORKER_DISK_SIZE` | `50GB` |" in table
-    assert "| `WORKER_NODE_ID` | the host's name |" in table
+    assert "| `WORKER_NODE_ID` | the host's name, on Salad the machine's id |" in table
 
 
 def test_the_choices_of_a_variable_are_in_its_row() -> None:

@@ -1,0 +1,47 @@
+"""The platform is told by its variables, and has defaults of its own."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from worker.settings import load_settings
+from worker.settings.platform import is_salad
+
+ON_SALAD = {"SALAD_MACHINE_ID": "b6c8f1de", "SALAD_CONTAINER_GROUP_ID": "7d9e"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "platform"),
+    [
+        ({}, "plain"),
+        (ON_SALAD, "salad"),
+        ({"SALAD_MACHINE_ID": "b6c8f1de"}, "plain"),
+        ({**ON_SALAD, "SALAD_MACHINE_ID": " "}, "plain"),
+        ({**ON_SALAD, "WORKER_PLATFORM": "plain"}, "plain"),
+        ({**ON_SALAD, "WORKER_PLATFORM": "auto"}, "salad"),
+        ({"WORKER_PLATFORM": "salad"}, "salad"),
+    ],
+)
+def test_the_platforms_variables_tell_of_it(environ: dict[str, str], platform: str) -> None:
+    """Its machine and its container group both, unless the operator says otherwise."""
+    assert load_settings(environ).platform == platform
+    assert is_salad(environ) is (platform == "salad")
+
+
+def test_the_platform_has_its_own_defaults() -> None:
+    """For what is not set or empty; what the operator sets stands."""
+    settings = load_settings(ON_SALAD)
+    assert settings.http.timeout == timedelta(seconds=95)
+    assert settings.models.start_timeout == timedelta(minutes=50)
+    assert settings.storage.keep == timedelta(hours=1)
+    told = load_settings({**ON_SALAD, "WORKER_HTTP_TIMEOUT": "30s", "WORKER_STORAGE_KEEP": ""})
+    assert told.http.timeout == timedelta(seconds=30)
+    assert told.storage.keep == timedelta(hours=1)
+    assert load_settings({}).http.timeout is None
+
+
+def test_a_wrong_platform_is_a_mistake_and_no_salad() -> None:
+    """What is misspelt is told, and changes nothing of what happens then."""
+    assert not is_salad({**ON_SALAD, "WORKER_PLATFORM": "sald"})
