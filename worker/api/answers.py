@@ -75,7 +75,7 @@ async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
 async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
     timeout = desk.rules.timeout
     over = asyncio.create_task(ticket.over(), name=f"wait-{ticket.id}")
-    away = asyncio.create_task(_away(request), name=f"watch-{ticket.id}")
+    away = asyncio.create_task(gone(request), name=f"watch-{ticket.id}")
     try:
         limit = None if timeout is None else timeout.total_seconds()
         await asyncio.wait({over, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -90,7 +90,7 @@ async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
         await cancel_all({over, away})
 
 
-async def _away(request: Request) -> None:
+async def gone(request: Request) -> None:
     """Until the connection is gone; the body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -18,12 +18,9 @@ from worker.desk.states import State
 from worker.errors import InvalidJob, WorkerError
 from worker.job import ID, usable_id
 from worker.result import Result
-from worker.web.problems import Problem
+from worker.web.problems import NOBODY, Problem
 
 _IN_THREAD = 1_000_000
-_NOBODY = Response(status_code=499)
-"""What a caller who went away is not told."""
-
 ASYNC = "respond-async"
 JobId = Annotated[str, Path(pattern=f"^{ID}$", description="As the answer to the request tells it")]
 Key = Annotated[
@@ -196,7 +193,7 @@ async def done(request: Request, desk: Desk, document: Mapping[str, Any], *, key
     except Late:
         return late(ticket)
     except Gone:
-        return _NOBODY
+        return NOBODY
     return await answered(result)
 
 

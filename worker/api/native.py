@@ -21,7 +21,7 @@ from worker.gate import Gate
 from worker.live import Hop
 from worker.result import Result
 from worker.settings.groups import EngineKind
-from worker.web.problems import problem
+from worker.web.problems import NOBODY, problem
 
 OURS = frozenset({"id", "checkpoint", "models", "output", "webhook", "timeout", "deadline", "priority", "metadata"})
 """Fields of the job document that may stand beside a server's own; no server has one of these names."""
@@ -46,8 +46,6 @@ RESPONSES: Responses = {
 """What endpoints answer that have a job done."""
 
 _IN_REQUEST = re.compile(r"\brequest\.(?=[a-z0-9_]+[.:])")
-NOBODY = Response(status_code=499)
-"""What a caller who went away is not told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import pydantic_core
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from worker.api.answers import Gone, Late, document_in, refused
+from worker.api.answers import Gone, Late, document_in, gone, refused
 from worker.api.passing import checked_work, error_text
 from worker.desk import Rules
 from worker.desk.refusals import NotReady, TooManyPending
@@ -26,15 +26,12 @@ from worker.engines.base import Engine, NativeCall
 from worker.errors import ResultTooLarge, WorkerError
 from worker.gate import Gate
 from worker.tasks import cancel_all, to_the_end
-from worker.web.problems import MEDIA_TYPE, problem
+from worker.web.problems import MEDIA_TYPE, NOBODY, problem
 
 log = structlog.get_logger()
 
 LOOK, WORK = timedelta(seconds=30), timedelta(minutes=10)
 RETRY_AFTER = timedelta(seconds=5)
-_NOBODY = Response(status_code=499)
-"""What a caller who went away is not told."""
-
 _SHOWN = ("application/json", "text/plain", "image/png", "image/jpeg", "image/webp")
 
 Responses = dict[int | str, dict[str, Any]]
@@ -138,7 +135,7 @@ class Relay:
         except Late:
             return problem(504, "it takes longer than an answer may, and goes on", code="still_running")
         except Gone:
-            return _NOBODY
+            return NOBODY
 
     async def _in_turn(self, request: Request, call: NativeCall) -> Answer:
         """Raises `Late`, `Gone`, and what a relayed call raises; a turn that has not come by then is given up."""
@@ -150,7 +147,7 @@ class Relay:
         turn = asyncio.create_task(self._turn(call), name=f"relay-{call.path}")
         self._turns.add(turn)
         turn.add_done_callback(self._turns.discard)
-        away = asyncio.create_task(_away(request), name=f"watch-{call.path}")
+        away = asyncio.create_task(gone(request), name=f"watch-{call.path}")
         try:
             limit = None if rules.timeout is None else rules.timeout.total_seconds()
             await asyncio.wait({turn, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -188,12 +185,6 @@ def _forgotten(turn: asyncio.Task[Answer]) -> None:
 
 async def _result(sent: asyncio.Task[Answer]) -> Answer:
     return await sent
-
-
-async def _away(request: Request) -> None:
-    """Until the connection is gone; the body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 ALLOW = "; the operator may set WORKER_ENGINE_OPTIONS=allow"

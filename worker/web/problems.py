@@ -8,14 +8,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from worker.errors import FieldError
 
 MEDIA_TYPE = "application/problem+json"
 CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 500: "internal"}
+
+
+NOBODY = Response(status_code=499)
+"""What a caller who went away is not told."""
 
 
 class FieldProblem(BaseModel):
@@ -65,7 +70,7 @@ def problem(
 
 def install(app: FastAPI, on_bug: Callable[[], None]) -> None:
     """Have every error of the application answered as a problem; one that nobody foresaw is told to ``on_bug``, and
-    uvicorn logs its traceback."""
+    uvicorn logs its traceback. A caller who goes away in the middle of his body is no error."""
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
@@ -75,6 +80,10 @@ def install(app: FastAPI, on_bug: Callable[[], None]) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         errors = [FieldError(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
         return problem(422, "; ".join(map(str, errors)), code="invalid_request", errors=errors)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, __: ClientDisconnect) -> Response:
+        return NOBODY
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> JSONResponse:

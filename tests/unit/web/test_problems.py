@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import httpx
-from fastapi import FastAPI
+import asyncio
 
+import httpx
+from fastapi import FastAPI, Request
+
+from tests.support.serving import serving
 from worker.errors import FieldError
 from worker.web import problems
 
@@ -34,3 +37,26 @@ def test_a_problem_may_have_a_code_of_its_own() -> None:
     assert b'"code":"no_shared_state"' in given.body
     assert b'"errors":[{"field":"id","message":"x"}]' in given.body
     assert given.headers["a"] == "b"
+
+
+async def test_who_goes_away_in_the_middle_of_his_body_is_no_bug() -> None:
+    """Nobody is there to be answered, and nothing of ours failed."""
+    app, bugs, left = FastAPI(), [], asyncio.Event()
+    problems.install(app, lambda: bugs.append("bug"))
+
+    @app.post("/")
+    async def index(request: Request) -> None:
+        try:
+            await request.body()
+        finally:
+            left.set()
+
+    async with serving(app) as service:
+        _, writer = await asyncio.open_connection("::1", service.port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: worker\r\ncontent-length: 9\r\n\r\nhalf")
+        await writer.drain()
+        writer.close()
+        await asyncio.wait_for(left.wait(), 10)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(service.url())).status_code == 405
+    assert bugs == []

@@ -18,14 +18,14 @@ from worker.api.comfyui.request import HttpUpload, Malformed, PromptRequest, Uns
 from worker.api.comfyui.store import PromptStore, Uploads
 from worker.api.examples import STANDARD
 from worker.api.models import Shown
-from worker.api.native import NOBODY, Native
+from worker.api.native import Native
 from worker.desk import Desk, Ended
 from worker.errors import DownloadFailed, InvalidJob, UrlForbidden, WorkerError
 from worker.job import field_errors
 from worker.made import Made
 from worker.tasks import LARGE, aside
 from worker.urls import Guard
-from worker.web.problems import Problem, problem
+from worker.web.problems import NOBODY, Problem, problem
 from worker.webhooks import Sender
 
 NAME = "comfyui"
