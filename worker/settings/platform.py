@@ -20,9 +20,12 @@ SALAD_DEFAULTS: Mapping[str, str] = {
 
 
 def is_salad(environ: Mapping[str, str]) -> bool:
-    """Whether these variables mean SaladCloud, however wrong the rest of them may be."""
+    """Whether these variables mean SaladCloud, however wrong the rest of them may be.
+
+    A misspelt ``WORKER_PLATFORM`` counts as unset: the node is where it is.
+    """
     told = environ.get("WORKER_PLATFORM", "").strip()
-    if told not in ("", "auto"):
+    if told in ("plain", "salad"):
         return told == "salad"
     return all(environ.get(name, "").strip() for name in ("SALAD_MACHINE_ID", "SALAD_CONTAINER_GROUP_ID"))
 

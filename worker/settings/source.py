@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from worker.errors import ConfigError, FieldError
 from worker.settings import inherited, rules
 from worker.settings.environment import Dialect, EnvironmentSource, names_of, validated
 from worker.settings.groups import Settings, variables
 from worker.settings.later import LATER, LATER_VALUES
-from worker.settings.platform import SALAD_VARIABLES, with_defaults
+from worker.settings.platform import SALAD_VARIABLES, is_salad, with_defaults
 
 PREFIX = "WORKER_"
 SECRET_PREFIXES = ("AWS_",)
@@ -20,9 +21,32 @@ SECRETS = frozenset({"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKE
 WORKER = Dialect(PREFIX, SECRETS | set(SALAD_VARIABLES), LATER, LATER_VALUES)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What variables come to: the settings, in which every wrong one has its default, and the mistakes.
+
+    ``salad``: they mean SaladCloud, however wrong the rest of them may be.
+    """
+
+    settings: Settings
+    mistakes: tuple[FieldError, ...]
+    salad: bool
+
+    def whole(self) -> Settings:
+        """The settings, where nothing is wrong with them; else `ConfigError` with every mistake."""
+        if self.mistakes:
+            raise ConfigError(self.mistakes)
+        return self.settings
+
+
 def from_environment() -> Settings:
-    """The settings of this process. The only reader of its environment."""
-    return load_settings(os.environ)
+    """The settings of this process; `ConfigError` with every mistake at once."""
+    return read_environment().whole()
+
+
+def read_environment() -> Reading:
+    """What the environment of this process comes to. Nothing else reads it."""
+    return reading_of(os.environ)
 
 
 def surroundings(keep: Collection[str] = ()) -> dict[str, str]:
@@ -44,7 +68,12 @@ def server_environment(keep: Collection[str] = ()) -> dict[str, str]:
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings that these variables describe; `ConfigError` with every mistake at once."""
-    environ = with_defaults(environ)
+    return reading_of(environ).whole()
+
+
+def reading_of(environ: Mapping[str, str]) -> Reading:
+    """What these variables come to, every mistake included."""
+    salad, environ = is_salad(environ), with_defaults(environ)
     source, others = EnvironmentSource(Settings, environ, WORKER), inherited.inherited(environ)
     tree = source()
     places = {variable.name: variable for variable in variables()}
@@ -57,8 +86,20 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     mistakes += rules.mistakes(settings, {mistake.field for mistake in mistakes})
     if mistakes:
         names = inherited.written(others)
-        raise ConfigError(tuple(FieldError(names.get(one.field, one.field), one.message) for one in mistakes))
-    return settings.model_copy(update={"warnings": (*unknown, *rules.hints(settings))})
+        told = tuple(FieldError(names.get(one.field, one.field), one.message) for one in mistakes)
+        return Reading(_without(settings, (one.field for one in mistakes)), told, salad)
+    return Reading(settings.model_copy(update={"warnings": (*unknown, *rules.hints(settings))}), (), salad)
+
+
+def _without(settings: Settings, names: Iterable[str]) -> Settings:
+    """The settings with the defaults of these variables."""
+    wrong = set(names)
+    for variable in variables():
+        if variable.name in wrong:
+            group = getattr(settings, variable.group)
+            default = type(group).model_fields[variable.field].get_default(call_default_factory=True)
+            settings = settings.model_copy(update={variable.group: group.model_copy(update={variable.field: default})})
+    return settings
 
 
 def known_names() -> Iterator[str]:

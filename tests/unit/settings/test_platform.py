@@ -8,6 +8,7 @@ import pytest
 
 from worker.settings import load_settings
 from worker.settings.platform import is_salad
+from worker.settings.source import reading_of
 
 ON_SALAD = {"SALAD_MACHINE_ID": "b6c8f1de", "SALAD_CONTAINER_GROUP_ID": "7d9e"}
 
@@ -42,6 +43,9 @@ def test_the_platform_has_its_own_defaults() -> None:
     assert load_settings({}).http.timeout is None
 
 
-def test_a_wrong_platform_is_a_mistake_and_no_salad() -> None:
-    """What is misspelt is told, and changes nothing of what happens then."""
-    assert not is_salad({**ON_SALAD, "WORKER_PLATFORM": "sald"})
+def test_a_misspelt_platform_is_a_mistake_and_hides_no_salad() -> None:
+    """What a mistake means is decided by where the node is: on SaladCloud an exit would ban it."""
+    reading = reading_of({**ON_SALAD, "WORKER_PLATFORM": "sald"})
+    assert [one.field for one in reading.mistakes] == ["WORKER_PLATFORM"]
+    assert reading.salad
+    assert not reading_of({"WORKER_PLATFORM": "sald"}).salad
