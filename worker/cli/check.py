@@ -13,6 +13,7 @@ import typer
 from worker.cli import BAD_CONFIGURATION, FAILED, OK, sources, workflows
 from worker.cli.local import Finding, clock_offset, disk, gpu, image_findings
 from worker.cli.output import print_rows
+from worker.cli.run import with_command
 from worker.cli.start import read_settings
 from worker.engines.base import EngineState, Reach
 from worker.errors import AuthFailed, ConfigError, WorkerError
@@ -31,13 +32,16 @@ class Report(NamedTuple):
 
 
 def check(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: the server's command, as `run` is given it.")
+    ] = None,
     image: Annotated[bool, typer.Option("--image", help="Only what a Docker build can know.")] = False,
 ) -> None:
     """Tell every configuration mistake, then try each configured part.
 
     Exit 64: bad configuration or refused credentials; 1: a part failed.
     """
-    settings = read_settings()
+    settings = with_command(read_settings(), tuple(command or ()))
     sys.exit(asyncio.run(_print_all(settings, image)))
 
 
@@ -74,7 +78,7 @@ async def workflow_reports(settings: Settings) -> AsyncIterator[Report]:
 
 
 async def image_reports(settings: Settings) -> AsyncIterator[Report]:
-    """What a Docker build can know: libc, folders, user, port."""
+    """What a Docker build can know: libc, folders, user, ports, the server's command, its models."""
     models = sources.in_image(settings)
     for part, finding in (*image_findings(settings), *([("models", models)] if models is not None else [])):
         yield Report(part, finding, FAILED if finding.verdict == "FAILED" else OK)

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
+from worker.cli import launch
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import ConfigError, DownloadFailed
 from worker.settings.groups import Settings
@@ -102,7 +104,7 @@ async def gpu() -> Finding:
 def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
     """What can be known while an image is built, without server, queue or store."""
     yield "libc", _libc()
-    yield "user", Finding.ok(f"uid {os.getuid()}{' (root)' if os.getuid() == 0 else ''}")
+    yield "user", _user()
     if settings.queue.kind == "sqlite":
         yield "queue", writable(settings.queue.sqlite_path.parent)
     if settings.store.chosen == "directory":
@@ -111,16 +113,41 @@ def image_findings(settings: Settings) -> Iterator[tuple[str, Finding]]:
     yield "port", _port(settings.http.host, settings.http.port)
     if settings.engine.command:
         yield "command", _command(settings)
+        yield "server", _server_port(settings)
 
 
 def _command(settings: Settings) -> Finding:
-    """Whether the server's command and user are there."""
+    """Whether the server's command, the script and the Python that it names, and its user are there."""
     from worker.engines.child import open_process
 
+    command, environment = settings.engine.command, server_environment(settings.engine.env)
     try:
-        return Finding.ok(open_process(settings.engine, server_environment(settings.engine.env)).check())
+        program = open_process(settings.engine, environment).check()
     except ConfigError as error:
         return Finding.failed(error.message)
+    for name in launch.interpreters_of(command):
+        if shutil.which(name, path=environment.get("PATH", os.defpath)) is None:
+            return Finding.failed(f"{name!r} is not found")
+    script = launch.script_of(command)
+    if script is not None and not Path(script).is_file():
+        return Finding.failed(f"{script!r} is not found in {Path.cwd()}: is this the image of that server?")
+    return Finding.ok(", ".join(filter(None, (program, script))))
+
+
+def _server_port(settings: Settings) -> Finding:
+    """Whether the server listens where the worker looks for it, and not where the worker itself listens."""
+    told, looked = launch.port_of(settings.engine.command), [_port_of(url) for url in settings.engine.addresses]
+    if told is not None and told not in looked:
+        said = f"is told port {told}, the worker looks for it at {' and '.join(settings.engine.addresses)}"
+        return Finding.failed(f"{said} (WORKER_ENGINE_URL)")
+    if settings.http.port and settings.http.port in looked:
+        return Finding.failed(f"port {settings.http.port} is the worker's own (WORKER_HTTP_PORT)")
+    return Finding.ok(f"looked for at {' and '.join(settings.engine.addresses)}")
+
+
+def _port_of(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _libc() -> Finding:
@@ -129,6 +156,16 @@ def _libc() -> Finding:
         return Finding.note(f"{name or 'not glibc'} {version}: not what the images are tested with")
     is_old = tuple(int(part) for part in version.split(".")[:2]) < OLDEST_GLIBC
     return (Finding.failed if is_old else Finding.ok)(f"glibc {version}")
+
+
+def _user() -> Finding:
+    """Who this is; servers keep caches in their home."""
+    who = f"uid {os.getuid()}{' (root)' if os.getuid() == 0 else ''}"
+    try:
+        found = writable(Path.home())
+    except RuntimeError:
+        return Finding.note(f"{who}, which has no home")
+    return Finding.ok(who) if found.verdict == "ok" else Finding.note(f"{who}; its home: {found.text}")
 
 
 def _existing(folder: Path) -> Path:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import platform
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tests.unit.cli.conftest import Command
-from worker.cli import local
+from worker.cli import launch, local
 from worker.settings import load_settings
+from worker.simulators import free_port
 
 
 def findings(**environ: str) -> dict[str, local.Finding]:
@@ -95,3 +98,78 @@ def test_the_servers_command_must_be_there() -> None:
     nobody = findings(WORKER_HTTP_PORT="0", WORKER_ENGINE_COMMAND="sh", WORKER_ENGINE_USER="no-such-user")["command"]
     assert nobody.verdict == "FAILED"
     assert "WORKER_ENGINE_USER" in nobody.text
+
+
+def in_image(*command: str, **environ: str) -> dict[str, local.Finding]:
+    """Findings about a server's command of these words."""
+    return findings(WORKER_HTTP_PORT="0", WORKER_ENGINE_COMMAND=shlex.join(command), **environ)
+
+
+def test_the_script_must_be_there(tmp_path: Path) -> None:
+    """Every image has a Python; what tells a wrong base is the server's own file."""
+    missing = in_image("sh", "main.py", "--port", "7860", WORKER_ENGINE="sdnext")["command"]
+    assert (missing.verdict, "'main.py' is not found" in missing.text) == ("FAILED", True)
+    (tmp_path / "main.py").touch()
+    found = in_image("sh", "main.py", "--port", "7860", WORKER_ENGINE="sdnext")["command"]
+    assert (found.verdict, found.text.endswith("/sh, main.py")) == ("ok", True)
+
+
+def test_the_python_behind_an_entrypoint_must_be_there() -> None:
+    """Where the image's own entrypoint stands before it."""
+    found = in_image("sh", "python9.9", "-u", "webui.py")["command"]
+    assert (found.verdict, found.text) == ("FAILED", "'python9.9' is not found")
+
+
+@pytest.mark.parametrize("port", [["--port", "7861"], ["--port=7861"]])
+def test_the_server_must_be_looked_for_where_it_listens(port: list[str]) -> None:
+    """Else the node would wait for it until it is given up."""
+    found = in_image("sh", *port, WORKER_ENGINE="sdnext")["server"]
+    assert (found.verdict, "port 7861" in found.text, "WORKER_ENGINE_URL" in found.text) == ("FAILED", True, True)
+    at = in_image("sh", *port, WORKER_ENGINE_URL="http://127.0.0.1:7861")["server"]
+    assert at == local.Finding.ok("looked for at http://127.0.0.1:7861")
+
+
+def test_the_server_must_not_listen_where_the_worker_does() -> None:
+    """One of the two could not start."""
+    environ = {"WORKER_HTTP_PORT": str(free_port()), "WORKER_ENGINE_COMMAND": "sh"}
+    found = findings(WORKER_ENGINE_URL=f"http://127.0.0.1:{environ['WORKER_HTTP_PORT']}", **environ)["server"]
+    assert (found.verdict, "WORKER_HTTP_PORT" in found.text) == ("FAILED", True)
+    assert findings(WORKER_ENGINE_URL="http://images.example", **environ)["server"].verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("command", "script", "pythons", "port"),
+    [
+        (["python", "-u", "main.py", "--listen=::1", "--port=8188"], "main.py", [], 8188),
+        (["/docker/entrypoint.sh", "python", "-u", "webui.py", "--port", "7860"], "webui.py", ["python"], 7860),
+        (
+            ["runuser", "-u", "webui-user", "--", "/opt/conda/bin/python3", "a.py"],
+            "a.py",
+            ["/opt/conda/bin/python3"],
+            None,
+        ),
+        (["sh", "-c", "exec python main.py --port 1", "--port"], None, [], None),
+        (["server", "--port", "many"], None, [], None),
+    ],
+)
+def test_what_a_command_tells(command: list[str], script: str | None, pythons: list[str], port: int | None) -> None:
+    """By its words alone; a text of a shell is not looked into."""
+    assert launch.script_of(command) == script
+    assert list(launch.interpreters_of(command)) == pythons
+    assert launch.port_of(command) == port
+
+
+def test_the_command_stands_after_the_dashes(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it will be given to `run`, so that a Dockerfile checks the very command that it names."""
+    monkeypatch.setenv("WORKER_HTTP_PORT", "0")
+    ran = command("check", "--image", "--", "no-such-server", "--port", "7860")
+    assert ran.code == 1
+    assert "no-such-server" in ran.out
+
+
+def test_a_user_without_a_home_is_worth_knowing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers keep their caches there."""
+    monkeypatch.setenv("HOME", "/proc/self")
+    assert findings()["user"].verdict == "note"
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError))
+    assert "no home" in findings()["user"].text
