@@ -257,7 +257,7 @@ class Desk:
     def _is_dated(self, ticket: Ticket) -> bool:
         """Whether its success is better found again by its mark, which signs the links anew."""
         now = self.tools.bench.clock.now()
-        return ticket.store is None and ticket.ended is not None and is_dated(ticket.ended.result, now)
+        return not ticket.is_stored_apart and ticket.ended is not None and is_dated(ticket.ended.result, now)
 
     async def _taken(self, asked: Asked, ticket: Ticket, *, seen: bool) -> Ticket:
         job = asked.job

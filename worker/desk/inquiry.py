@@ -178,7 +178,7 @@ class Inquiry:
             return found
         if ticket.ended.made is None:
             now = self._desk.tools.bench.clock.now()
-            dated = ticket.store is None and states.is_dated(ticket.ended.result, now)
+            dated = not ticket.is_stored_apart and states.is_dated(ticket.ended.result, now)
             return await self._linked(found) if dated else found
         result = await asyncio.to_thread(_filled, ticket.ended)
         return found.model_copy(update={"result": result})

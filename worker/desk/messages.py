@@ -8,14 +8,14 @@ from typing import Any
 
 import structlog
 
+from worker.desk.notifier import DeskNotifier
 from worker.errors import WorkerError
 from worker.job import Job
 from worker.queues.base import Producer
 from worker.result import Result
-from worker.storage.base import Stores
+from worker.storage.base import Storage, Stores
 from worker.tasks import cancel_all, run_guarded
 from worker.tools import Tools
-from worker.webhooks import Notifier
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ class Messages:
     ``queue`` knows how often each was tried.
     """
 
-    def __init__(self, tools: Tools, queue: Producer, stores: Stores, notifier: Notifier) -> None:
+    def __init__(self, tools: Tools, queue: Producer, stores: Stores, notifier: DeskNotifier) -> None:
         self._tools = tools
         self._queue = queue
         self._stores = stores
@@ -39,11 +39,12 @@ class Messages:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, owner: Job, result: Result) -> None:
-        """Have the owner told how it ended."""
-        if self._notifier.wants(result.status, owner):
-            self._start(lambda: self._notifier.send(result.status, owner, result), "webhook", owner)
+        """Have the owner told how it ended, by what is his now: later nobody may know of the job."""
+        notifier, store = self._notifier.of(owner), self._stores.of(owner)
+        if notifier.wants(result.status, owner):
+            self._start(lambda: notifier.send(result.status, owner, result), "webhook", owner)
         if result.status == "failed":
-            self._start(lambda: self._kept(owner, result), "document", owner)
+            self._start(lambda: self._kept(store, owner, result), "document", owner)
 
     async def told(self) -> None:
         """Until everybody has been told, or cannot be."""
@@ -77,10 +78,10 @@ class Messages:
         if what == "webhook":
             metrics.webhook(outcome)
 
-    async def _kept(self, owner: Job, result: Result) -> None:
+    async def _kept(self, store: Storage, owner: Job, result: Result) -> None:
         known = await self._queue.state(owner.id)
         attempt = 1 if known is None else len(known.attempts) + 1
-        await self._stores.of(owner).put_failure(owner, result, attempt)
+        await store.put_failure(owner, result, attempt)
 
     async def _too_late(self) -> None:
         """A guard: raises `TimeoutError` when the drain leaves no more time."""

@@ -23,20 +23,21 @@ class DeskNotifier:
         self._on_settled = on_settled
 
     def wants(self, event: str, job: Job) -> bool:
-        return self._of(job).wants(event, job)
+        return self.of(job).wants(event, job)
 
     async def accepts(self, job: Job) -> None:
-        await self._of(job).accepts(job)
+        await self.of(job).accepts(job)
 
     async def send(
         self, event: str, job: Job, result: Result, *, before_try: Callable[[], Awaitable[None]] | None = None
     ) -> tuple[str, ...]:
         self._on_settled(result)
-        return await self._of(job).send(event, job, result, before_try=before_try)
+        return await self.of(job).send(event, job, result, before_try=before_try)
 
     def updates(self, job: Job) -> AbstractAsyncContextManager[Updates]:
-        return self._of(job).updates(job)
+        return self.of(job).updates(job)
 
-    def _of(self, job: Job) -> Notifier:
+    def of(self, job: Job) -> Notifier:
+        """Who tells this job's owner."""
         ticket = self._tickets.find(job.id)
         return self._notifier if ticket is None or ticket.notifier is None else ticket.notifier

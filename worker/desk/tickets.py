@@ -40,7 +40,7 @@ class Ticket:
 
     ``waits``: its caller waits for the end. ``native``: he asked in the server's own language, and gets what was made
     itself. ``store`` and ``notifier`` take the place of the worker's own for this job, ``credentials`` open URLs of its
-    models. ``size``: as `room.size_of`.
+    models; they may hold all that was asked, and are kept no longer than needed. ``size``: as `room.size_of`.
     ``whole`` is a digest of the whole document, ``fingerprint`` of what it asks for. ``owner`` is the job without what
     it asks for: enough to tell whose it is how it ended. ``waiters`` counts those who wait just now.
     """
@@ -59,12 +59,23 @@ class Ticket:
     owner: Job | None = None
     waiters: int = 0
     _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _had_store: bool = False
+
+    @property
+    def is_stored_apart(self) -> bool:
+        """Whether what was made went to a place of the caller's own, which nobody can link to anew."""
+        return self.store is not None or self._had_store
 
     def end(self, ended: Ended) -> None:
         """Say how it ended; only the first word counts."""
         if self.ended is None:
             self.ended, self.credentials = ended, ()
             self._over.set()
+
+    def close(self) -> None:
+        """Let go of what only one that is at work needs."""
+        self._had_store = self.is_stored_apart
+        self.store = self.notifier = None
 
     async def over(self) -> Ended:
         """Until the job has ended."""
@@ -145,7 +156,9 @@ class Tickets:
 
     def close(self, job_id: str) -> None:
         """Its queue is done with one that has ended: nobody asks any more where its webhooks go."""
-        self._closing.pop(job_id, None)
+        ticket = self._closing.pop(job_id, None)
+        if ticket is not None:
+            ticket.close()
 
     def drop(self, job_id: str) -> None:
         """Forget all about one."""

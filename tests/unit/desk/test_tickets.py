@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from tests.support.queues import result_of
+from worker.desk.stores import HandedStorage
 from worker.desk.tickets import Ended, Ticket, Tickets
 from worker.errors import Fault
 from worker.result import ErrorResult, ImageResult, Result
+from worker.webhooks import Notifier
 
 
 def ended(job_id: str, size: int = 0) -> Ended:
@@ -101,3 +105,21 @@ def test_an_end_answers_again_unless_it_may_pass(
     if result is not None:
         ticket.end(Ended(result))
     assert ticket.answers(whole) is answers
+
+
+def test_what_only_work_needs_is_let_go_of() -> None:
+    """A caller's own store and notifier may hold his whole request; that there was a store is remembered."""
+    tickets = Tickets()
+    apart, other = (
+        Ticket("a", "", waits=True, store=HandedStorage(), notifier=cast("Notifier", object())),
+        Ticket("b", "", waits=True),
+    )
+    for ticket in (apart, other):
+        tickets.add(ticket)
+        tickets.end(ticket.id, ended(ticket.id))
+    assert apart.notifier is not None
+    for ticket in (apart, other):
+        tickets.close(ticket.id)
+    assert tickets.find("a") is apart
+    assert [one for one in (apart.store, apart.notifier) if one is not None] == []
+    assert (apart.is_stored_apart, other.is_stored_apart) == (True, False)
