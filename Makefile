@@ -1,13 +1,14 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both make .venv from requirements.lock first.
 PYTHON ?= python3
 VENV := .venv
+BUILD := .venv-build
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no
 QUICK := tests/unit tests/property tests/scenario tests/contract
 
-.PHONY: demo demo-fleet test check test-chaos test-browser lock clean
+.PHONY: demo demo-fleet test check test-chaos test-browser test-binary binary lock clean
 
 demo: $(READY)
 	$(BIN)/sd-worker demo $(ARGS)
@@ -35,9 +36,21 @@ test-chaos: $(READY)
 test-browser: $(READY)
 	$(BIN)/python -m pytest -q --tb=short --show-capture=no -m browser tests/browser $(ARGS)
 
+# One self-contained file, dist/sd-worker, that needs the glibc that this Python was built on: `make binary GLIBC=2.31`
+# fails where it would need a later one. The Dockerfiles build it on a base whose glibc is old enough for them all.
+binary: $(BUILD)/.ready
+	$(BUILD)/bin/python -m bundle --out dist/sd-worker $(if $(GLIBC),--glibc $(GLIBC))
+
+test-binary: $(READY) binary
+	$(BIN)/python -m pytest -q --tb=short --show-capture=no -m binary tests/binary $(ARGS)
+
 lock:
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url pyproject.toml --extra dev --extra dispatcher -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml -c requirements.lock -o bundle/requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url bundle/tools.in -c requirements.lock -o bundle/tools.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -46,5 +59,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+$(BUILD)/.ready: bundle/tools.lock
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r bundle/tools.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .coverage .import_linter_cache
+	rm -rf $(VENV) $(BUILD) dist demo-output .pytest_cache .mypy_cache .ruff_cache .coverage .import_linter_cache

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FILE_MOST, FUNCTION_MOST = 400, 60
-FOLDERS = ("demo", "dispatcher", "worker", "tests", "benchmarks")
+FOLDERS = ("bundle", "demo", "dispatcher", "worker", "tests", "benchmarks")
 EXCEPTIONS: dict[str, int] = {}
 
 
