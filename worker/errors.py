@@ -339,7 +339,7 @@ class LeaseLost(WorkerError):
     disposition = Disposition.ABANDON
 
 
-ENGINE_FAULT_CODES = frozenset({"engine_lost", "engine_stalled", "gpu_fault"})
+ENGINE_FAULT_CODES = frozenset({"engine_lost", "engine_stalled", "gpu_fault", "node_killed_oom", "node_crashed"})
 """Codes that are charged to a job from the second different node on."""
 
 UNRECEIVED = "unreceived"

@@ -70,7 +70,8 @@ class LiveJob:
     ``spans`` are the hops that are over, ``preview`` asks for a look at what the running one makes.
     ``progress_from`` is the time and fraction of its first report, ``progress_at`` the time of the last that grew.
     ``parked`` while it waits for its models, for which it waited ``models_s`` seconds so far in all.
-    ``made`` is what its generation made, once verified; a `worker.made.Made`.
+    ``made`` is what its generation made, once verified; a `worker.made.Made`. ``receipt`` is what the queue knows the
+    delivery by.
     """
 
     id: str
@@ -86,6 +87,7 @@ class LiveJob:
     parked: bool = False
     models_s: float = 0.0
     made: Any = None
+    receipt: Any = None
     spans: list[Span] = field(default_factory=list)
     preview: Preview | None = None
     _end: tuple[str, str | None] = ("abandoned", None)
@@ -174,11 +176,11 @@ class Live:
         return sum(job.parked for job in self._jobs)
 
     @contextmanager
-    def holding(self, delivery_id: str) -> Iterator[LiveJob]:
+    def holding(self, delivery_id: str, receipt: Any = None) -> Iterator[LiveJob]:
         """Register a delivery for as long as the context lasts, and with it the job that it came to own."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        job = LiveJob(delivery_id, self._stir, since=now, hop_since=now)
+        job = LiveJob(delivery_id, self._stir, since=now, hop_since=now, receipt=receipt)
         self._jobs.append(job)
         self._stir()
         try:

@@ -42,6 +42,8 @@ MODELS_CACHE_CAP_BYTES = PREFIX + "models_cache_cap_bytes"
 ORDERS = PREFIX + "orders_total"
 HTTP_JOBS_WAITING = PREFIX + "http_jobs_waiting"
 HTTP_JOBS_REFUSED = PREFIX + "http_jobs_refused_total"
+IMAGES = PREFIX + "images_total"
+PREVIOUS_RUNS = PREFIX + "previous_runs_total"
 RATES = {
     "disk": (PREFIX + "disk_bytes_per_second", "How fast model files are read."),
     "network": (PREFIX + "network_bytes_per_second", "How fast model files are downloaded."),
@@ -49,6 +51,15 @@ RATES = {
     "step": (PREFIX + "step_seconds", "What a sampling step of one picture takes."),
 }
 """Names and meanings of what a node measured of itself; a series is missing until it was measured."""
+
+VITALS = {
+    "memory_used_bytes": "Memory that the container holds and cannot drop.",
+    "memory_total_bytes": "Memory that the container may hold.",
+    "vram_used_bytes": "Memory of the GPU that is taken, by whomever.",
+    "vram_total_bytes": "Memory of the GPU.",
+    "disk_free_bytes": "Bytes that can still be written on the worker's disk.",
+}
+"""Figures of the machine, by name without prefix, and their meanings; a series is missing until it was read."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HOP_BUCKETS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
@@ -67,6 +78,7 @@ class Observed:
     models_bytes: Callable[[], int] = int
     models_cap_bytes: Callable[[], int] = int
     rates: Callable[[], Mapping[str, float]] = dict
+    vitals: Callable[[], Mapping[str, float]] = dict
 
 
 class Metrics:
@@ -95,6 +107,7 @@ class Metrics:
             ENGINE_MEMORY_BYTES, "Memory that the image server holds, without mapped files.", registry=registry
         )
         self._uploaded = counter(UPLOADS_BYTES, "Bytes of images stored.")
+        self._images = counter(IMAGES, "Images stored, or sent in results.")
         self._webhooks = counter(WEBHOOKS, "Webhooks that came to an end, by outcome.", "outcome")
         self._pauses_total = counter(PAUSES, "Times that intake was paused, by reason.", "code")
         self._paused = Gauge(PAUSED, "1 while intake is paused for this reason.", ["code"], registry=registry)
@@ -108,6 +121,7 @@ class Metrics:
         self._orders = counter(ORDERS, "Orders of the queue that came to an end, by outcome.", "order", "outcome")
         self._http_waiting = Gauge(HTTP_JOBS_WAITING, "Jobs over HTTP that wait for their turn.", registry=registry)
         self._http_refused = counter(HTTP_JOBS_REFUSED, "Jobs over HTTP that were not taken in, by code.", "code")
+        self._previous = counter(PREVIOUS_RUNS, "Runs of which this one found how they ended, by cause.", "cause")
         registry.register(_Observing(observed or Observed()))
         ProcessCollector(registry=registry)
 
@@ -138,6 +152,14 @@ class Metrics:
 
     def uploaded(self, bytes: int) -> None:
         self._uploaded.inc(bytes)
+
+    def imaged(self, count: int) -> None:
+        """A job's images are safe."""
+        self._images.inc(count)
+
+    def previous_run(self, cause: str) -> None:
+        """The run before this one was found to have ended so."""
+        self._previous.labels(cause).inc()
 
     def webhook(self, outcome: str) -> None:
         self._webhooks.labels(outcome).inc()
@@ -250,3 +272,5 @@ class _Observing:
         )
         for rate, value in seen.rates().items():
             yield GaugeMetricFamily(*RATES[rate], value=value)
+        for name, value in seen.vitals().items():
+            yield GaugeMetricFamily(PREFIX + name, VITALS[name], value=value)

@@ -77,7 +77,7 @@ OUTAGE_S = 60.0
 
 async def run_job(delivery: Delivery, tools: Tools) -> None:
     """Work on a delivery and settle it; ends silently, settling nothing, when its lease is lost."""
-    with tools.live.holding(delivery.id) as live, bind_job(delivery.id):
+    with tools.live.holding(delivery.id, delivery.receipt) as live, bind_job(delivery.id):
         bench = tools.bench
         lease = Lease(bench.queue, delivery, live, rng=bench.rng, on_orders=tools.orders.obey)
         clock = StageClock(live, bench.metrics)
@@ -353,6 +353,7 @@ async def publish(job: Job, storage: Storage, made: Made, journey: Journey, tool
 
     stored = await gather_bare([upload(artifact) for artifact in made.artifacts], name=f"upload-{job.id}")
     result = succeeded(job, made.output, stored, journey, tools)
+    tools.bench.metrics.imaged(len(result.images))
 
     async def mark() -> Result:
         async with journey.lease.effect(Effect.MARK):

@@ -17,7 +17,7 @@ from worker.live import Live
 from worker.mentions import Mention, Place, stem_of
 from worker.metrics import Metrics
 from worker.models.base import Entry
-from worker.node import Report
+from worker.node import Report, Vitals
 from worker.rates import Speeds
 from worker.result import EngineResult
 from worker.wire import DiskReport, HeldModel
@@ -54,6 +54,30 @@ class Proof:
         return frozenset(place for place in self.uses if place.kind in MAIN)
 
 
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What the node costs, whatever it does: ``price`` an hour, in whatever money, over ``paid_s`` seconds until now.
+
+    ``busy_s`` are the seconds of these in which the server generated, ``images`` what came of it.
+    """
+
+    price: float
+    paid_s: float
+    busy_s: float
+    images: int
+
+    @property
+    def cost(self) -> float:
+        return self.price * self.paid_s / 3600
+
+    def told(self) -> dict[str, float]:
+        """For people and programs; no cost an image before the first one."""
+        found = {"paid_s": round(self.paid_s, 1), "busy_s": round(self.busy_s, 1), "cost": round(self.cost, 6)}
+        if self.images:
+            found["cost_per_image"] = round(self.cost / self.images, 6)
+        return found
+
+
 class Reporter:
     """Gathers what is seen of the server and its files, and reports it.
 
@@ -70,6 +94,8 @@ class Reporter:
         fit: Callable[[], bool] = lambda: True,
         vram_gb: float | None = None,
         speeds: Speeds | None = None,
+        vitals: Vitals | None = None,
+        bill: Callable[[], Bill | None] = lambda: None,
     ) -> None:
         self.speeds = speeds or Speeds()
         self._live = live
@@ -77,6 +103,8 @@ class Reporter:
         self._shelf = shelf
         self._fit = fit
         self._vram_gb = vram_gb
+        self._vitals = vitals or Vitals()
+        self._bill = bill
         self._proof: Proof | None = None
         self._told: frozenset[Place] | None = None
         self._is_newer = False
@@ -134,13 +162,24 @@ class Reporter:
             self.speeds.read(sum(sizes[place] for place in proof.main), seconds)
 
     def _stats(self) -> Mapping[str, Any]:
-        """Since the start of the process: jobs by how they ended, and seconds in which the server generated."""
-        ended = self._metrics.jobs()
-        return {
+        """Since the start of the process: jobs by how they ended, seconds in which the server generated, and money.
+
+        Beside them the latest figures of the machine, and how the run before this one ended.
+        """
+        ended, vitals, bill = self._metrics.jobs(), self._vitals, self._bill()
+        found: dict[str, Any] = {
             "done": ended.get("succeeded", 0),
             "failed": ended.get("failed", 0),
             "busy_s": round(self._metrics.busy_s, 1),
         }
+        if bill is not None:
+            found |= bill.told()
+        for name, use in (("memory", vitals.memory), ("vram", vitals.vram)):
+            if use is not None:
+                found[name] = use.to_dict()
+        if vitals.previous is not None:
+            found["previous"] = vitals.previous.model_dump(exclude_none=True)
+        return found
 
 
 def proof_of(work: Work, output: Output, entries: Iterable[Entry]) -> Proof:

@@ -45,6 +45,19 @@ LEASED = frozenset(
 )
 """Fields of a generation that are about its lease, and no part of the job document."""
 
+AT_WORK = frozenset({"generate", "images"})
+"""Hops in which a job can bring its node down."""
+
+KILLS: Mapping[str, str] = {
+    "out_of_memory": "node_killed_oom",
+    "crashed": "node_crashed",
+    "server_died": "engine_lost",
+}
+"""Ends of a run that the job at work then may have caused, and the codes by which they are noted."""
+
+NODE_RESTARTED = "node_restarted"
+"""The end of a hand-over whose node lost it, and says so."""
+
 Tier = Literal["vram", "disk"]
 
 
@@ -129,6 +142,35 @@ class Running(Wire):
     token: Any = None
     progress: float | None = None
     hop: Word | None = None
+
+
+class HeldThen(Wire):
+    """A job that a node held when a run of it ended, ``token`` as it was leased; ``hop_s`` is how long in that hop."""
+
+    id: Word
+    token: Any = None
+    hop: Word | None = None
+    hop_s: Amount | None = None
+
+
+class PreviousRun(Wire):
+    """How a node's run before this one ended, as it found out at its start; a part of ``stats``.
+
+    ``ended``: ``clean``, ``stopped`` (before its jobs were done), ``exited`` and ``crashed`` with ``exit_code``, or,
+    with nobody left to say so, what is likely: ``out_of_memory``, ``server_died``, ``machine_restarted``, ``killed``.
+    ``at``: when it was seen alive last, RFC 3339; ``run`` is its own, and no other's, name.
+    """
+
+    ended: Word
+    at: Word | None = None
+    run: Word | None = None
+    exit_code: int | None = None
+    jobs: tuple[HeldThen, ...] = ()
+
+    def code_of(self, job: HeldThen) -> str:
+        """How its hand-over ended then: a run that ends takes jobs along that have nothing to do with it."""
+        at_work = job.hop in AT_WORK
+        return KILLS.get(self.ended, NODE_RESTARTED) if at_work else NODE_RESTARTED
 
 
 class Availability(Wire):

@@ -141,6 +141,8 @@ def test_counters_for_people() -> None:
         "engine_faults": 1,
         "engine_restarts": 0,
         "uploads_bytes": 1,
+        "images": 0,
+        "previous_runs": 0,
         "webhooks": 1,
         "pauses": 1,
         "bugs": 1,
