@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -94,6 +95,21 @@ async def test_a_job_for_which_somebody_else_waits_goes_on() -> None:
                 named = {"idempotency-key": "k", "prefer": "respond-async"}
                 promised = await other.post(PATH, json=document(), headers=named)
                 assert (promised.status_code, promised.json()["id"]) == (202, ticket.id)
+        await wait_until(lambda: ticket.waiters == 0)
+        assert ticket.ended is None
+        assert await office.desk.cancel(ticket.id)
+        await ticket.over()
+
+
+async def test_a_job_that_goes_on_after_504_is_nobodys_to_take_along() -> None:
+    """Whoever was told that it goes on may ask for it later, however short another waits for it with the same key."""
+    office = Office(rules=replace(RULES, timeout=timedelta(seconds=0.2)), drain_s=0)
+    async with listening(office) as service:
+        async with asking(service, document(), idempotency_key="k") as late:
+            assert (await late).status_code == 504
+        (ticket,) = office.desk.tickets
+        async with asking(service, document(), idempotency_key="k"):
+            await wait_until(lambda: ticket.waiters == 1)
         await wait_until(lambda: ticket.waiters == 0)
         assert ticket.ended is None
         assert await office.desk.cancel(ticket.id)

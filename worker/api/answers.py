@@ -65,8 +65,9 @@ async def document_in(request: Request, *, max_body: int) -> dict[str, Any]:
 async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
     """Wait for a job until it has ended.
 
-    Raises `Late` once ``WORKER_HTTP_TIMEOUT`` is over, and `Gone` when the caller went away; then his job is
-    cancelled, unless the operator wants it done all the same, or somebody else waits for it or was promised it.
+    Raises `Late` once ``WORKER_HTTP_TIMEOUT`` is over, which promises that the job goes on; and `Gone` when the caller
+    went away: then his job is cancelled, unless the operator wants it done all the same, or somebody else waits for it
+    or was promised it.
     """
     with ticket.awaited():
         return await _ended(request, desk, ticket)
@@ -82,6 +83,7 @@ async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
         if over.done():
             return over.result()
         if not away.done():
+            ticket.waits = False
             raise Late
         if desk.rules.cancel_on_disconnect and ticket.waits and ticket.waiters == 1:
             await desk.cancel(ticket.id)

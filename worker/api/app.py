@@ -80,7 +80,7 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
         if native.may_be(*fooocus.NAMES):
             guarded.include_router(fooocus.routes(native))
     if view.models is not None:
-        guarded.include_router(models_routes(view.models))
+        guarded.include_router(models_routes(view.models, settings.timeout))
 
     @guarded.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:

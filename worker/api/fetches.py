@@ -67,14 +67,15 @@ class Fetches:
         """How the last try of each ended that did not go well, the latest last."""
         return self._failed
 
-    async def fetched(self, wanted: Wanted, *, wait: bool) -> Entry | None:
-        """The model's entry; None where it is still coming and nobody is to ``wait`` for it.
+    async def fetched(self, wanted: Wanted, *, wait: bool, longest: timedelta | None = None) -> Entry | None:
+        """The model's entry; None where it is still coming and nobody is to ``wait`` for it, or not for so long.
 
         Asked for again meanwhile it is still fetched once. Raises as `Models.fetch`, `Draining` when the worker ends
         before it came, and `TooManyFetches`.
         """
         task = self._tasks.get(wanted) or self._begun(wanted)
-        await asyncio.wait({task}, timeout=None if wait else self._grace.total_seconds())
+        limit = longest if wait else self._grace
+        await asyncio.wait({task}, timeout=None if limit is None else limit.total_seconds())
         if not task.done():
             return None
         if task.cancelled():

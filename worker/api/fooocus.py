@@ -24,6 +24,7 @@ from worker.api.native import (
     as_the_caller_wrote,
     document_of_request,
     done,
+    lies_elsewhere,
     pictures,
     told_to_the_caller,
 )
@@ -110,7 +111,7 @@ def _add_generation(router: APIRouter, native: Native, asked: Asked, path: str) 
         if not wish.waits:
             return await _begun(request, native, asked, document, wish)
         end = await done(request, native, document, made_here="webhook" not in document)
-        return end if isinstance(end, Response) else await _answered(end, wish)
+        return end if isinstance(end, Response) else await answered(end, wish)
 
     router.add_api_route(
         path,
@@ -163,8 +164,11 @@ async def _begun(request: Request, native: Native, asked: Asked, document: Mappi
     return JSONResponse(await _state(native, ticket, wish))
 
 
-async def _answered(end: Ended, wish: Wish) -> Response:
+async def answered(end: Ended, wish: Wish) -> Response:
     if wish.picture:
+        elsewhere = lies_elsewhere(end)
+        if elsewhere is not None:
+            return elsewhere
         first = await asyncio.to_thread(lambda: pictures(end)[:1])
         data = await asyncio.to_thread(pybase64.b64decode, b"".join(first))
         return Response(data, media_type=PNG)

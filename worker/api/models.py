@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -123,7 +124,7 @@ class Order(BaseModel):
     url: Annotated[Url, AfterValidator(checked_url)] | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     size: Int | None = Field(None, gt=0)
-    wait: bool = Field(default=False, description="answer when the file is there, and not before")
+    wait: bool = Field(default=False, description="answer when the file is there, or no answer may take longer")
 
     def wanted(self) -> Wanted:
         """Raises `InvalidJob` where it does not say enough."""
@@ -153,7 +154,8 @@ def _problems(**meanings: str) -> dict[int | str, dict[str, Any]]:
     return {int(code[1:]): {"model": Problem, "description": said} for code, said in meanings.items()}
 
 
-def routes(shown: Shown) -> APIRouter:
+def routes(shown: Shown, longest: timedelta | None = None) -> APIRouter:
+    """``longest``: no answer is waited for any longer."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="What is loaded, on disk and on its way", response_model=ModelsAnswer)
@@ -183,7 +185,7 @@ def routes(shown: Shown) -> APIRouter:
         try:
             order = _order(body)
             wanted = order.wanted()
-            return _state(wanted, await shown.fetches.fetched(wanted, wait=order.wait))
+            return _state(wanted, await shown.fetches.fetched(wanted, wait=order.wait, longest=longest))
         except WorkerError as error:
             return refusal(error)
 

@@ -138,13 +138,15 @@ class Relay:
             return NOBODY
 
     async def _in_turn(self, request: Request, call: NativeCall) -> Answer:
-        """Raises `Late`, `Gone`, and what a relayed call raises; a turn that has not come by then is given up."""
+        """Raises `Late`, `Gone`, and what a relayed call raises; a turn that has not come by then is given up, which is
+        `TooManyPending` for who still waits."""
         gate, rules = self._gate, self._rules
         if not gate.is_open:
             raise NotReady(f"the server is not ready: {', '.join(gate.reasons)}", retry_after=RETRY_AFTER)
         if len(self._turns) >= rules.max_pending:
             raise TooManyPending(retry_after=RETRY_AFTER)
-        turn = asyncio.create_task(self._turn(call), name=f"relay-{call.path}")
+        sent = asyncio.Event()
+        turn = asyncio.create_task(self._turn(call, sent), name=f"relay-{call.path}")
         self._turns.add(turn)
         turn.add_done_callback(self._turns.discard)
         away = asyncio.create_task(gone(request), name=f"watch-{call.path}")
@@ -153,23 +155,25 @@ class Relay:
             await asyncio.wait({turn, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if turn.done():
                 return turn.result()
-            if not away.done():
+            if away.done():
+                raise Gone
+            if sent.is_set():
                 raise Late
-            away.result()
-            raise Gone
+            raise TooManyPending("its turn has not come in time, and nothing was done", retry_after=RETRY_AFTER)
         finally:
             if not turn.done():
                 turn.add_done_callback(_forgotten)
                 turn.cancel()
             await cancel_all({away})
 
-    async def _turn(self, call: NativeCall) -> Answer:
+    async def _turn(self, call: NativeCall, sent: asyncio.Event) -> Answer:
         """What was sent is waited for to its end, cancelled or not: the server works on, and the turn is its."""
         async with self._gate.turn() as engine:
-            sent = asyncio.create_task(engine.relay(call), name=f"sent-{call.path}")
-            self._sent.add(sent)
-            sent.add_done_callback(self._sent.discard)
-            return await to_the_end(_result(sent))
+            sent.set()
+            under_way = asyncio.create_task(engine.relay(call), name=f"sent-{call.path}")
+            self._sent.add(under_way)
+            under_way.add_done_callback(self._sent.discard)
+            return await to_the_end(_result(under_way))
 
     async def aclose(self) -> None:
         """End what is left, with the server or before it."""

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from tests.support.cache import wanted
+from tests.support.virtual import virtual
 from tests.support.waiting import wait_until
 from worker.api.fetches import FAILED_MOST, PENDING_MOST, Fetches, TooManyFetches
 from worker.errors import Draining, ModelNotFound
@@ -47,6 +48,15 @@ async def test_only_so_much_is_asked_for_at_once() -> None:
     await fetches.aclose()
     with pytest.raises(Draining):
         await waiting
+
+
+@virtual
+async def test_nobody_waits_longer_than_an_answer_may_take() -> None:
+    """It is still coming then, which is no failure."""
+    fetches = Fetches(Waiting(), SHORT)
+    assert await fetches.fetched(wanted("a.safetensors"), wait=True, longest=timedelta(seconds=95)) is None
+    assert asyncio.get_running_loop().time() >= 95
+    await fetches.aclose()
 
 
 async def test_only_the_last_failures_are_remembered() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from tests.support.native import ended, stored
-from worker.api.fooocus import TYPES, Asked, Wish, job_of, results_of, underway, wish_of
+from worker.api.fooocus import TYPES, Asked, Wish, answered, job_of, results_of, underway, wish_of
 from worker.engines.fooocus.inventory import ENDPOINTS
 from worker.live import Hop
 from worker.simulators.fooocus.jobs import TYPES as KINDS
@@ -71,6 +72,17 @@ def test_a_picture_itself_is_one_and_a_png() -> None:
     wish = Wish(KIND, base64=False, waits=True, picture=True)
     document = job_of({"image_number": 4, "save_extension": "webp"}, "text-to-image", wish)
     assert (document["request"]["image_number"], document["output"]) == (1, {"format": "png"})
+
+
+async def test_a_picture_itself_is_never_an_empty_one() -> None:
+    """Where it lies elsewhere alone, as with a bucket and a webhook, that is said."""
+    wish = Wish(KIND, base64=False, waits=True, picture=True)
+    given = await answered(ended(b"one"), wish)
+    assert (given.status_code, given.media_type, given.body) == (200, "image/png", b"one")
+    elsewhere = await answered(stored(ended(b"one"), url="https://cdn.example/0.png"), wish)
+    told = json.loads(bytes(elsewhere.body))
+    assert (elsewhere.status_code, told["code"]) == (503, "images_stored")
+    assert told["result"]["images"][0]["url"] == "https://cdn.example/0.png"
 
 
 def encoded(data: bytes) -> str:

@@ -163,6 +163,19 @@ async def test_an_answer_may_come_too_late() -> None:
         assert engine.ended == 1
 
 
+@virtual
+async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
+    """Whoever waited is told so, and not that it goes on: nothing was sent, and nothing will be."""
+    engine = TellingEngine()
+    native = native_of(engine, rules=dataclasses.replace(RULES, timeout=timedelta(seconds=95)))
+    async with native.gate.turn():
+        response = await native.relay.work(Caller(body=IMAGE).request, WORK)
+        assert problem(response) == (429, "too_many_pending")
+        assert int(response.headers["retry-after"]) > 0
+    async with native.gate.turn():
+        assert engine.relayed == []
+
+
 async def test_only_so_many_wait() -> None:
     """One more is told to come again."""
     engine = TellingEngine()

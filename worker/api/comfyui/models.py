@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
@@ -49,7 +50,7 @@ class DownloadRequest(BaseModel):
         description="a folder of the server's models, as GET /models names them"
     )
     filename: Annotated[Name, AfterValidator(_named)] | None = None
-    wait: bool = Field(default=False, description="answer when the file is there, and not before")
+    wait: bool = Field(default=False, description="answer when the file is there, or no answer may take longer")
     auth: AnyAuth | None = None
 
     @property
@@ -122,7 +123,7 @@ def routes(native: Native, shown: Shown | None) -> APIRouter:
         except WorkerError as error:
             return in_their_words(refused(error), 400 if isinstance(error, InvalidJob) else None, at="url")
         try:
-            return await _fetched(order, kind, shown)
+            return await _fetched(order, kind, shown, native.desk.rules.timeout)
         except WorkerError as error:
             return in_their_words(model_refusal(error), at="url")
 
@@ -163,10 +164,10 @@ async def _kind(folder: str, engine: Engine) -> str:
     return kind
 
 
-async def _fetched(order: DownloadRequest, kind: str, shown: Shown) -> Response:
+async def _fetched(order: DownloadRequest, kind: str, shown: Shown, longest: timedelta | None) -> Response:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    entry = await shown.fetches.fetched(order.wanted(kind), wait=order.wait)
+    entry = await shown.fetches.fetched(order.wanted(kind), wait=order.wait, longest=longest)
     told = {"url": _shown(order.url), "model_type": order.model_type}
     if entry is None or not order.wait:
         name = order.called if entry is None else entry.place.name
