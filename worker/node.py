@@ -124,18 +124,18 @@ class Gpu:
 
 async def find_gpu(command: tuple[str, ...] = _NVIDIA) -> Gpu:
     """The first GPU as nvidia-smi tells of it; nothing is known where there is none, or where it does not answer."""
-    told = await _told(command)
+    told = await nvidia_smi(command)
     return Gpu() if told is None else gpu_of(told)
 
 
 async def gpu_memory(command: tuple[str, ...] = _NVIDIA_MEMORY) -> Use | None:
     """What is taken of the first GPU's memory; None where nvidia-smi does not tell. It costs tens of milliseconds."""
-    told = await _told(command)
+    told = await nvidia_smi(command)
     return None if told is None else gpu_use_of(told)
 
 
-async def _told(command: tuple[str, ...]) -> str | None:
-    """What nvidia-smi prints; None where there is none, or where it does not answer: a GPU may be gone or stuck."""
+async def nvidia_smi(command: tuple[str, ...]) -> str | None:
+    """What nvidia-smi prints for a query; None where there is none, or where it does not answer: a GPU may be gone or stuck."""
     if shutil.which(command[0]) is None:
         return None
     process = await asyncio.create_subprocess_exec(
