@@ -154,6 +154,17 @@ def test_an_answer_repeats_no_credentials() -> None:
     assert "hush" not in repr(read(document))
 
 
+def test_an_answer_repeats_no_credentials_of_any_url() -> None:
+    """Webhooks, inputs and models are named without what opens them; texts that merely mention a URL are texts."""
+    inputs = {"image": "https://me:hush@x/9.jpg?sig=hush#hush", "size": 8, "text": "see https://x/?y", "link": ["1", 0]}
+    graph = {"1": {"class_type": "LoadImage", "inputs": inputs}, **GRAPH}
+    document = {"prompt": graph, "webhook": "https://x/a?hush", "webhook_v2": "https://hush@x/b"}
+    told = echo(read(document), document)
+    assert (told["webhook"], told["webhook_v2"]) == ("https://x/a", "https://x/b")
+    assert told["prompt"] == {**graph, "1": {**graph["1"], "inputs": {**inputs, "image": "https://x/9.jpg"}}}
+    assert document["prompt"] == graph
+
+
 def test_files_are_numbered_by_their_prefix() -> None:
     """Videos are files too; where the server said nothing, all have the usual prefix; only pictures are converted."""
     asked = a_request(convert_output={"format": "jpeg"})

@@ -25,6 +25,9 @@ _ELSEWHERE = {
 _SAVERS = re.compile(r"save|preview", re.IGNORECASE)
 _AUTH = re.compile(r"\bauth\.(?:bearer|basic|header|query|s3)(?=\.|$)")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
+_OPENING = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s@?#]{0,8000}[@?#]", re.IGNORECASE)
+"""URLs with a part that may open something: user information, a query or a fragment."""
+
 _NO_SAVER = "must contain a node that saves what it makes, such as SaveImage: one with a filename_prefix"
 
 
@@ -211,8 +214,18 @@ def _is_saver(node: Mapping[str, Any]) -> bool:
 
 
 def echo(request: PromptRequest, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What an answer repeats of its request: as it was given, but for credentials, those in a URL included."""
-    told = {name: document[name] for name in ECHOED if document.get(name) is not None}
-    if request.http_upload is not None:
-        told["http_upload"] = {**told["http_upload"], "url_prefix": http.shown(request.http_upload.url_prefix)}
-    return {**told, "id": request.id, "prompt": document["prompt"]}
+    """What an answer repeats of its request: as it was given, but for credentials, those in any URL included."""
+    told = {name: without_secrets(document[name]) for name in ECHOED if document.get(name) is not None}
+    return {**told, "id": request.id, "prompt": without_secrets(document["prompt"])}
+
+
+def without_secrets(node: Any) -> Any:
+    """The same with every text that is a URL shown as `http.shown` does, where it has more than that."""
+    match node:
+        case str():
+            return http.shown(node) if _OPENING.match(node) else node
+        case Mapping():
+            return {name: without_secrets(value) for name, value in node.items()}
+        case list():
+            return [without_secrets(value) for value in node]
+    return node
