@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import secrets
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, http, log, recovery, warmup
+from worker import http, log, recovery, warmup
 from worker.api import comfyui
 from worker.api.app import View, create_app
 from worker.api.fetches import Fetches
@@ -36,8 +34,8 @@ from worker.metrics import Metrics
 from worker.models.cache import Cache
 from worker.models.declared import declared, is_declared
 from worker.models.none import NoCache
-from worker.node import Identity, find_gpu
-from worker.outfit import Opened, PlainNode, outfit, sender_of
+from worker.outfit import Opened, find_node, outfit, sender_of
+from worker.platforms import open_platform
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
 from worker.queues import open_desk_queue, open_queue, submittable
@@ -58,19 +56,6 @@ from worker.web.server import serve
 PURGE_EVERY_S = 300.0
 
 
-async def identify(settings: Settings) -> Identity:
-    """Who this node is."""
-    host, gpu = socket.gethostname(), await find_gpu()
-    return Identity(
-        id=settings.node.node_id or host,
-        machine=host,
-        version=__version__,
-        gpu=gpu.name,
-        instance=secrets.token_hex(8),
-        vram_gb=gpu.vram_gb,
-    )
-
-
 PARTS = frozenset({"engine", "queue", "storage"})
 
 
@@ -80,12 +65,14 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
     wanted = frozenset(parts)
     clock = CorrectedClock(SystemClock())
     guard = Guard.from_setting(settings.node.urls_allow_private)
-    node = PlainNode(await identify(settings))
+    platform = open_platform(settings)
     engine: Engine | None = None
     process: Process | None = None
     queue: Queue | None = None
     storage: Storages | None = None
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(platform.aclose)
+        node = await find_node(settings, platform)
         if "storage" in wanted:
             client = await stack.enter_async_context(guard.client())
             storage = open_storage(settings.store, client=client, guard=guard, clock=clock, rng=random.Random())
@@ -98,7 +85,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
             stack.push_async_callback(process.stop)
             engine = open_engine(settings.engine, settings.limits, process.log)
             stack.push_async_callback(engine.aclose)
-        yield Opened(clock, guard, node, engine, process, queue, storage)
+        yield Opened(clock, guard, platform, node, engine, process, queue, storage)
 
 
 async def run(
@@ -119,13 +106,12 @@ async def composed(
     on_listening: Callable[[int], None],
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
-    log.identify(
-        worker=parts.node.identity.id, machine=parts.node.identity.machine, instance=parts.node.identity.instance
-    )
+    me = parts.node.identity
+    log.identify(worker=me.id, machine=me.machine, instance=me.instance, **parts.platform.labels())
     process, queue, storage = parts.process, parts.queue, parts.storage
     if process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
-    identity, status = parts.node.identity, Status()
+    status = Status()
     made = await outfit(settings, parts, stack, status)
     tools, models, drain, metrics = made.tools, made.models, made.tools.drain, made.tools.bench.metrics
     watch = _watch(tools, storage, queue, status)
@@ -136,9 +122,9 @@ async def composed(
         status,
         tools.live,
         metrics,
-        identity,
+        me,
         service.described,
-        lambda: _extras(settings, tools, provisioning, models),
+        lambda: {"platform": parts.platform.described(), **_extras(settings, tools, provisioning, models)},
         _shown(models, stack) if desk is not None else None,
         tools.reporter.report,
         _native(settings, desk, tools, stack),
@@ -165,6 +151,7 @@ async def composed(
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
         lasting={"desk": desk.run} if desk is not None else {},
+        leave=parts.platform.reallocate if settings.engine.give_up == "reallocate" else None,
     )
 
 

@@ -166,13 +166,29 @@ class Service(Generic[C]):
 def session() -> Session:
     """The process's only session, with credentials by the standard chain."""
     import botocore.auth
+    import botocore.session
     from boto3 import Session
 
     botocore.auth.get_current_datetime = _signing_time  # type: ignore[attr-defined]
-    return Session()
+    core = botocore.session.get_session()
+    if _without_instance_metadata:
+        core.get_component("credential_provider").remove("iam-role")
+    return Session(botocore_session=core)
+
+
+def without_instance_metadata() -> None:
+    """From now on no credentials are looked for at the address of AWS's metadata service, which is somebody else's.
+
+    As ``AWS_EC2_METADATA_DISABLED`` does, but for our own session alone, which is made anew.
+    """
+    global _without_instance_metadata
+    if not _without_instance_metadata:
+        _without_instance_metadata = True
+        session.cache_clear()
 
 
 _session_lock = threading.Lock()
+_without_instance_metadata = False
 
 
 def s3_client(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import secrets
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 
+from worker import __version__
 from worker.aws import S3Documents
 from worker.clock import CorrectedClock
 from worker.dependencies import Dependencies
@@ -22,9 +25,10 @@ from worker.metrics import Metrics, Observed
 from worker.models.cache import Cache
 from worker.models.none import NoCache
 from worker.models.open import open_cache
-from worker.node import Identity, Report
+from worker.node import Identity, Report, find_gpu
 from worker.orders import Duties
 from worker.patience import Patience
+from worker.platforms.base import Platform
 from worker.queues.base import Queue
 from worker.rates import Speeds
 from worker.report import Reporter
@@ -42,20 +46,35 @@ from worker.workflows import load as load_workflows
 from worker.workflows import tell as tell_workflows
 
 
-class PlainNode:
-    """A node on no particular platform; it has nothing to report before it is told by whom."""
+class ThisNode:
+    """The node as its platform knows it; it has nothing to report before it is told by whom."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, platform: Platform) -> None:
         self.identity = identity
         self.reported: Callable[[], Report] = Report
+        self._platform = platform
 
     async def report(self) -> Report:
         """As `Node.report`."""
         return self.reported()
 
-    async def identity_token(self) -> str | None:
+    async def identity_token(self, refused: str | None = None) -> str | None:
         """As `Node.identity_token`."""
-        return None
+        return await self._platform.identity_token(refused)
+
+
+async def find_node(settings: Settings, platform: Platform) -> ThisNode:
+    """Who this node is, as far as it can be found out."""
+    host, gpu = socket.gethostname(), await find_gpu()
+    found = Identity(
+        id=settings.node.node_id or host,
+        machine=host,
+        version=__version__,
+        gpu=gpu.name,
+        instance=secrets.token_hex(8),
+        vram_gb=gpu.vram_gb,
+    )
+    return ThisNode(platform.identity(found), platform)
 
 
 ENGINE_REASONS = frozenset({"starting", "engine"})
@@ -68,7 +87,8 @@ class Opened:
 
     clock: CorrectedClock
     guard: Guard
-    node: PlainNode
+    platform: Platform
+    node: ThisNode
     engine: Engine | None = None
     process: Process | None = None
     queue: Queue | None = None

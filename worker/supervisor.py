@@ -23,6 +23,9 @@ log = structlog.get_logger()
 SETTLE_GRACE_S = 5.0
 """After the drain deadline, for answering the queue."""
 
+MOVED_WITHIN_S = 300.0
+"""A node that asked to be moved, and was heard, is gone within seconds; after this time it ends by itself."""
+
 Service = Callable[[], Awaitable[None]]
 
 
@@ -40,6 +43,7 @@ class Supervisor:
 
     ``http`` ends last, so that probes are answered to the end. A service that returns is over; one that raises
     stops the process. The drain waits for the ``lasting`` ones too, which have something to tell when it begins.
+    ``leave`` asks for an unfit node to be moved, for a reason in words, and says whether it will be.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Supervisor:
         drain_timeout: timedelta,
         stop_at_once: Callable[[], None],
         lasting: Mapping[str, Service] | None = None,
+        leave: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self._status = status
         self._drain = drain
@@ -62,6 +67,8 @@ class Supervisor:
         self._http = http
         self._drain_timeout_s = drain_timeout.total_seconds()
         self._stop_at_once = stop_at_once
+        self._leave = leave
+        self._unfit: str | None = None
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -81,6 +88,7 @@ class Supervisor:
             with self._signals():
                 code = await self._until_over({http, intake, *lasting, *others})
                 await self._drained({intake, *lasting})
+                code = await self._left(code)
         finally:
             await self._intake.aclose()
             await cancel_all({intake, *lasting, *others})
@@ -115,6 +123,7 @@ class Supervisor:
                 return None
             case NodeUnfit():
                 log.error("node_given_up", error=str(error))
+                self._unfit = str(error)
                 return ExitCode.GIVEN_UP if self._status.was_ready else ExitCode.NEVER_READY
             case ConfigError() | AuthFailed():
                 log.error("configuration_refused", code=error.code, error=error.message)
@@ -134,6 +143,22 @@ class Supervisor:
                 await asyncio.wait(lasting)
         except TimeoutError:
             log.warning("drain_incomplete")
+
+    async def _left(self, code: ExitCode) -> ExitCode:
+        """Have an unfit node moved, and wait for that with what it held given back.
+
+        The code, where it is not moved; `ExitCode.CLEAN` when it is ended for it, so that nothing more comes of it.
+        """
+        if self._unfit is None or self._leave is None or self._stop.is_set() or not await self._leave(self._unfit):
+            return code
+        self._status.move(Phase.DRAINING, "reallocating")
+        try:
+            async with asyncio.timeout(MOVED_WITHIN_S):
+                await self._stop.wait()
+        except TimeoutError:
+            log.error("reallocation_missed", waited_s=MOVED_WITHIN_S)
+            return code
+        return ExitCode.CLEAN
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

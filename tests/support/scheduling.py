@@ -78,7 +78,7 @@ class StandInNode:
             await takes(self.takes_s)
         return self.says
 
-    async def identity_token(self) -> str | None:
+    async def identity_token(self, refused: str | None = None) -> str | None:
         if len(self.tokens) > 1:
             return self.tokens.pop(0)
         return self.tokens[0] if self.tokens else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from worker.node import Identity
 
 
@@ -14,7 +17,15 @@ class PlainPlatform:
         """As it was found."""
         return found
 
-    async def identity_token(self) -> str | None:
+    def labels(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def described(self) -> dict[str, Any]:
+        """Its name."""
+        return {"name": self.name}
+
+    async def identity_token(self, refused: str | None = None) -> str | None:
         """None: nobody vouches for the node."""
         return None
 
@@ -22,8 +33,9 @@ class PlainPlatform:
         """False: there is nobody to move it."""
         return False
 
-    async def set_deletion_cost(self, cost: int) -> None:
-        """Nobody chooses among instances."""
+    async def set_deletion_cost(self, cost: int) -> bool:
+        """True: nobody chooses among instances."""
+        return True
 
     async def aclose(self) -> None:
         """Nothing is open."""

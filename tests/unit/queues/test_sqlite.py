@@ -16,7 +16,8 @@ from tests.support.clock import START, FakeClock
 from tests.support.queues import result_of, taken
 from worker.errors import ConfigError, InternalError, QueueUnavailable, WorkerError
 from worker.node import Identity
-from worker.outfit import PlainNode
+from worker.outfit import ThisNode
+from worker.platforms.plain import PlainPlatform
 from worker.queues import open_producer, open_queue
 from worker.queues.policy import Policy
 from worker.queues.sqlite import SqliteProducer, SqliteQueue, rows
@@ -296,7 +297,7 @@ def test_plans(path: Path, sql: str, values: tuple[Any, ...], indexes: set[str])
 
 async def test_opened_by_settings(path: Path) -> None:
     """The configured queue works for the node's worker, with the limits that are set."""
-    node = PlainNode(Identity(id="node-7", machine="m", version="1"))
+    node = ThisNode(Identity(id="node-7", machine="m", version="1"), PlainPlatform())
     settings = QueueSettings(
         kind="sqlite", sqlite_path=path, visibility=timedelta(seconds=33), max_attempts=1, max_deliveries=1
     )

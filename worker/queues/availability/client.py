@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
@@ -17,7 +17,12 @@ from worker import http
 from worker.clock import Clock
 from worker.errors import AuthFailed, QueueUnavailable
 
-TokenSource = Callable[[], Awaitable[str | None]]
+
+class TokenSource(Protocol):
+    """Gives the token to send; another one than was ``refused``, where there is one."""
+
+    def __call__(self, refused: str | None = None) -> Awaitable[str | None]: ...
+
 
 LARGEST = 256_000_000
 """Bytes of one answer; a job document may hold images."""
@@ -96,7 +101,7 @@ class Client:
         """
         token = await self._token()
         response, reply = await self._once(method, path, body, token, patience)
-        if reply.status == 401 and (fresh := await self._token()) not in (None, token):
+        if reply.status == 401 and (fresh := await self._token(token)) not in (None, token):
             response, reply = await self._once(method, path, body, fresh, patience)
         said = f"{self.place(path)}: {_said(reply)}"
         if reply.status in (401, 403):

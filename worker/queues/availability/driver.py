@@ -86,8 +86,8 @@ class AvailabilityQueue:
         self._returns: set[asyncio.Task[None]] = set()
         self._knows_heartbeats: bool | None = None
 
-    async def _token(self) -> str | None:
-        return self._own_token or await self._node.identity_token()
+    async def _token(self, refused: str | None = None) -> str | None:
+        return self._own_token or await self._node.identity_token(refused)
 
     async def receive(self) -> Received:
         loop = asyncio.get_running_loop()

@@ -30,7 +30,7 @@ class AvailabilityProducer:
         self._secret = token
         self._client = Client(url, self._token, clock)
 
-    async def _token(self) -> str | None:
+    async def _token(self, refused: str | None = None) -> str | None:
         return self._secret
 
     async def submit(self, job_id: str, body: bytes, *, priority: int = 0) -> bool:
