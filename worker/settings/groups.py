@@ -1,6 +1,6 @@
 """Every setting of the worker: typed, frozen groups whose fields name their environment variable.
 
-To add one: a field here, in `worker.settings.http`, `worker.settings.models` or `worker.settings.node`. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
+To add one: a field here, in `worker.settings.http`, `.models`, `.node` or `.storage`. The README's table, the nearest-name hints and ``sd-worker config`` follow from it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from worker.errors import FieldError
 from worker.job import Limits
-from worker.settings.checks import (
-    Bucket,
-    CommandLine,
-    Events,
-    KeyPattern,
-    KeyPrefix,
-    SigningSecrets,
-    UserName,
-    VariableNames,
-)
+from worker.settings.checks import CommandLine, Events, SigningSecrets, UserName, VariableNames
 from worker.settings.fields import ZERO, Group, var
 from worker.settings.http import HttpSettings
 from worker.settings.inherited import Inherited
 from worker.settings.models import ModelsSettings
 from worker.settings.node import FitnessSettings, NodeSettings, SaladSettings
+from worker.settings.storage import StorageSettings
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 from worker.signature import read_secrets
-
-_DAY = timedelta(days=1)
-
 
 EngineKind = Literal["auto", "a1111", "sdnext", "comfyui", "fooocus"]
 
@@ -176,54 +165,6 @@ class QueueSettings(Group):
     availability_user_token: SecretStr | None = var(
         "WORKER_AVAILABILITY_USER_TOKEN", None, "a user's token for it: for `sd-worker submit` and `queue`"
     )
-
-
-class StorageSettings(Group):
-    kind: Literal["auto", "s3", "directory", "inline", "presigned"] = var(
-        "WORKER_STORAGE",
-        "auto",
-        "`auto`: s3 when a bucket is set; else inline for HTTP jobs, directory for `sqlite`",
-    )
-    directory: Path = var("WORKER_STORAGE_DIRECTORY", Path("./outputs"), "where `directory` stores", shown="./outputs")
-    keep: Duration = var(
-        "WORKER_STORAGE_KEEP",
-        timedelta(0),
-        "local images are deleted after that age; `0`: never; `result.json` stays",
-        shown="0, on Salad 1h",
-    )
-    bucket: Bucket | None = var("WORKER_S3_BUCKET", None, "any S3-compatible store; credentials by the standard chain")
-    prefix: KeyPrefix = var("WORKER_S3_PREFIX", "", "before every key")
-    endpoint_url: WebUrl | None = var("WORKER_S3_ENDPOINT_URL", None, "of a store that is not AWS")
-    region: str | None = var("WORKER_S3_REGION", None, "of the bucket")
-    public_url: WebUrl | None = var("WORKER_S3_PUBLIC_URL", None, "results link there instead of presigning")
-    presign_ttl: Duration = var(
-        "WORKER_S3_PRESIGN_TTL",
-        timedelta(hours=24),
-        "how long presigned links work",
-        shown="24h",
-        gt=ZERO,
-        le=7 * _DAY,
-    )
-    key: KeyPattern = var(
-        "WORKER_S3_KEY",
-        "{prefix}/{id}/{index}-{hash}.{ext}",
-        "pattern of an image's key; `{id}`, `{index}` and `{hash}` are required",
-    )
-    result_prefix: KeyPrefix | None = var(
-        "WORKER_RESULT_PREFIX", None, "where result documents go", shown="the images'"
-    )
-    inline_max: Size = var(
-        "WORKER_INLINE_MAX", 8_000_000, "total length of the base64 text in a result", shown="8MB", gt=0
-    )
-    upload_concurrency: int = var("WORKER_UPLOAD_CONCURRENCY", 4, "uploads at a time", ge=1)
-    unpublished_max: Size = var("WORKER_UNPUBLISHED_MAX", 512_000_000, "finished images in memory", shown="512MB", gt=0)
-
-    @property
-    def chosen(self) -> Literal["s3", "directory", "inline", "presigned"]:
-        """The kind in effect: what `auto` comes to."""
-        if self.kind == "auto":
-            return "directory" if self.bucket is None else "s3"
-        return self.kind
 
 
 class OutputSettings(Group):

@@ -12,6 +12,5 @@ LATER = frozenset(f"WORKER_{group}{name}" for group, names in _SUFFIXES.items() 
 
 LATER_VALUES: dict[str, frozenset[str]] = {
     "WORKER_QUEUE": frozenset({"salad", "sqs", "redis"}),
-    "WORKER_STORAGE": frozenset({"s4"}),
 }
 """Values of variables that exist already."""

@@ -86,3 +86,4 @@ class SaladSettings(Group):
     project_id: str | None = var("SALAD_PROJECT_ID", None, "the project")
     project_name: str | None = var("SALAD_PROJECT_NAME", None, "its name")
     metadata_uri: WebUrl = var("SALAD_METADATA_URI", "http://169.254.169.254:80", "the instance metadata service")
+    storage_uri: WebUrl = var("SALAD_STORAGE_URI", "https://storage-api.salad.com", "its temporary storage service, S4")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 SALAD_VARIABLES = (
     *("SALAD_MACHINE_ID", "SALAD_INSTANCE_ID", "SALAD_CONTAINER_GROUP_ID", "SALAD_CONTAINER_GROUP_NAME"),
     *("SALAD_ORGANIZATION_ID", "SALAD_ORGANIZATION_NAME", "SALAD_PROJECT_ID", "SALAD_PROJECT_NAME"),
-    "SALAD_METADATA_URI",
+    *("SALAD_METADATA_URI", "SALAD_STORAGE_URI"),
 )
-"""What is read of the variables of SaladCloud, which sets them all but the last."""
+"""What is read of the variables of SaladCloud, which sets them all but the last line's."""
 
 SALAD_DEFAULTS: Mapping[str, str] = {
     "WORKER_HTTP_TIMEOUT": "95s",

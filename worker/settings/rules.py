@@ -15,6 +15,7 @@ from worker.job import Limits, as_job, document_of, parse
 from worker.settings.groups import Settings
 from worker.settings.http import HttpSettings
 from worker.settings.models import ModelsSettings
+from worker.settings.storage import LONGEST_S3_LINK
 from worker.settings.units import check_url
 from worker.signature import read_secrets
 
@@ -74,6 +75,13 @@ def _engine_credentials(settings: Settings) -> Found:
 def _bucket(settings: Settings) -> Found:
     if settings.storage.kind == "s3" and settings.storage.bucket is None:
         yield FieldError("WORKER_S3_BUCKET", "is needed with WORKER_STORAGE=s3")
+
+
+@_rule("WORKER_S3_BUCKET", "WORKER_S3_PRESIGN_TTL", "WORKER_S3_PUBLIC_URL")
+def _longest_link(settings: Settings) -> Found:
+    storage = settings.storage
+    if storage.bucket is not None and storage.public_url is None and storage.presign_ttl > LONGEST_S3_LINK:
+        yield FieldError("WORKER_S3_PRESIGN_TTL", "is longer than 7 days, the most that a link of S3 can be signed for")
 
 
 @_rule("WORKER_QUEUE", "WORKER_HTTP_JOBS")

@@ -5,21 +5,23 @@ from __future__ import annotations
 import random
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import httpx
 
 from worker.clock import CorrectedClock
 from worker.errors import ConfigError, FieldError, InvalidJob
 from worker.job import Job
-from worker.settings.groups import StorageSettings
+from worker.settings.storage import StorageKind, StorageSettings
 from worker.storage.base import Archive, Storage
 from worker.urls import Guard
 
 if TYPE_CHECKING:
+    from worker.storage.keys import Keys
     from worker.storage.s3 import S3Storage
+    from worker.storage.s4 import Account
 
-Kind = Literal["s3", "directory", "inline", "presigned"]
+NOT_ON_SALAD = "s4 is SaladCloud's: it works there alone, with the organization that SALAD_ORGANIZATION_NAME names"
 
 
 class Storages:
@@ -37,8 +39,6 @@ class Storages:
         """
         output = job.output
         name = output.storage or ("presigned" if output.upload_urls else self.default.name)
-        if name == "s4":
-            raise InvalidJob("s4 is not in this version", field="output.storage")
         if name not in self._by_name:
             raise InvalidJob(f"{name} is not configured here", field="output.storage")
         if name != "presigned":
@@ -82,19 +82,20 @@ def open_storage(
     guard: Guard,
     clock: CorrectedClock,
     rng: random.Random,
+    account: Account | None = None,
 ) -> Storages:
     """Every place that the settings allow, without any I/O; `ConfigError` for settings that cannot work.
 
     ``client`` visits URLs of jobs and connects through ``guard``; it stays its owner's to close. A job may name
     ``inline`` and ``presigned`` always, ``s3`` where a bucket is set, ``directory`` where it is the default or
-    ``WORKER_STORAGE_DIRECTORY`` is set.
+    ``WORKER_STORAGE_DIRECTORY`` is set, ``s4`` where it is the default, which takes an ``account``: SaladCloud's.
     """
-    kinds: list[Kind] = [settings.chosen, "inline", "presigned"]
+    kinds: list[StorageKind] = [settings.chosen, "inline", "presigned"]
     if settings.bucket is not None:
         kinds.append("s3")
     if "directory" in settings.model_fields_set:
         kinds.append("directory")
-    opened = [_open(kind, settings, client, guard, clock, rng) for kind in dict.fromkeys(kinds)]
+    opened = [_open(kind, settings, client, guard, clock, rng, account) for kind in dict.fromkeys(kinds)]
     return Storages(opened[0], tuple(opened[1:]))
 
 
@@ -108,12 +109,13 @@ def open_buckets(settings: StorageSettings, *, clock: CorrectedClock, rng: rando
 
 
 def _open(
-    kind: Kind,
+    kind: StorageKind,
     settings: StorageSettings,
     client: httpx.AsyncClient,
     guard: Guard,
     clock: CorrectedClock,
     rng: random.Random,
+    account: Account | None,
 ) -> Storage:
     match kind:
         case "s3":
@@ -130,12 +132,13 @@ def _open(
             from worker.storage.presigned import PresignedStorage
 
             return PresignedStorage(client, guard, rng=rng)
+        case "s4":
+            return _open_s4(settings, clock, rng, account)
         case _:
             assert_never(kind)
 
 
 def _open_s3(settings: StorageSettings, clock: CorrectedClock, rng: random.Random) -> Storage:
-    from worker.storage.keys import Keys
     from worker.storage.s3 import Place, S3Storage
 
     if settings.bucket is None:
@@ -147,5 +150,25 @@ def _open_s3(settings: StorageSettings, clock: CorrectedClock, rng: random.Rando
         public_url=settings.public_url,
         presign_ttl=settings.presign_ttl,
     )
-    keys = Keys(prefix=settings.prefix, result_prefix=settings.result_prefix, pattern=settings.key)
-    return S3Storage(place, keys, clock=clock, rng=rng, concurrency=settings.upload_concurrency)
+    return S3Storage(place, _keys(settings), clock=clock, rng=rng, concurrency=settings.upload_concurrency)
+
+
+def _open_s4(settings: StorageSettings, clock: CorrectedClock, rng: random.Random, account: Account | None) -> Storage:
+    from worker.storage.s4 import S4Storage
+
+    if account is None:
+        raise ConfigError((FieldError("WORKER_STORAGE", NOT_ON_SALAD),))
+    return S4Storage(
+        account,
+        _keys(settings),
+        clock=clock,
+        rng=rng,
+        ttl=settings.presign_ttl,
+        concurrency=settings.upload_concurrency,
+    )
+
+
+def _keys(settings: StorageSettings) -> Keys:
+    from worker.storage.keys import Keys
+
+    return Keys(prefix=settings.prefix, result_prefix=settings.result_prefix, pattern=settings.key)

@@ -15,7 +15,7 @@ from tests.support.storage import AT, a_job, a_result, an_artifact
 from worker import http
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import ConfigError, InvalidJob, UrlForbidden
-from worker.settings.groups import StorageSettings
+from worker.settings.storage import StorageSettings
 from worker.storage import Storages, open_storage
 from worker.urls import Guard
 
@@ -73,7 +73,7 @@ async def test_a_job_may_choose(client: httpx.AsyncClient, output: dict[str, Any
     ("output", "field", "says"),
     [
         ({"storage": "s3"}, "output.storage", "s3 is not configured here"),
-        ({"storage": "s4"}, "output.storage", "s4 is not in this version"),
+        ({"storage": "s4"}, "output.storage", "s4 is not configured here"),
         ({"storage": "directory"}, "output.storage", "directory is not configured here"),
         ({"storage": "inline", "upload_urls": ["https://a.example/1"]}, "output.upload_urls", "not for inline"),
         (
