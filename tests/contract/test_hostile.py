@@ -193,6 +193,23 @@ COMFYUI: dict[str, tuple[str, Callable[[str], Document]]] = {
 }
 
 
+FOOOCUS: dict[str, tuple[str, Callable[[str], Document]]] = {
+    "webhook": ("/v1/generation/text-to-image", lambda url: {"prompt": "x", "webhook_url": url, "async_process": True}),
+    "input_image": (
+        "/v2/generation/image-upscale-vary",
+        lambda url: {"prompt": "x", "input_image": url, "uov_method": "Vary (Subtle)"},
+    ),
+    "image_prompts": ("/v2/generation/image-prompt", lambda url: {"prompt": "x", "image_prompts": [{"cn_img": url}]}),
+    "output": ("/v1/generation/text-to-image", lambda url: {"prompt": "x", "output": {"upload_urls": [url]}}),
+}
+
+
+async def test_no_hostile_url_is_visited_for_fooocus(tmp_path: Path) -> None:
+    """Its own way to fetch images is not asked, either."""
+    async with standing(tmp_path, kind="fooocus") as stand:
+        await all_places_refuse(stand, FOOOCUS)
+
+
 async def test_no_hostile_url_is_visited_for_a_graph(tmp_path: Path) -> None:
     """In comfyui-api's language as in ours."""
     async with standing(tmp_path, kind="comfyui") as stand:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from tests.contract.test_hostile import JOBS, KEY, Stand, standing
+from tests.contract.test_hostile import COMFYUI, FOOOCUS, JOBS, KEY, SDNEXT, Stand, drawn, prompt, standing
 from tests.support.bench import SECRET, params, running_worker
 from tests.support.logs import restored_log
 from tests.support.network import Network
@@ -175,9 +178,42 @@ async def made_to_succeed(stand: Stand, server: ScriptedServer) -> list[httpx.Re
     return [taken, await stand.ask("GET", f"/v1/jobs/{taken.json()['id']}")]
 
 
-async def test_secrets_stay_where_they_were_told(tmp_path: Path) -> None:
-    """User names, passwords, signatures and tokens in URLs, keys, right and wrong: no answer repeats them, no line of
-    the log at its most talkative, no webhook and no stored result."""
+@dataclass
+class Watch:
+    """A worker whose every word is noted; ``answers`` are what callers were told."""
+
+    stand: Stand
+    server: ScriptedServer
+    lines: io.StringIO
+    answers: list[httpx.Response] = dataclasses.field(default_factory=list)
+
+    @property
+    def sent(self) -> list[str]:
+        """The bodies that reached the scripted server."""
+        return [request.body.decode("utf-8", "replace") for request in self.server.requests if request.method != "GET"]
+
+    async def ask(self, path: str, document: Any, **headers: str) -> httpx.Response:
+        self.answers.append(await self.stand.ask("POST", path, json=document, headers=headers))
+        return self.answers[-1]
+
+    def leaked(self) -> set[tuple[str, str]]:
+        """Where a secret stands, and what around it."""
+        told = [json.dumps(document) for document in self.stand.worker.receiver.documents]
+        texts = {
+            "answers": "".join(f"{answer.text}{dict(answer.headers)}" for answer in self.answers),
+            "stored and told": "".join([*self.sent, *told]),
+            "log": self.lines.getvalue(),
+        }
+        return {
+            (where, text[max(0, at.start() - 200) : at.end() + 20])
+            for where, text in texts.items()
+            for at in re.finditer(f"{CANARY}|{KEY}|{SECRET}", text)
+        }
+
+
+@asynccontextmanager
+async def watching(root: Path, kind: str = "sdnext") -> AsyncIterator[Watch]:
+    """With the log at its most talkative, and the hosts that `LEAKY` names."""
     network = Network(
         {"good.example": [["93.184.215.14"]], "private.example": [["10.0.0.1"]], "store.example": [["::1"]]}
     )
@@ -187,26 +223,106 @@ async def test_secrets_stay_where_they_were_told(tmp_path: Path) -> None:
         log.hide([KEY, SECRET])
         async with (
             ScriptedServer() as server,
-            standing(tmp_path, network, WORKER_URLS_ALLOW_PRIVATE="store.example") as stand,
+            standing(root, network, kind, WORKER_URLS_ALLOW_PRIVATE="store.example") as stand,
         ):
             network.usual.add(server.port)
             server.routes["/gone/x.safetensors"] = Answer(404)
-            answers = [*await made_to_fail(stand, server.port), *await made_to_succeed(stand, server)]
-            pages = ("/", "/v1/status", "/metrics", "/openapi.json", "/v1/models")
-            answers += [await stand.ask("GET", path) for path in pages]
-        sent = [request.body.decode("utf-8", "replace") for request in server.requests if request.method != "GET"]
-        told = [json.dumps(document) for document in stand.worker.receiver.documents]
-    assert {answer.status_code for answer in answers} >= {200, 401, 422}
-    assert any('"succeeded"' in body for body in sent)
-    texts = {
-        "answers": "".join(f"{answer.text}{dict(answer.headers)}" for answer in answers),
-        "stored and told": "".join([*sent, *told]),
-        "log": lines.getvalue(),
+            watch = Watch(stand, server, lines)
+            yield watch
+    assert "job_settled" in lines.getvalue()
+    assert watch.leaked() == set()
+
+
+async def test_secrets_stay_where_they_were_told(tmp_path: Path) -> None:
+    """User names, passwords, signatures and tokens in URLs, keys, right and wrong: no answer repeats them, no line of
+    the log at its most talkative, no webhook and no stored result."""
+    async with watching(tmp_path) as watch:
+        stand, server = watch.stand, watch.server
+        watch.answers += [*await made_to_fail(stand, server.port), *await made_to_succeed(stand, server)]
+        pages = ("/", "/v1/status", "/metrics", "/openapi.json", "/v1/models")
+        watch.answers += [await stand.ask("GET", path) for path in pages]
+        assert any('"succeeded"' in body for body in watch.sent)
+    assert {answer.status_code for answer in watch.answers} >= {200, 401, 422}
+
+
+def leaky(server: ScriptedServer) -> list[str]:
+    return [url.replace("STORE", str(server.port)) for url in LEAKY]
+
+
+async def made_everywhere(watch: Watch, places: Mapping[str, tuple[str, Callable[[str], Any]]]) -> None:
+    """Every place that takes a URL, given one with secrets in it, in its turn."""
+    for number, (path, make) in enumerate(places.values()):
+        for url in leaky(watch.server)[number % 2 :: 2]:
+            if "nowhere" not in url:
+                await watch.ask(path, make(url))
+
+
+async def test_secrets_of_callers_of_automatic1111_stay_where_they_were_told(tmp_path: Path) -> None:
+    """Though what is made is uploaded and told by URLs that open much."""
+    async with watching(tmp_path) as watch:
+        place = f"http://store.example:{watch.server.port}"
+        own = {path: make for path, make in SDNEXT.items() if make[0].startswith("/sdapi")}
+        await made_everywhere(watch, own)
+        uploaded = drawn(output={"upload_urls": [f"{place}/0.png?{SIGNED}"]})
+        assert (await watch.ask("/sdapi/v1/txt2img", uploaded)).status_code == 200
+        assert (await watch.ask("/sdapi/v1/txt2img", drawn(webhook=f"{place}/hook?{SIGNED}"))).status_code == 202
+        await wait_until(lambda: any("job.succeeded" in body for body in watch.sent))
+
+
+async def test_secrets_of_callers_of_fooocus_stay_where_they_were_told(tmp_path: Path) -> None:
+    """Its webhook is told of the end, and repeats nothing."""
+    async with watching(tmp_path, "fooocus") as watch:
+        place = f"http://store.example:{watch.server.port}"
+        await made_everywhere(watch, {name: one for name, one in FOOOCUS.items() if one[0] != "/v1/jobs"})
+        path, make = FOOOCUS["webhook"]
+        document = {**make(f"{place}/hook?{SIGNED}"), "async_process": True}
+        taken = await watch.ask(path, document)
+        assert taken.status_code == 200, taken.text
+        await wait_until(lambda: any("job.succeeded" in body for body in watch.sent))
+        query = {"job_id": taken.json()["job_id"]}
+        watch.answers.append(await watch.stand.ask("GET", "/v1/generation/query-job", params=query))
+
+
+AUTHS: tuple[dict[str, Any], ...] = (
+    {"type": "bearer", "token": CANARY},
+    {"type": "basic", "username": CANARY, "password": CANARY},
+    {"type": "header", "header_name": "X-Token", "header_value": CANARY},
+    {"type": "query", "query_param": "token", "query_value": CANARY},
+    {"type": "s3", "access_key_id": CANARY, "secret_access_key": CANARY, "session_token": CANARY},
+    {"type": "bearer", "tokens": CANARY},
+    {"type": CANARY},
+)
+"""Every kind of credentials that a prompt may bring, and some that are none."""
+
+
+def elsewhere(place: str) -> dict[str, dict[str, Any]]:
+    """Where a prompt may have its files put, by the status of the answer."""
+    return {
+        "200": {"http_upload": {"url_prefix": f"{place}/put?{SIGNED}", "async": False}},
+        "202": {"http_upload": {"url_prefix": f"{place}/put?{SIGNED}"}, "webhook_v2": f"{place}/hook?{SIGNED}"},
+        "422 refused": {"http_upload": {"url_prefix": f"{place}/refused?{SIGNED}", "async": False}},
+        "422 azure": {"azure_blob_upload": {"container": CANARY, "sas_token": CANARY, "connection_string": CANARY}},
+        "422 hf": {"hf_upload": {"repo": "mine", "token": CANARY}},
+        "400 s3": {"s3": {"bucket": "x", "access_key_id": CANARY, "prefix": f"../{CANARY}"}},
     }
-    assert "job_settled" in texts["log"]
-    found = {
-        (where, text[max(0, at.start() - 200) : at.end() + 20])
-        for where, text in texts.items()
-        for at in re.finditer(f"{CANARY}|{KEY}|{SECRET}", text)
-    }
-    assert found == set()
+
+
+async def test_secrets_of_callers_of_comfyui_api_stay_where_they_were_told(tmp_path: Path) -> None:
+    """Credentials for models, signed prefixes and webhooks, tokens in the graph itself: the answers, which repeat the
+    request, do without them."""
+    async with watching(tmp_path, "comfyui") as watch:
+        place = f"http://store.example:{watch.server.port}"
+        watch.server.otherwise = Answer(200)
+        watch.server.routes["/refused/a_ComfyUI_00001_.png"] = Answer(403)
+        await made_everywhere(watch, {name: one for name, one in COMFYUI.items() if one[0] != "/v1/jobs"})
+        for auth in AUTHS:
+            graph = prompt()["prompt"]
+            loaded = {**graph, "4": {**graph["4"], "inputs": {"ckpt_name": f"{place}/gone/x.safetensors?{SIGNED}"}}}
+            credentials = [{"url_pattern": f"{place}/**", "auth": auth}]
+            await watch.ask("/prompt", {"prompt": loaded, "credentials": credentials})
+            await watch.ask("/prompt", {**prompt(), "credentials": credentials})
+            await watch.ask("/download", {"url": f"{place}/gone/x.safetensors", "model_type": "loras", "auth": auth})
+        for status, fields in elsewhere(place).items():
+            answer = await watch.ask("/prompt", {**prompt(id="a"), **fields})
+            assert str(answer.status_code) == status[:3], answer.text
+        await wait_until(lambda: any("prompt.complete" in body for body in watch.sent))

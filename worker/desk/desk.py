@@ -139,11 +139,15 @@ class Desk:
         """Take a job in; asked again with the same ``key`` (`Idempotency-Key`), the ticket of the first time.
 
         The document's own id is only what the caller calls it. Raises `InvalidJob`, `UnsupportedDocument`,
-        `IdConflict` for a key that stands for another document, `NotReady`, `Draining` and `TooManyPending`.
+        `IdConflict` for a key that stands for another document, `NotReady`, `Draining` and `TooManyPending`; for a job
+        whose caller does not wait, `UrlForbidden` for what could never be sent or fetched.
         """
         with self._counting():
             asked = await asking.read(await self.followed(document), self._id_of(key), self.rules.limits)
             known = self._joined(asked, waits=waits)
+            if known is None and not waits:
+                await self._accepts(asked.job)
+                known = self._joined(asked, waits=waits)
             if known is not None:
                 return known
             ticket = _ticket(asked, waits=waits)

@@ -24,6 +24,7 @@ _ELSEWHERE = {
 }
 _SAVERS = re.compile(r"save|preview", re.IGNORECASE)
 _AUTH = re.compile(r"\bauth\.(?:bearer|basic|header|query|s3)(?=\.|$)")
+_TAG = re.compile(r"Input tag '.*' found using '(\w+)' does not match any of the expected tags:", re.DOTALL)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 _OPENING = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s@?#]{0,8000}[@?#]", re.IGNORECASE)
 """URLs with a part that may open something: user information, a query or a fragment."""
@@ -191,8 +192,11 @@ def read(document: Mapping[str, Any]) -> PromptRequest:
 
 
 def wrong_fields(error: ValidationError) -> tuple[FieldError, ...]:
-    """Every mistake; the kind of credentials is no field of the document."""
-    return tuple(replace(one, field=_AUTH.sub("auth", one.field)) for one in field_errors(error))
+    """Every mistake, without the caller's values; the kind of credentials is no field of the document."""
+    return tuple(
+        replace(one, field=_AUTH.sub("auth", one.field), message=_TAG.sub(r"\1 must be one of", one.message))
+        for one in field_errors(error)
+    )
 
 
 class Malformed(InvalidJob):
