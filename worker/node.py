@@ -135,7 +135,7 @@ async def gpu_memory(command: tuple[str, ...] = _NVIDIA_MEMORY) -> Use | None:
 
 
 async def nvidia_smi(command: tuple[str, ...]) -> str | None:
-    """What nvidia-smi prints for a query; None where there is none, or where it does not answer: a GPU may be gone or stuck."""
+    """What it prints; None where there is none, or where it does not answer: a GPU may be gone or stuck."""
     if shutil.which(command[0]) is None:
         return None
     process = await asyncio.create_subprocess_exec(
