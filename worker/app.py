@@ -24,6 +24,7 @@ from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
 from worker.desk import Desk, Elsewhere
 from worker.desk import Rules as DeskRules
+from worker.desk.stores import SHARED
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
 from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
@@ -44,7 +45,7 @@ from worker.queues.memory import MemoryQueue
 from worker.settings import Settings
 from worker.settings.source import server_environment
 from worker.status import Status
-from worker.storage import Storages, open_buckets, open_storage
+from worker.storage import Storages, account_of, open_buckets, open_storage
 from worker.storage.presigned import PresignedStorage
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import first_of
@@ -75,7 +76,10 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
         node = await find_node(settings, platform)
         if "storage" in wanted:
             client = await stack.enter_async_context(guard.client())
-            storage = open_storage(settings.store, client=client, guard=guard, clock=clock, rng=random.Random())
+            account = account_of(settings, node.identity_token)
+            storage = open_storage(
+                settings.store, client=client, guard=guard, clock=clock, rng=random.Random(), account=account
+            )
             stack.push_async_callback(storage.aclose)
         if "queue" in wanted:
             queue = open_queue(settings.queue, node, clock)
@@ -184,7 +188,7 @@ def _desk(
     own = parts.queue
     if not isinstance(own, MemoryQueue):
         own = open_desk_queue(settings.queue, parts.node, parts.clock)
-    sender = sender_of(settings, parts, stack, inline=settings.store.chosen != "s3")
+    sender = sender_of(settings, parts, stack, inline=settings.store.chosen not in SHARED)
     elsewhere = _elsewhere(settings, parts, storage, stack)
     return Desk(own, tools, status, rules, inline=storage.inline, notifier=sender, elsewhere=elsewhere)
 

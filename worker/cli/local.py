@@ -64,7 +64,9 @@ async def clock_offset(settings: Settings) -> Finding:
     from worker import http
 
     url = settings.storage.endpoint_url or "https://s3.amazonaws.com"
-    if settings.store.chosen != "s3":
+    if settings.store.chosen == "s4":
+        url = settings.salad.storage_uri
+    elif settings.store.chosen != "s3":
         return Finding.note("nothing to compare with: images stay on this machine")
     clock = CorrectedClock(SystemClock())
     async with http.client(timeout=timedelta(seconds=10), loopback=http.is_loopback(url)) as client:

@@ -7,7 +7,7 @@ from worker.job import Job
 from worker.result import Result
 from worker.storage.base import R, Storable, Storage, Stores
 
-SHARED = frozenset({"s3"})
+SHARED = frozenset({"s3", "s4"})
 """Places of the operator's that callers can reach by a URL."""
 
 

@@ -17,9 +17,10 @@ from worker.storage.base import Archive, Storage
 from worker.urls import Guard
 
 if TYPE_CHECKING:
+    from worker.settings import Settings
     from worker.storage.keys import Keys
     from worker.storage.s3 import S3Storage
-    from worker.storage.s4 import Account
+    from worker.storage.s4 import Account, TokenSource
 
 NOT_ON_SALAD = "s4 is SaladCloud's: it works there alone, with the organization that SALAD_ORGANIZATION_NAME names"
 
@@ -97,6 +98,19 @@ def open_storage(
         kinds.append("directory")
     opened = [_open(kind, settings, client, guard, clock, rng, account) for kind in dict.fromkeys(kinds)]
     return Storages(opened[0], tuple(opened[1:]))
+
+
+def account_of(settings: Settings, token: TokenSource) -> Account | None:
+    """By which this node may use S4; None where it is not SaladCloud's, or nobody says for which organization it works.
+
+    ``token`` gives the node's identity token.
+    """
+    organization = settings.salad.organization_name
+    if settings.platform != "salad" or organization is None:
+        return None
+    from worker.storage.s4 import Account
+
+    return Account(organization, token, settings.salad.storage_uri)
 
 
 def open_buckets(settings: StorageSettings, *, clock: CorrectedClock, rng: random.Random) -> S3Storage:
