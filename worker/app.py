@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-from worker import http, log, recovery, warmup
+from worker import log, recovery, warmup
 from worker.api import comfyui
 from worker.api.app import View, create_app
 from worker.api.fetches import Fetches
@@ -20,6 +17,7 @@ from worker.api.native import Native
 from worker.api.push import push
 from worker.api.relay import Relay
 from worker.aws import S3Documents
+from worker.blocked import Tenure
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
 from worker.desk import Desk, Elsewhere
@@ -28,7 +26,7 @@ from worker.desk.stores import SHARED
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
 from worker.engines.child import Reaper, container_memory, open_process, prepare_as_init
-from worker.errors import ConfigError, QueueUnavailable, WorkerError
+from worker.errors import QueueUnavailable, WorkerError
 from worker.intake import Intake
 from worker.memory import give_back_when_idle
 from worker.metrics import Metrics
@@ -37,6 +35,7 @@ from worker.models.declared import declared, is_declared
 from worker.models.none import NoCache
 from worker.outfit import Opened, find_node, outfit, sender_of
 from worker.platforms import open_platform
+from worker.platforms.cost import DeletionCost
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
 from worker.queues import open_desk_queue, open_queue, submittable
@@ -44,6 +43,7 @@ from worker.queues.base import Queue
 from worker.queues.memory import MemoryQueue
 from worker.settings import Settings
 from worker.settings.source import server_environment
+from worker.signals import Signals
 from worker.status import Status
 from worker.storage import Storages, account_of, open_buckets, open_storage
 from worker.storage.presigned import PresignedStorage
@@ -93,13 +93,21 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
 
 
 async def run(
-    settings: Settings, *, stop_at_once: Callable[[], None], on_listening: Callable[[int], None] = lambda port: None
+    settings: Settings,
+    *,
+    stop_at_once: Callable[[], None],
+    on_listening: Callable[[int], None] = lambda port: None,
+    signals: Signals | None = None,
+    tenure: Tenure | None = None,
 ) -> ExitCode:
-    """The daemon, from open drivers to the end of the drain and of the server that it started."""
+    """The daemon, from open drivers to the end of the drain and of the server that it started.
+
+    With ``tenure``, which answers HTTP, it may be run again where it raises a mistake before it was ready once.
+    """
     prepare_as_init()
     async with opened(settings) as parts, AsyncExitStack() as stack:
         await _usable(parts.queue)
-        return await (await composed(settings, parts, stack, stop_at_once, on_listening)).run()
+        return await (await composed(settings, parts, stack, stop_at_once, on_listening, signals, tenure)).run()
 
 
 async def composed(
@@ -108,6 +116,8 @@ async def composed(
     stack: AsyncExitStack,
     stop_at_once: Callable[[], None],
     on_listening: Callable[[int], None],
+    signals: Signals | None = None,
+    tenure: Tenure | None = None,
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
     me = parts.node.identity
@@ -115,7 +125,7 @@ async def composed(
     process, queue, storage = parts.process, parts.queue, parts.storage
     if process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
-    status = Status()
+    status = tenure.status if tenure is not None else Status()
     made = await outfit(settings, parts, stack, status)
     tools, models, drain, metrics = made.tools, made.models, made.tools.drain, made.tools.bench.metrics
     watch = _watch(tools, storage, queue, status)
@@ -144,6 +154,7 @@ async def composed(
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
         "memory": lambda: give_back_when_idle(tools.live),
+        "cost": DeletionCost(parts.platform, tools.live).run,
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
     return Supervisor(
@@ -151,10 +162,12 @@ async def composed(
         drain,
         _intake(settings, tools, desk, status),
         services,
-        lambda: _served(view, settings, on_listening),
+        lambda: _served(view, settings, on_listening, tenure),
         drain_timeout=settings.node.drain_timeout,
         stop_at_once=lambda: _all_at_once(process, stop_at_once),
         lasting={"desk": desk.run} if desk is not None else {},
+        signals=signals,
+        stays=tenure is not None,
         leave=parts.platform.reallocate if settings.engine.give_up == "reallocate" else None,
     )
 
@@ -237,10 +250,14 @@ def _shown(models: Cache | NoCache, stack: AsyncExitStack) -> Shown:
     return Shown(models, fetches)
 
 
-async def _served(view: View, settings: Settings, on_listening: Callable[[int], None]) -> None:
-    """A service: probes, status and metrics."""
+async def _served(view: View, settings: Settings, on_listening: Callable[[int], None], tenure: Tenure | None) -> None:
+    """A service: probes, status and metrics, where somebody listens already or on a socket of its own."""
     http = settings.http
-    await serve(create_app(view, http), http.host, http.port, on_listening=on_listening)
+    app = create_app(view, http)
+    if tenure is not None:
+        await tenure.front.showing(app)
+    else:
+        await serve(app, http.host, http.port, on_listening=on_listening)
 
 
 def _watch(tools: Tools, storage: Storages, queue: Queue, status: Status) -> Watch:
@@ -293,7 +310,7 @@ async def _engine_service(
 ) -> recovery.EngineService:
     engine, limits = settings.engine, tools.rules.limits
     generation = engine.load_timeout + engine.job_timeout
-    document = await _warmup_document(engine.warmup)
+    document = await warmup.written(engine.warmup)
     return recovery.EngineService(
         tools.gate,
         warmup.Canary(
@@ -313,25 +330,6 @@ async def _engine_service(
         before_start=provisioning.before_engine,
         before_ready=provisioning.before_ready,
     )
-
-
-async def _warmup_document(setting: str) -> bytes:
-    """The warm-up job as the operator names it: a word, inline JSON, a URL or a path."""
-    if setting in ("default", "none"):
-        return json.dumps(warmup.DEFAULT).encode()
-    if setting.lstrip().startswith("{"):
-        return setting.encode()
-    if "://" in setting:
-        with http.translating(lambda message: ConfigError(f"WORKER_WARMUP: {message}"), url=setting):
-            async with http.client(timeout=timedelta(seconds=30), loopback=http.is_loopback(setting)) as client:
-                response = await client.get(setting)
-        if not response.is_success:
-            raise ConfigError(f"WORKER_WARMUP: {http.shown(setting)} answered {response.status_code}")
-        return response.content
-    try:
-        return await asyncio.to_thread(Path(setting).read_bytes)
-    except OSError as error:
-        raise ConfigError(f"WORKER_WARMUP: the file cannot be read: {error.strerror}") from None
 
 
 async def _pushed(url: str | None, metrics: Metrics, parts: Opened) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from enum import IntEnum
 
 import structlog
 
+from worker.blocked import Mistake, reasons_of
 from worker.drain import Drain
 from worker.errors import AuthFailed, ConfigError
 from worker.intake import Intake
 from worker.node import NodeUnfit
+from worker.signals import Signals
 from worker.status import Phase, Status
 from worker.tasks import cancel_all
 
@@ -43,6 +43,7 @@ class Supervisor:
 
     ``http`` ends last, so that probes are answered to the end. A service that returns is over; one that raises
     stops the process. The drain waits for the ``lasting`` ones too, which have something to tell when it begins.
+    With ``stays`` a mistake of the operator's that shows before the first READY ends in phase BLOCKED.
     ``leave`` asks for an unfit node to be moved, for a reason in words, and says whether it will be.
     """
 
@@ -57,6 +58,8 @@ class Supervisor:
         drain_timeout: timedelta,
         stop_at_once: Callable[[], None],
         lasting: Mapping[str, Service] | None = None,
+        signals: Signals | None = None,
+        stays: bool = False,
         leave: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self._status = status
@@ -67,6 +70,9 @@ class Supervisor:
         self._http = http
         self._drain_timeout_s = drain_timeout.total_seconds()
         self._stop_at_once = stop_at_once
+        self._signals = signals or Signals()
+        self._stays = stays
+        self._refused: Mistake | None = None
         self._leave = leave
         self._unfit: str | None = None
         self._stop = asyncio.Event()
@@ -80,22 +86,41 @@ class Supervisor:
         self._stop.set()
 
     async def run(self) -> ExitCode:
-        """Everything, until the end; the exit code says how it came."""
+        """Everything, until the end; the exit code says how it came.
+
+        Raises the `Mistake` that leaves the phase BLOCKED, unless somebody asked to stop meanwhile.
+        """
+        if self._status.phase is Phase.PROVISIONING:
+            self._status.move(Phase.STARTING, *self._status.reasons)
         http = asyncio.create_task(_service(self._http), name="service-http")
         intake = asyncio.create_task(self._intake.run(), name="service-intake")
         lasting, others = _started(self._lasting), _started(self._services)
         try:
-            with self._signals():
+            with self._signals.heard(self.stop):
                 code = await self._until_over({http, intake, *lasting, *others})
+                await self._ending(others)
                 await self._drained({intake, *lasting})
                 code = await self._left(code)
         finally:
             await self._intake.aclose()
             await cancel_all({intake, *lasting, *others})
-            self._status.move(Phase.STOPPED)
+            if self._refused is None or self._stop.is_set():
+                self._status.move(Phase.STOPPED)
             await cancel_all({http})
+        if self._refused is not None:
+            if self._status.phase is Phase.BLOCKED:
+                raise self._refused
+            code = ExitCode.CLEAN
         log.info("stopped", exit_code=int(code))
         return code
+
+    async def _ending(self, services: set[asyncio.Task[None]]) -> None:
+        """Enter the phase in which everything ends; in BLOCKED nobody else has a phase to tell."""
+        if self._refused is None:
+            self._status.move(Phase.DRAINING, "draining")
+            return
+        await cancel_all(services)
+        self._status.move(Phase.BLOCKED, *reasons_of(self._refused))
 
     async def _until_over(self, services: set[asyncio.Task[None]]) -> ExitCode:
         stop = asyncio.create_task(self._stopped(), name="stop-signal")
@@ -125,6 +150,9 @@ class Supervisor:
                 log.error("node_given_up", error=str(error))
                 self._unfit = str(error)
                 return ExitCode.GIVEN_UP if self._status.was_ready else ExitCode.NEVER_READY
+            case ConfigError() | AuthFailed() if self._stays and not self._status.was_ready:
+                self._refused = error
+                return ExitCode.CONFIG
             case ConfigError() | AuthFailed():
                 log.error("configuration_refused", code=error.code, error=error.message)
                 return ExitCode.CONFIG
@@ -136,7 +164,6 @@ class Supervisor:
     async def _drained(self, lasting: set[asyncio.Task[None]]) -> None:
         """Give back what cannot finish, let finish what can, and settle both."""
         deadline = asyncio.get_running_loop().time() + self._drain_timeout_s
-        self._status.move(Phase.DRAINING, "draining")
         self._drain.begin(deadline)
         try:
             async with asyncio.timeout_at(deadline + SETTLE_GRACE_S):
@@ -159,23 +186,6 @@ class Supervisor:
             log.error("reallocation_missed", waited_s=MOVED_WITHIN_S)
             return code
         return ExitCode.CLEAN
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask to stop, where the loop can tell of them."""
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        try:
-            for number in numbers:
-                loop.add_signal_handler(number, self.stop)
-        except (NotImplementedError, RuntimeError, ValueError):
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
 
 
 def _started(services: Mapping[str, Service]) -> set[asyncio.Task[None]]:

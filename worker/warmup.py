@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
+from worker import http
 from worker.engines.base import Engine, Files, Output, ProgressReport, Work
 from worker.errors import ConfigError, EngineStalled, JobRefused, OutputFlat, Owner, WorkerError
 from worker.gate import Gate
@@ -22,6 +25,25 @@ from worker.workflows import Workflows
 
 DEFAULT = {"params": {"prompt": "a red apple on a wooden table", "width": 256, "height": 256, "steps": 4, "seed": 1}}
 """The warm-up job where the operator names none: small, and quick on every GPU."""
+
+
+async def written(setting: str) -> bytes:
+    """The warm-up job as the operator names it: a word, inline JSON, a URL or a path. Raises `ConfigError`."""
+    if setting in ("default", "none"):
+        return json.dumps(DEFAULT).encode()
+    if setting.lstrip().startswith("{"):
+        return setting.encode()
+    if "://" in setting:
+        with http.translating(lambda message: ConfigError(f"WORKER_WARMUP: {message}"), url=setting):
+            async with http.client(timeout=timedelta(seconds=30), loopback=http.is_loopback(setting)) as client:
+                response = await client.get(setting)
+        if not response.is_success:
+            raise ConfigError(f"WORKER_WARMUP: {http.shown(setting)} answered {response.status_code}")
+        return response.content
+    try:
+        return await asyncio.to_thread(Path(setting).read_bytes)
+    except OSError as error:
+        raise ConfigError(f"WORKER_WARMUP: the file cannot be read: {error.strerror}") from None
 
 
 def canary_job(document: bytes, limits: Limits) -> Job:
