@@ -30,6 +30,7 @@ LINE_MAX = 10_000
 
 HIDDEN = "***"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{201,}={0,2}|(?:[A-Za-z0-9+/]{60,}(?:\\n|\s)+){3,}[A-Za-z0-9+/]*={0,2}")
+_JWT = re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*", re.ASCII)
 _URL = re.compile(
     r"\b([a-z][a-z0-9+.-]*://)([^\s/?#\"'<>]*@)?([^\s?#\"'<>]*)(\?[^\s#\"'<>]*)?(#[^\s\"'<>]*)?", re.IGNORECASE
 )
@@ -118,9 +119,10 @@ def hide(secrets: Iterable[SecretStr | str]) -> None:
 
 
 def redact(text: str) -> str:
-    """The text without registered secrets, long base64, and the user, query and fragment of any URL."""
+    """The text without registered secrets, JWTs, long base64, and the user, query and fragment of any URL."""
     if _secrets_pattern is not None:
         text = _secrets_pattern.sub(HIDDEN, text)
+    text = _JWT.sub(HIDDEN, text)
     text = _URL.sub(_plain_url, text)
     return _BASE64.sub(lambda match: f"<base64, {len(match[0])} characters>", text)
 

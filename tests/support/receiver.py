@@ -54,20 +54,24 @@ class Request:
 
 
 class ScriptedServer:
-    """Listens on ``[::1]``; answers from ``script`` in turn, then from ``routes`` by path, then with ``otherwise``."""
+    """Listens on ``[::1]``; answers from ``script`` in turn, then from ``routes`` by path, then with ``otherwise``.
 
-    def __init__(self, *script: Answer, tls: ssl.SSLContext | None = None) -> None:
+    ``port`` 0 takes any that is free, and is the one that was taken from then on.
+    """
+
+    def __init__(self, *script: Answer, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.script: deque[Answer] = deque(script)
         self.routes: dict[str, Answer] = {}
         self.otherwise = Answer()
         self.requests: list[Request] = []
+        self.port = port
         self._tls = tls
         self._connections: set[asyncio.Task[Any]] = set()
         self._count = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "::1", 0, ssl=self._tls)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, "::1", self.port, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(

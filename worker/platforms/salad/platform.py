@@ -22,9 +22,6 @@ from worker.settings.node import SaladSettings
 log = structlog.get_logger()
 
 TOKEN, DELETION_COST, REALLOCATE = "/v1/token", "/v1/deletion-cost", "/v1/reallocate"
-COST_MOST = 100_000
-"""What the platform's two interfaces both take."""
-
 REASON_MOST = 1000
 TOKEN_TRIES, TOKEN_BUDGET = Policy(attempts=3, first=timedelta(milliseconds=150)), timedelta(seconds=5)
 MOVE_TRIES, MOVE_BUDGET = Policy(attempts=8, most=timedelta(seconds=5)), timedelta(seconds=30)
@@ -89,7 +86,7 @@ class SaladPlatform:
 
     async def set_deletion_cost(self, cost: int) -> bool:
         """As `Platform.set_deletion_cost`."""
-        self._cost = max(0, min(cost, COST_MOST))
+        self._cost = cost
         try:
             await self._metadata.ask("PUT", DELETION_COST, {"deletion_cost": self._cost})
         except MetadataFailed:
