@@ -36,7 +36,6 @@ from worker.models.none import NoCache
 from worker.outfit import Opened, find_node, outfit, sender_of
 from worker.platforms import open_platform
 from worker.platforms.cost import DeletionCost
-from worker.platforms.cost import DeletionCost
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
 from worker.queues import open_desk_queue, open_queue, submittable
@@ -155,7 +154,6 @@ async def composed(
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
         "memory": lambda: give_back_when_idle(tools.live),
-        "cost": DeletionCost(parts.platform, tools.live).run,
         "cost": DeletionCost(parts.platform, tools.live).run,
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
     }
