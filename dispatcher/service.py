@@ -25,6 +25,7 @@ from dispatcher.fleet import Fleet
 from dispatcher.heartbeats import Heartbeats
 from dispatcher.identity import SALAD_KEYS, IdentityTokens
 from dispatcher.lookout import Lookout
+from dispatcher.losses import Losses
 from dispatcher.metrics import Metrics, Observed
 from dispatcher.outbox import Outbox
 from dispatcher.settings import PREFIX, AccessSettings, Settings
@@ -130,6 +131,7 @@ def _view(settings: Settings, store: Store, clock: Clock, keys: str, pace: Pace)
     fleet.on_moved(demands.moved)
     lookout = Lookout(store, demands, rules, clock, fleet.could)
     desk = Desk(store, fleet, demands, lookout, rules, given.lease, clock, metrics)
+    heartbeats = Heartbeats(store, given.lease)
     metrics.observe(
         Observed(
             lambda: demands.waiting,
@@ -145,7 +147,8 @@ def _view(settings: Settings, store: Store, clock: Clock, keys: str, pace: Pace)
         fleet=fleet,
         demands=demands,
         desk=desk,
-        heartbeats=Heartbeats(store, given.lease),
+        heartbeats=heartbeats,
+        losses=Losses(store, fleet, heartbeats, desk, metrics, given.max_attempts),
         upkeep=Upkeep(
             store, fleet, demands, desk, metrics, clock, rules, given.max_deliveries, uuid.uuid4().hex, pace=pace
         ),

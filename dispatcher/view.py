@@ -10,6 +10,7 @@ from dispatcher.desk import Desk
 from dispatcher.documents import Counts
 from dispatcher.fleet import Fleet
 from dispatcher.heartbeats import Heartbeats
+from dispatcher.losses import Losses
 from dispatcher.metrics import Metrics
 from dispatcher.settings import Settings
 from dispatcher.store.base import Store
@@ -28,6 +29,7 @@ class View:
     demands: Demands
     desk: Desk
     heartbeats: Heartbeats
+    losses: Losses
     upkeep: Upkeep
     metrics: Metrics
     clock: Clock

@@ -23,7 +23,9 @@ WorkerError
 │   ├── EngineOutOfMemory
 │   ├── EngineCrashed
 │   ├── EngineStalled
-│   └── GpuFault
+│   ├── GpuFault
+│   ├── NodeKilledOom       the whole node went, and said so at its next start
+│   └── NodeCrashed
 ├── DependencyFailed      something outside the node
 │   ├── DownloadFailed
 │   ├── ModelCorrupt
@@ -230,6 +232,19 @@ class EngineStalled(EngineFault):
 
 class GpuFault(EngineFault):
     """The GPU is in a state from which only a new process recovers."""
+
+
+class NodeKilledOom(EngineFault):
+    """The node ran out of memory while the job was at work there."""
+
+
+class NodeCrashed(EngineFault):
+    """The worker of the node crashed while the job was at work there."""
+
+
+def engine_fault(code: str) -> EngineFault:
+    """The fault of this code. Raises `KeyError` for a code that is none's."""
+    return {kind.code: kind for kind in EngineFault.__subclasses__()}[code]()
 
 
 class DependencyFailed(WorkerError):

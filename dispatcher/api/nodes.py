@@ -105,6 +105,7 @@ async def _asked(request: Request, view: View) -> Response:
     node = await view.access.node(request.headers)
     asked = _of(node, await read(request, Availability))
     held, _ = await _own(view, node, asked.running)
+    await view.losses.hear(asked.node.id, asked.stats)
     seat = view.fleet.asked(asked)
     view.heartbeats.mention(held)
     urgent = _has_news(seat) or view.heartbeats.cancelled(held)
@@ -120,6 +121,7 @@ async def _beat(request: Request, view: View) -> Response:
     node = await view.access.node(request.headers)
     beat = _of(node, await read(request, Heartbeat))
     held, lost = await _own(view, node, beat.running)
+    await view.losses.hear(beat.node.id, beat.stats)
     seat = view.fleet.beat(beat)
     if beat.away:
         view.desk.nudge(beat.node.id)

@@ -96,6 +96,15 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """A job that a node lost with a run of it, and the code by which that hand-over ended."""
+
+    job_id: str
+    token: int
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRow:
     """What a node last told of itself: the body of its request in JSON, as `worker.wire` has it.
 
@@ -192,6 +201,14 @@ class Store(Protocol):
         self, job_id: str, token: int, *, code: str, delay: timedelta, charged: bool, worker: str
     ) -> JobRow | None:
         """Given back by its holder; None when the token is stale. A job marked as cancelled is done then."""
+        ...
+
+    async def lose(self, node: str, losses: Sequence[Loss], *, max_attempts: int) -> list[JobRow]:
+        """What the node lost with its last run comes back at once, or a little later where it may be to blame.
+
+        Gives back what was leased to it until now. How a hand-over ended is noted too where its lease has run out; it
+        is charged as engine faults are, and a job that was charged as often as that is dead. The same twice is one.
+        """
         ...
 
     async def sweep(self, *, max_deliveries: int) -> Swept:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from types import MappingProxyType
@@ -59,6 +59,12 @@ def moved(
     return dict(zip(_MOVED, (place, to, counted, visible, ended, why), strict=True))
 
 
+def rows_of(connection: Connection, job_ids: Collection[str]) -> list[JobRow]:
+    """These jobs as they stand now."""
+    ids = {"ids": listed(connection, job_ids)}
+    return job_rows(connection, connection.execute(_rows_of(connection.dialect.name), ids).all())
+
+
 @cache
 def _rows_of(dialect: str) -> Executable:
     return select(*JOB_COLUMNS).select_from(JOBS_AND_LEASES).where(within(dialect, jobs.c.id, "ids"))
@@ -86,8 +92,7 @@ def release(
         visible = now + delay // timedelta(microseconds=1) if delay > timedelta(0) else None
         give_back(connection, [(hand, tried)], now, tally, visible=visible)
         tally.write(connection)
-        ids = {"ids": listed(connection, [hand.job.id])}
-        return job_rows(connection, connection.execute(_rows_of(connection.dialect.name), ids).all())[0]
+        return rows_of(connection, [hand.job.id])[0]
     return None
 
 

@@ -10,13 +10,14 @@ from sqlalchemy import URL, Connection, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from dispatcher.store import claim, fleet, jobs, leases, listing, outbox, sweep
+from dispatcher.store import claim, fleet, jobs, leases, listing, losing, outbox, sweep
 from dispatcher.store.base import (
     Backlog,
     Extended,
     Grant,
     JobRow,
     Letter,
+    Loss,
     NewJob,
     NodeRow,
     Pick,
@@ -141,6 +142,11 @@ class SqlStore:
         row = await self._database.write(release, (job_id, token), code, delay, charged, worker, self._now())
         self._bell.ring()
         return row
+
+    async def lose(self, node: str, losses: Sequence[Loss], *, max_attempts: int) -> list[JobRow]:
+        rows = await self._database.write(losing.lose, node, losses, max_attempts, self._now())
+        self._bell.ring()
+        return rows
 
     async def sweep(self, *, max_deliveries: int) -> Swept:
         vanished, limited = 0, 0

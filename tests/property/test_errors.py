@@ -18,7 +18,7 @@ TABLE = {
     "upload_forbidden result_too_large generation_rejected expired id_conflict",
     "reject node": "delivery_limit",
     "nack node": "output_empty output_mismatch output_flat wrong_model engine_oom engine_lost engine_stalled "
-    "gpu_fault disk_full draining model_coming",
+    "gpu_fault node_killed_oom node_crashed disk_full draining model_coming",
     "nack operator": "unsupported_document config_error auth_failed",
     "nack dependency": "download_failed model_corrupt upload_failed queue_unavailable webhook_failed",
     "nack_charged job": "job_timeout",

@@ -8,11 +8,11 @@ in `JobState.attempts`, but no longer counts and is not among a delivery's attem
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from worker.errors import UNCOUNTED_CODES, UNRECEIVED, Fault, InvalidJob
+from worker.errors import ENGINE_FAULT_CODES, UNCOUNTED_CODES, UNRECEIVED, Fault, InvalidJob
 from worker.job import digest, document_of
 from worker.queues.base import Attempt, Delivery
 from worker.result import Result
@@ -77,6 +77,13 @@ class Policy:
             last_delivery=count >= self.max_deliveries,
             over_limit=count > self.max_deliveries,
         )
+
+
+def is_charged_loss(code: str, worker: str, earlier: Iterable[Attempt]) -> bool:
+    """Whether a job is charged for an end with this code there: only where it broke another worker, too."""
+    if code not in ENGINE_FAULT_CODES:
+        return False
+    return any(one.code in ENGINE_FAULT_CODES and one.worker != worker for one in earlier)
 
 
 def deliveries_of(handed: Sequence[HandOver]) -> int:
