@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.faulty import FaultyProxy, faulty_proxy
 from tests.support.s3 import Bucket
+from tests.support.s4 import S4Service
 from tests.support.storage import (
     SWIFT,
     a_failure,
@@ -25,6 +26,7 @@ from tests.support.storage import (
     a_result,
     an_artifact,
     an_s3_storage,
+    an_s4_storage,
 )
 from worker import http
 from worker.errors import IdConflict, UnsupportedDocument
@@ -38,7 +40,7 @@ from worker.urls import Guard
 
 pytest_plugins = ("tests.support.s3_fixtures",)
 
-MARKING = ("directory", "s3-ignoring", "s3-honouring", "s3-atomic", "presigned")
+MARKING = ("directory", "s3-ignoring", "s3-honouring", "s3-atomic", "presigned", "s4")
 FIRST_WINS = ("directory", "s3-atomic")
 
 Stored = ImageResult | FileResult
@@ -71,6 +73,11 @@ async def client(opened: AsyncExitStack) -> httpx.AsyncClient:
 
 
 @pytest.fixture
+async def s4(opened: AsyncExitStack) -> S4Service:
+    return await opened.enter_async_context(S4Service())
+
+
+@pytest.fixture
 async def atomic(moto_bucket: Bucket, opened: AsyncExitStack) -> FaultyProxy:
     """A store that honours conditions also when two writers come at once, which moto alone does not."""
     return await opened.enter_async_context(faulty_proxy(moto_bucket.endpoint_url))
@@ -88,6 +95,21 @@ def _s3(name: str, bucket: Bucket, url: str, opened: AsyncExitStack, client: htt
         _by_http(client),
         lambda job: bucket.read(f"out/{job.id}/result.json"),
         lambda job, body: bucket.write(f"out/{job.id}/result.json", body),
+    )
+
+
+def _s4(service: S4Service, opened: AsyncExitStack, client: httpx.AsyncClient) -> Peer:
+    def open_() -> Storage:
+        storage = an_s4_storage(service)
+        opened.push_async_callback(storage.aclose)
+        return storage
+
+    return Peer(
+        "s4",
+        open_,
+        _by_http(client),
+        lambda job: service.read(f"out/{job.id}/result.json"),
+        lambda job, body: service.write(f"out/{job.id}/result.json", body),
     )
 
 
@@ -168,6 +190,8 @@ def peer(
         case "s3-honouring":
             bucket = request.getfixturevalue("moto_bucket")
             yield _s3(request.param, bucket, bucket.endpoint_url, opened, client)
+        case "s4":
+            yield _s4(request.getfixturevalue("s4"), opened, client)
         case _:
             yield _presigned(request.getfixturevalue("moto_bucket"), client)
 
@@ -281,7 +305,7 @@ async def test_of_many_writers_at_once_exactly_one_wins(peer: Peer) -> None:
     assert {result.worker.id for result in results} == {found.worker.id}
 
 
-@pytest.mark.parametrize("peer", ["s3-ignoring", "s3-honouring", "presigned"], indirect=True)
+@pytest.mark.parametrize("peer", ["s3-ignoring", "s3-honouring", "presigned", "s4"], indirect=True)
 async def test_writers_at_once_leave_one_whole_success(peer: Peer) -> None:
     """Where a store cannot tell writers apart, what stands is still one of their results, whole, with its image."""
     job = peer.job()

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.faulty import faulty_proxy, refusal
 from tests.support.s3 import Bucket
-from tests.support.storage import a_failure, a_file_artifact, a_job, a_result, an_artifact, an_s3_storage
+from tests.support.s4 import S4Service
+from tests.support.storage import a_failure, a_file_artifact, a_job, a_result, an_artifact, an_s3_storage, an_s4_storage
 from worker import http
 from worker.errors import AuthFailed
 from worker.storage import Storages
@@ -20,15 +21,24 @@ from worker.storage.directory import DirectoryStorage
 from worker.storage.inline import InlineStorage
 from worker.storage.keys import Keys
 from worker.storage.s3 import S3Storage
+from worker.storage.s4 import S4Storage
 
 pytest_plugins = ("tests.support.s3_fixtures",)
 
+Kept = DirectoryStorage | S3Storage | S4Storage
 
-@pytest.fixture(params=["directory", "s3"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[DirectoryStorage | S3Storage]:
+
+@pytest.fixture(params=["directory", "s3", "s4"])
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kept]:
     async with AsyncExitStack() as stack:
         if request.param == "directory":
             yield DirectoryStorage(tmp_path, result_prefix="results")
+            return
+        if request.param == "s4":
+            service = await stack.enter_async_context(S4Service())
+            s4 = an_s4_storage(service, keys=Keys(prefix="out", result_prefix="results"))
+            stack.push_async_callback(s4.aclose)
+            yield s4
             return
         request.getfixturevalue("credentials")
         bucket: Bucket = request.getfixturevalue("moto_bucket")
@@ -37,7 +47,7 @@ async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield s3
 
 
-async def test_a_success_is_found_with_links_that_are_signed_anew(storage: DirectoryStorage | S3Storage) -> None:
+async def test_a_success_is_found_with_links_that_are_signed_anew(storage: Kept) -> None:
     """It comes before any failure, and what it names can be fetched."""
     job = a_job("job-1")
     await storage.put_failure(job, a_failure(job), 1)
@@ -56,7 +66,7 @@ async def test_a_success_is_found_with_links_that_are_signed_anew(storage: Direc
         assert (await client.get(url)).status_code == httpx.codes.OK
 
 
-async def test_of_failures_the_latest_counts(storage: DirectoryStorage | S3Storage) -> None:
+async def test_of_failures_the_latest_counts(storage: Kept) -> None:
     """By its number, not by its name."""
     job = a_job("job-2")
     for attempt in (1, 2, 10):
@@ -66,7 +76,7 @@ async def test_of_failures_the_latest_counts(storage: DirectoryStorage | S3Stora
     assert (found.status, found.warnings) == ("failed", ("attempt 10",))
 
 
-async def test_nothing_is_found_of_other_jobs(storage: DirectoryStorage | S3Storage) -> None:
+async def test_nothing_is_found_of_other_jobs(storage: Kept) -> None:
     """Neither of one that was never here, nor of one whose id begins alike."""
     job = a_job("job-3")
     await storage.put_failure(job, a_failure(job), 1)

@@ -6,6 +6,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tests.support.s4 import ORGANIZATION, S4Service, Tokens
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import Fault
 from worker.files import MP4
@@ -15,6 +16,8 @@ from worker.retry import Policy
 from worker.storage.base import Artifact, FileArtifact
 from worker.storage.keys import Keys
 from worker.storage.s3 import Patience, Place, S3Storage
+from worker.storage.s4 import Account, S4Storage, TokenSource
+from worker.storage.s4 import Patience as S4Patience
 
 AT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 SWIFT = Policy(attempts=4, first=timedelta(milliseconds=5), most=timedelta(milliseconds=20))
@@ -69,5 +72,21 @@ def an_s3_storage(endpoint_url: str | None, bucket: str, *, patience: Patience =
         clock=more.pop("clock", CorrectedClock(SystemClock())),
         rng=random.Random(1),
         patience=patience,
+        **more,
+    )
+
+
+def an_s4_storage(
+    service: S4Service, *, token: TokenSource | None = None, organization: str = ORGANIZATION, **more: Any
+) -> S4Storage:
+    patience = S4Patience(
+        wait=timedelta(seconds=5), image=timedelta(seconds=20), document=timedelta(seconds=20), policy=SWIFT
+    )
+    return S4Storage(
+        Account(organization, token or Tokens(), service.url("")),
+        more.pop("keys", Keys(prefix="out")),
+        clock=more.pop("clock", CorrectedClock(SystemClock())),
+        rng=random.Random(1),
+        patience=more.pop("patience", patience),
         **more,
     )
