@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 STUB = Path(__file__).with_name("stub.sh")
+ROOT_BASE = "/opt/sd-worker"
 NAME = 16
 """Hexadecimal digits of the payload's SHA-256 that name the unpacked folder."""
 
@@ -29,7 +30,7 @@ def write(target: Path, payload: Path, facts: Mapping[str, str]) -> None:
     with payload.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     text = STUB.read_text()
-    for name, value in {**facts, "SHA256": digest, "NAME": digest[:NAME]}.items():
+    for name, value in {"ROOT_BASE": ROOT_BASE, **facts, "SHA256": digest, "NAME": digest[:NAME]}.items():
         text = text.replace(f"@{name}@", value)
     text = text.replace("@OFFSET@", str(len(text.encode()) + 1).ljust(len("@OFFSET@")))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ no `LD_LIBRARY_PATH` is needed, and a library of the host that Python loads late
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,5 +142,13 @@ def _tried(folder: Path) -> None:
     show = "print(open('/proc/self/maps').read())"
     maps = output(program(folder), "-I", "-c", f"import {', '.join(ESSENTIAL)}; {show}")
     libraries = {Path("/" + line.partition("/")[2]) for line in maps.splitlines() if ".so" in line}
-    if foreign := [str(path) for path in libraries if path.name not in HOSTS and not path.is_relative_to(folder)]:
+    hosts = {_stem(name) for name in HOSTS}
+    if foreign := [
+        str(path) for path in libraries if _stem(path.name) not in hosts and not path.is_relative_to(folder)
+    ]:
         raise BuildError(f"the copied Python still loads {', '.join(sorted(foreign))} of this machine")
+
+
+def _stem(library: str) -> str:
+    """`libc` of both `libc.so.6` and, as older glibcs have it in the process's map, `libc-2.31.so`."""
+    return re.split("[-.]", library)[0]

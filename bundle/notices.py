@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
@@ -25,13 +26,15 @@ NATIVE: dict[str, tuple[str, ...]] = {
     "libffi": ("libffi.so",),
     "mpdecimal": ("libmpdec.so",),
     "ncurses": ("libncurses", "libpanel", "libtinfo"),
-    "openssl": ("libcrypto.so", "libssl.so"),
+    "openssl": ("libcrypto.so.3", "libssl.so.3"),
+    "openssl-1.1": ("libcrypto.so.1", "libssl.so.1"),
     "sqlite": ("libsqlite3",),
     "util-linux": ("libuuid.so",),
     "xz": ("liblzma.so",),
     "zlib": ("libz.so",),
 }
-"""What a Python links, statically or not, and how its shared library's name begins. All are named in any case."""
+"""What a Python links, and how its shared library's name begins. All are named, for one that is linked statically does
+not show; of the two OpenSSLs, which differ in their licence, the one that this Python says it has."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def _python() -> Notice:
 
 
 def _natives() -> Iterator[Notice]:
-    for name in NATIVE:
+    other = "openssl-1.1" if ssl.OPENSSL_VERSION_INFO >= (3,) else "openssl"
+    for name in (name for name in NATIVE if name != other):
         text = TEXTS / f"{name}.txt"
         licence, _, body = text.read_text().partition("\n") if text.exists() else ("", "", "")
         yield Notice(name, "", licence, body)

@@ -4,7 +4,7 @@
 # At the first call it unpacks the archive into a folder named by its content and runs the program in there, in place of
 # itself; later calls find the folder and run the program at once. The folder is BASE/@NAME@, where BASE is
 #   $SD_WORKER_BUNDLE_DIR             when it is set, else
-#   /opt/sd-worker                    when it is there already or can be made, else
+#   @ROOT_BASE@                    when it is there already or can be made, else
 #   ${TMPDIR:-/tmp}/sd-worker-UID
 # A folder counts only when root or the caller owns it and nobody else can write to it. It appears by one rename when it is
 # whole, so that two first calls at once and a call killed half way do no harm.
@@ -16,7 +16,7 @@ NAME=@NAME@
 LOADER=@LOADER@
 GLIBC=@GLIBC@
 MEGABYTES=@MEGABYTES@
-ROOT_BASE=/opt/sd-worker
+ROOT_BASE=@ROOT_BASE@
 FAILED=70
 
 fail() {

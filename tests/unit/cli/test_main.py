@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.unit.cli.conftest import Command
@@ -51,6 +54,14 @@ def test_version_names_python_and_platform(argv: tuple[str, ...], command: Comma
     assert ran.code == 0
     assert ran.out.startswith("sd-worker 0.")
     assert "Python" in ran.out
+
+
+def test_a_binary_prints_the_licences_it_carries(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie beside its Python; from source each package brings its own."""
+    assert "no binary" in command("version", "--licenses").out
+    Path("NOTICES").write_text("This program contains:\n")
+    monkeypatch.setattr(sys, "prefix", str(Path.cwd()))
+    assert command("version", "--licenses").out == "This program contains:\n"
 
 
 def test_a_queue_that_does_not_answer_ends_with_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
