@@ -25,7 +25,7 @@ from worker.metrics import Metrics, Observed
 from worker.models.cache import Cache
 from worker.models.none import NoCache
 from worker.models.open import open_cache
-from worker.node import Identity, Report, find_gpu
+from worker.node import Gpu, Identity, Report, find_gpu
 from worker.orders import Duties
 from worker.patience import Patience
 from worker.platforms.base import Platform
@@ -65,7 +65,12 @@ class ThisNode:
 
 async def find_node(settings: Settings, platform: Platform) -> ThisNode:
     """Who this node is, as far as it can be found out."""
-    host, gpu = socket.gethostname(), await find_gpu()
+    return ThisNode(identity_of(settings, platform, await find_gpu()), platform)
+
+
+def identity_of(settings: Settings, platform: Platform, gpu: Gpu) -> Identity:
+    """Who this node is, and what runs in it."""
+    host = socket.gethostname()
     found = Identity(
         id=settings.node.node_id or host,
         machine=host,
@@ -74,7 +79,7 @@ async def find_node(settings: Settings, platform: Platform) -> ThisNode:
         instance=secrets.token_hex(8),
         vram_gb=gpu.vram_gb,
     )
-    return ThisNode(platform.identity(found), platform)
+    return platform.identity(found)
 
 
 ENGINE_REASONS = frozenset({"starting", "engine"})
