@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -150,7 +151,7 @@ async def test_it_is_left_alone_longer_and_longer_until_it_answers() -> None:
             except MetadataFailed:
                 await elapse(0.5)
     await metadata.aclose()
-    waits = [after - before for before, after in zip(transport.times, transport.times[1:], strict=False)]
+    waits = [after - before for before, after in pairwise(transport.times)]
     assert waits == [2, 4, 8, 16, 32, 60, 60, 60, 0, 2]
     assert _events(lines) == ["metadata_unavailable", "metadata_available"] * 2
 
