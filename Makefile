@@ -8,7 +8,7 @@ WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no
 QUICK := tests/unit tests/property tests/scenario tests/contract
 
-.PHONY: demo demo-fleet test check test-chaos test-browser test-binary binary lock clean
+.PHONY: demo demo-fleet test check test-chaos test-binary test-browser test-images binary lock clean
 
 demo: $(READY)
 	$(BIN)/sd-worker demo $(ARGS)
@@ -28,6 +28,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.sizes
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile.*
 
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -n 2 -o faulthandler_timeout=3600 -m chaos tests/chaos $(ARGS)
@@ -43,6 +44,10 @@ binary: $(BUILD)/.ready
 
 test-binary: $(READY) binary
 	$(BIN)/python -m pytest -q --tb=short --show-capture=no -m binary tests/binary $(ARGS)
+
+# As root, with: apt-get install buildah debootstrap. Where that cannot be, it says so and is no failure.
+test-images: $(READY)
+	$(BIN)/python -m tests.images $(ARGS)
 
 lock:
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
