@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -71,12 +72,14 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     guarded.include_router(page.routes())
     native = view.native
     if native is not None:
+        prompts = None if view.comfyui is None else comfyui.Prompts(native.desk, view.comfyui)
+        language = partial(_spoken, native, prompts)
         guarded.include_router(jobs.routes(native.desk))
-        guarded.include_router(workflows.routes(native.desk, view.workflows))
+        guarded.include_router(workflows.routes(native.desk, view.workflows, language))
         if native.may_be(*sdapi.NAMES):
             guarded.include_router(sdapi.routes(native))
-        if view.comfyui is not None and native.may_be(comfyui.NAME):
-            guarded.include_router(comfyui.routes(native, view.comfyui, view.models))
+        if prompts is not None and native.may_be(comfyui.NAME):
+            guarded.include_router(comfyui.routes(native, prompts, view.models))
         if native.may_be(*fooocus.NAMES):
             guarded.include_router(fooocus.routes(native))
     if view.models is not None:
@@ -88,7 +91,8 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
         if native is None:
             return JSONResponse(document)
         document = workflows.described(document, view.workflows)
-        return JSONResponse(examples.exemplified(document, native.engine.name, await examples.graph_of(native)))
+        document = examples.exemplified(document, native.engine.name, await examples.graph_of(native))
+        return JSONResponse(document if language() is None else comfyui.described(document))
 
     @guarded.get("/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:
@@ -100,3 +104,8 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
     app.add_middleware(BodyLimit, max_body=settings.max_body)
     problems.install(app, view.metrics.bug)
     return app
+
+
+def _spoken(native: Native, prompts: comfyui.Prompts | None) -> workflows.Language | None:
+    """In whose language workflows are asked for and answered: on a ComfyUI in comfyui-api's, else in our own."""
+    return prompts.of_workflow if prompts is not None and native.engine.name == comfyui.NAME else None

@@ -1,4 +1,5 @@
-"""`/workflow/{name}`: the operator's own endpoints. Each takes an input, and answers as `/v1/jobs` does."""
+"""`/workflow/{name}`: the operator's own endpoints. Each takes an input, and answers as `/v1/jobs` does, unless the
+server's callers are used to another language."""
 
 from __future__ import annotations
 
@@ -61,15 +62,18 @@ _PREFER: dict[str, Any] = {
 }
 
 Endpoint = Callable[..., Awaitable[Response]]
+Language = Callable[[Request, str], Awaitable[Response]]
+"""Answers a request to the workflow of a name."""
 
 
-def routes(desk: Desk, workflows: Workflows) -> APIRouter:
+def routes(desk: Desk, workflows: Workflows, language: Callable[[], Language | None] = lambda: None) -> APIRouter:
+    """``language``: another than our own, by what is known of the server when somebody asks."""
     router = APIRouter(prefix="/workflow", tags=["workflows"])
     for workflow in workflows:
         described = workflow.described
         router.add_api_route(
             f"/{described.name}",
-            _endpoint(described.name, desk, workflows),
+            _endpoint(described.name, desk, workflows, language),
             methods=["POST"],
             operation_id=component_of(described.name),
             summary=described.summary,
@@ -80,12 +84,13 @@ def routes(desk: Desk, workflows: Workflows) -> APIRouter:
         )
 
     @router.post("/{name:path}", include_in_schema=False)
-    async def other(name: str) -> Response:
+    async def other(request: Request, name: str) -> Response:
         """One that is broken, or none at all."""
         try:
             workflows.find(name)
         except WorkflowBroken as error:
-            return refused(error)
+            spoken = language()
+            return refused(error) if spoken is None else await spoken(request, name)
         except InvalidJob:
             pass
         names = [workflow.described.name for workflow in workflows][:SHOWN_MOST]
@@ -94,8 +99,11 @@ def routes(desk: Desk, workflows: Workflows) -> APIRouter:
     return router
 
 
-def _endpoint(name: str, desk: Desk, workflows: Workflows) -> Endpoint:
+def _endpoint(name: str, desk: Desk, workflows: Workflows, language: Callable[[], Language | None]) -> Endpoint:
     async def post(request: Request, idempotency_key: Key = None) -> Response:
+        spoken = language()
+        if spoken is not None:
+            return await spoken(request, name)
         try:
             document = job_of(name, await document_in(request, max_body=desk.rules.limits.max_body))
             await workflows.check(name, document["template"]["input"], field="input")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import structlog
 
 from worker.errors import FieldError, InvalidJob
-from worker.job import Job, Limits
+from worker.job import Job, Limits, Template
 from worker.workflows.base import Defect, Workflow, WorkflowBroken, WorkflowFailed
 from worker.workflows.expansion import INPUT, expanded
 from worker.workflows.workshop import Overdue, Raised, Stuck, Workshop
@@ -71,11 +71,20 @@ class Workflows:
         """
         if job.template is None:
             return job
-        name, given = job.template.name, job.template.input
+        return (await self._made(job, job.template, limits))[1]
+
+    async def document(self, job: Job, limits: Limits) -> dict[str, Any]:
+        """What the workflow that a job names makes of its input: a job document that holds. Raises as `expanded`."""
+        if job.template is None:
+            raise ValueError("the job names no workflow")
+        return (await self._made(job, job.template, limits))[0]
+
+    async def _made(self, job: Job, template: Template, limits: Limits) -> tuple[dict[str, Any], Job]:
+        name, given = template.name, template.input
         workflow = self.find(name)
         document = await self._run(name, lambda: workflow.build(given), INPUT)
         try:
-            return expanded(job, document, limits, workflow.origin)
+            return document, expanded(job, document, limits, workflow.origin)
         except WorkflowFailed as error:
             raise self._failed(name, error.message) from None
 

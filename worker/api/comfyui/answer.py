@@ -13,7 +13,7 @@ import pybase64
 import pydantic_core
 from fastapi.responses import JSONResponse, Response
 
-from worker.api.comfyui.request import PromptRequest
+from worker.api.comfyui.request import Wishes
 from worker.made import Made
 from worker.result import Result
 from worker.storage.base import Artifact, Storable
@@ -23,16 +23,17 @@ from worker.web.problems import MEDIA_TYPE
 _PIECE = 65_536
 _PREFIX = "ComfyUI"
 _WHERE = re.compile(
-    r"(prompt(?:\.[^\s:;]+)?|(?:s3|http_upload|convert_output|webhook|webhook_v2|url)(?:\.[a-z0-9_]+)*): "
+    r"((?:prompt|input)(?:\.[^\s:;]+)?|(?:s3|http_upload|convert_output|webhook|webhook_v2|url)(?:\.[a-z0-9_]+)*): "
 )
 _OURS = (
     (re.compile(r"\bworkflow\b(?=[.:])"), "prompt"),
+    (re.compile(r"\btemplate\.input\b(?=[.:])"), "input"),
     (re.compile(r"\boutput\.(format|quality|lossless|encoder)\b"), r"convert_output.\1"),
 )
 """Our names of fields, and what they are called here."""
 
 
-def filenames(request: PromptRequest, made: Made) -> tuple[str, ...]:
+def filenames(request: Wishes, made: Made) -> tuple[str, ...]:
     """``<id>_<prefix>_<number>_.<ext>`` of each artifact, numbered from 1 for each prefix as ComfyUI does."""
     prefixes: Sequence[str] = made.output.native.get("prefixes", ())
     counted: Counter[str] = Counter()
@@ -44,7 +45,7 @@ def filenames(request: PromptRequest, made: Made) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _extension(request: PromptRequest, artifact: Storable[Any]) -> str:
+def _extension(request: Wishes, artifact: Storable[Any]) -> str:
     """A converted picture has the extension by which its format was asked for."""
     converted = request.convert_output is not None and isinstance(artifact, Artifact)
     return request.convert_output.format if converted and request.convert_output is not None else artifact.extension
@@ -73,7 +74,7 @@ def _ms(seconds: float | None) -> int:
     return round((seconds or 0.0) * 1000)
 
 
-async def outputs(request: PromptRequest, result: Result, made: Made) -> dict[str, Any]:
+async def outputs(request: Wishes, result: Result, made: Made) -> dict[str, Any]:
     """``images`` (URLs, or base64 where nothing was uploaded), ``filenames``, ``stats``, and ``warnings`` if any."""
     urls = [one.url or "" for one in result.outputs]
     images = await base64s(made) if request.upload is None else urls

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from worker.api.comfyui.answer import base64s, body, filenames, outputs, renamed, stats
-from worker.api.comfyui.request import PromptRequest
+from worker.api.comfyui.request import Wishes
 from worker.clock import isoformat
 from worker.errors import Owner
 from worker.job import Job
@@ -27,7 +27,7 @@ class PromptNotifier:
     """
 
     def __init__(
-        self, request: PromptRequest, echo: Mapping[str, Any], sender: Sender, made: Callable[[str], Made | None]
+        self, request: Wishes, echo: Mapping[str, Any], sender: Sender, made: Callable[[str], Made | None]
     ) -> None:
         self._request = request
         self._echo = echo

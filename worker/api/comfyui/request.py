@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -141,10 +141,10 @@ class HttpUpload(_Upload):
         return f"{place.rstrip('/')}/{filename}{mark}{query}"
 
 
-class PromptRequest(_Part):
-    """A request of comfyui-api 1.18; fields that it does not know are left out, as it does."""
+class Wishes(_Part):
+    """What may stand beside a prompt, or a workflow's input, in a request of comfyui-api 1.18; fields that it does not
+    know are left out, as it does."""
 
-    prompt: dict[str, Any] = Field(repr=False, description="a graph in API format", min_length=1)
     id: JobId = Field(default_factory=lambda: str(uuid.uuid4()), description="comes back, and begins the file names")
     convert_output: ConvertOutput | None = None
     webhook: Url | None = Field(None, repr=False, description="deprecated: one unsigned POST a file")
@@ -164,30 +164,47 @@ class PromptRequest(_Part):
         return not sent_on and (self.upload is None or not self.upload.asynchronous)
 
     @property
-    def document(self) -> dict[str, Any]:
-        """The job that it comes to."""
-        output = {"output": self.convert_output.output} if self.convert_output is not None else {}
-        return {"id": self.id, "workflow": self.prompt, **output}
+    def output(self) -> dict[str, Any]:
+        """How the job's pictures are encoded, in words of the job document."""
+        return self.convert_output.output if self.convert_output is not None else {}
 
     @property
     def ignored(self) -> tuple[str, ...]:
         return self.convert_output.ignored if self.convert_output is not None else ()
 
 
+class PromptRequest(Wishes):
+    """A whole request."""
+
+    prompt: dict[str, Any] = Field(repr=False, description="a graph in API format", min_length=1)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The job that it comes to."""
+        return {"id": self.id, "workflow": self.prompt, **({"output": self.output} if self.output else {})}
+
+
+W = TypeVar("W", bound=Wishes)
+
+
 def read(document: Mapping[str, Any]) -> PromptRequest:
     """The request that a document is. Raises `InvalidJob` naming every wrong field, `Unsaved`."""
+    request = wishes(document, PromptRequest)
+    check_saver(request.prompt)
+    return request
+
+
+def wishes(document: Mapping[str, Any], kind: type[W]) -> W:
+    """What of a document is of this kind. Raises `InvalidJob` naming every wrong field."""
     wrong = [FieldError(name, said) for name, said in _ELSEWHERE.items() if document.get(name) is not None]
     if wrong:
         raise InvalidJob(errors=tuple(wrong))
-    given = {name: value for name, value in document.items() if value is not None}
     try:
-        request = PromptRequest.model_validate(given)
+        request = kind.model_validate({name: value for name, value in document.items() if value is not None})
     except ValidationError as error:
         raise Malformed(errors=wrong_fields(error)) from None
     if request.s3 is not None and request.http_upload is not None:
         raise Malformed("cannot be given beside s3: what is made goes to one place", field="http_upload")
-    if not saves(request.prompt):
-        raise Unsaved(_NO_SAVER, field="prompt")
     return request
 
 
@@ -205,6 +222,12 @@ class Malformed(InvalidJob):
     code = "invalid_request"
 
 
+def check_saver(prompt: Mapping[str, Any]) -> None:
+    """Raises `Unsaved`."""
+    if not saves(prompt):
+        raise Unsaved(_NO_SAVER, field="prompt")
+
+
 def saves(prompt: Mapping[str, Any]) -> bool:
     """Whether a node shows that it saves something; what is no graph at all is for admission to tell."""
     nodes = [node for node in prompt.values() if isinstance(node, Mapping)]
@@ -217,7 +240,7 @@ def _is_saver(node: Mapping[str, Any]) -> bool:
     return named or not isinstance(kind, str) or _SAVERS.search(kind) is not None
 
 
-def echo(request: PromptRequest, document: Mapping[str, Any]) -> dict[str, Any]:
+def echo(request: Wishes, document: Mapping[str, Any]) -> dict[str, Any]:
     """What an answer repeats of its request: as it was given, but for credentials, those in any URL included."""
     told = {name: without_secrets(document[name]) for name in ECHOED if document.get(name) is not None}
     return {**told, "id": request.id, "prompt": without_secrets(document["prompt"])}

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 
-from worker.api.answers import Gone, Late, document_in, ended, failed, late, refused
+from worker.api.answers import document_in, refused
 from worker.api.comfyui import models
-from worker.api.comfyui.answer import answered, in_their_words, outputs
-from worker.api.comfyui.notifier import PromptNotifier
-from worker.api.comfyui.request import HttpUpload, Malformed, PromptRequest, Unsaved, echo, read
-from worker.api.comfyui.store import PromptStore, Uploads
+from worker.api.comfyui.answer import in_their_words
+from worker.api.comfyui.prompts import Prompts
+from worker.api.comfyui.request import PromptRequest, Wishes
 from worker.api.examples import STANDARD
 from worker.api.models import Shown
 from worker.api.native import Native
-from worker.desk import Desk, Ended
-from worker.errors import DownloadFailed, InvalidJob, UrlForbidden, WorkerError
+from worker.desk import Desk
+from worker.errors import InvalidJob, WorkerError
 from worker.job import field_errors
-from worker.made import Made
-from worker.tasks import LARGE, aside
-from worker.urls import Guard
-from worker.web.problems import NOBODY, Problem, problem
-from worker.webhooks import Sender
+from worker.web.problems import Problem, problem
 
 NAME = "comfyui"
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """How prompts reach out: ``guard`` is before every URL that a request names."""
-
-    guard: Guard
-    sender: Sender
-    uploads: Uploads
 
 
 class Execution(BaseModel):
@@ -104,13 +89,35 @@ def _described(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, 
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
+def described(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, changed into that of a worker whose workflows speak comfyui-api's language."""
+    schema = models.inlined(Wishes.model_json_schema())
+    answer = {
+        "allOf": [
+            {"$ref": f"#/components/schemas/{PromptAnswer.__name__}"},
+            {"type": "object", "properties": {"input": {"type": "object"}}},
+        ]
+    }
+    for path, item in document["paths"].items():
+        if not path.startswith("/workflow/"):
+            continue
+        post = item["post"]
+        asked = post["requestBody"]["content"]["application/json"]["schema"]
+        del asked["additionalProperties"], asked["patternProperties"]
+        asked["properties"] = {"input": asked["properties"]["input"], **schema["properties"]}
+        post["parameters"] = [one for one in post["parameters"] if one["in"] == "path"]
+        for status in ("200", "202"):
+            post["responses"][status]["content"] = {"application/json": {"schema": answer}}
+        post["responses"]["400"] = {**post["responses"]["422"], "description": "The request or the input is wrong"}
+    return document
+
+
 def _problems(**meanings: str) -> dict[int | str, dict[str, Any]]:
     return {int(code[1:]): {"model": Problem, "description": said} for code, said in meanings.items()}
 
 
-def routes(native: Native, means: Means, shown: Shown | None) -> APIRouter:
+def routes(native: Native, prompts: Prompts, shown: Shown | None) -> APIRouter:
     router = APIRouter(tags=["comfyui"], dependencies=[Depends(native.speaks(NAME))])
-    prompts = Prompts(native.desk, means)
 
     @router.post(
         "/prompt",
@@ -152,74 +159,6 @@ def routes(native: Native, means: Means, shown: Shown | None) -> APIRouter:
     return router
 
 
-class Prompts:
-    """Takes prompts in and answers them."""
-
-    def __init__(self, desk: Desk, means: Means) -> None:
-        self._desk = desk
-        self._means = means
-
-    async def answered(self, request: Request) -> Response:
-        """What the caller is answered, be it a problem."""
-        try:
-            document = await document_in(request, max_body=self._desk.rules.limits.max_body)
-            asked = await aside(_size(request), lambda: read(document))
-            return await self._done(request, asked, echo(asked, document))
-        except (Malformed, Unsaved) as error:
-            return in_their_words(refused(error), 400)
-        except WorkerError as error:
-            return in_their_words(refused(error))
-
-    async def _done(self, request: Request, asked: PromptRequest, told: Mapping[str, Any]) -> Response:
-        await self._check_urls(asked)
-        desk = self._desk
-        upload, named = asked.upload, asked.webhook is not None or asked.webhook_v2 is not None
-        ticket = await desk.take(
-            asked.document,
-            waits=asked.waits,
-            native=True,
-            store=None if upload is None else PromptStore(asked, upload, self._means.uploads, self._made),
-            notifier=PromptNotifier(asked, told, self._means.sender, self._made) if named else None,
-            credentials=asked.credentials,
-        )
-        if not asked.waits:
-            return await answered({**told, "status": "ok"}, status=202, size=_size(request))
-        try:
-            return await self._ended(request, await ended(request, desk, ticket), asked, told)
-        except Late:
-            return in_their_words(late(ticket))
-        except Gone:
-            return NOBODY
-
-    async def _ended(self, request: Request, end: Ended, asked: PromptRequest, told: Mapping[str, Any]) -> Response:
-        if end.result.status != "succeeded" or end.made is None:
-            return in_their_words(failed(end.result))
-        content = {**told, **await outputs(asked, end.result, end.made)}
-        return await answered(content, size=end.made.size + _size(request))
-
-    async def _check_urls(self, asked: PromptRequest) -> None:
-        """Refuse, before anything is done for it, a URL that may not be visited.
-
-        Raises `InvalidJob` naming it. A host that cannot be resolved now may be there later.
-        """
-        named = {"webhook": asked.webhook, "webhook_v2": asked.webhook_v2}
-        if isinstance(asked.upload, HttpUpload):
-            named["http_upload.url_prefix"] = asked.upload.url_prefix
-        for field, url in named.items():
-            try:
-                if url is not None:
-                    await self._means.guard.check(url)
-            except UrlForbidden as error:
-                raise InvalidJob(error.message, field=field) from None
-            except DownloadFailed:
-                continue
-
-    def _made(self, job_id: str) -> Made | None:
-        held = self._desk.held(job_id)
-        made = None if held is None else held.made
-        return made if isinstance(made, Made) else None
-
-
 async def interrupted(request: Request, desk: Desk) -> Response:
     """Cancel all that the caller calls so; an id of ours does too."""
     try:
@@ -235,9 +174,3 @@ async def interrupted(request: Request, desk: Desk) -> Response:
         return JSONResponse({"id": asked.id, "interrupted": "success"})
     said = {"id": asked.id, "interrupted": "failed", "error": "no prompt of this id waits or runs", "location": "id"}
     return problem(404, "no prompt of this id waits or runs", code="unknown_here", more=said)
-
-
-def _size(request: Request) -> int:
-    """About how long an answer is that repeats the request."""
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else LARGE + 1

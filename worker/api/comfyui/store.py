@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from worker.api.comfyui.answer import filenames
-from worker.api.comfyui.request import HttpUpload, PromptRequest, S3Upload
+from worker.api.comfyui.request import HttpUpload, S3Upload, Wishes
 from worker.errors import AuthFailed, InternalError, InvalidJob, Owner, UploadFailed, UploadForbidden, UrlForbidden
 from worker.job import Job
 from worker.made import Made
@@ -36,7 +36,7 @@ class PromptStore:
 
     def __init__(
         self,
-        request: PromptRequest,
+        request: Wishes,
         upload: S3Upload | HttpUpload,
         uploads: Uploads,
         made: Callable[[str], Made | None],
