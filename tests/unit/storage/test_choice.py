@@ -11,13 +11,18 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.s4 import Tokens
 from tests.support.storage import AT, a_job, a_result, an_artifact
 from worker import http
 from worker.clock import CorrectedClock, SystemClock
 from worker.errors import ConfigError, InvalidJob, UrlForbidden
+from worker.settings import load_settings
 from worker.settings.storage import StorageSettings
-from worker.storage import Storages, open_storage
+from worker.storage import Storages, account_of, open_storage
+from worker.storage.s4 import Account
 from worker.urls import Guard
+
+ON_SALAD = {"SALAD_MACHINE_ID": "machine-7", "SALAD_CONTAINER_GROUP_ID": "group-3"}
 
 
 @pytest.fixture
@@ -26,13 +31,14 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def _opened(client: httpx.AsyncClient, **settings: Any) -> Storages:
+def _opened(client: httpx.AsyncClient, *, account: Account | None = None, **settings: Any) -> Storages:
     return open_storage(
         StorageSettings(**settings),
         client=client,
         guard=Guard(),
         clock=CorrectedClock(SystemClock()),
         rng=random.Random(1),
+        account=account,
     )
 
 
@@ -92,6 +98,39 @@ async def test_a_job_that_chooses_what_is_not_there(
         storages.of(a_job(**output))
     assert caught.value.errors[0].field == field
     await storages.aclose()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SALAD_ORGANIZATION_NAME": "acme"},
+        {"WORKER_PLATFORM": "salad"},
+        {"WORKER_PLATFORM": "plain", **ON_SALAD, "SALAD_ORGANIZATION_NAME": "acme"},
+    ],
+)
+async def test_s4_elsewhere_is_named_at_start(client: httpx.AsyncClient, environ: dict[str, str]) -> None:
+    """It takes SaladCloud, which vouches for the node, and the organization's name."""
+    account = account_of(load_settings(environ), Tokens())
+    assert account is None
+    with pytest.raises(ConfigError) as caught:
+        _opened(client, kind="s4", account=account)
+    assert [mistake.field for mistake in caught.value.mistakes] == ["WORKER_STORAGE"]
+
+
+async def test_s4_is_the_organizations_of_the_node(client: httpx.AsyncClient) -> None:
+    """At the address of the service, and only where the operator chose it."""
+    environ = {**ON_SALAD, "SALAD_ORGANIZATION_NAME": "acme"}
+    account = account_of(load_settings(environ), Tokens())
+    assert account is not None
+    assert (account.organization, account.url) == ("acme", "https://storage-api.salad.com")
+    storages = _opened(client, kind="s4", account=account)
+    assert storages.of(a_job()).name == storages.of(a_job(storage="s4")).name == "s4"
+    assert [archive.name for archive in storages.archives] == ["s4"]
+    await storages.aclose()
+    unchosen = _opened(client, kind="inline", account=account)
+    with pytest.raises(InvalidJob, match="s4 is not configured here"):
+        unchosen.of(a_job(storage="s4"))
+    await unchosen.aclose()
 
 
 async def test_a_directory_that_is_set_may_be_chosen(client: httpx.AsyncClient, tmp_path: Path) -> None:
