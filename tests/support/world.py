@@ -77,6 +77,7 @@ class World:
         max_wait: timedelta = timedelta(minutes=5),
         never: bool = False,
         services: dict[str, Callable[[], Awaitable[None]]] | None = None,
+        leave: Callable[[str], Awaitable[bool]] | None = None,
         http: desk.Rules | None = None,
         workflows: Workflows | None = None,
     ) -> None:
@@ -112,7 +113,7 @@ class World:
             workflows=workflows or Workflows(),
         )
         self.desk = self._desk(http) if http is not None else None
-        self._services(services or {}, drain_s, never=never)
+        self._services(services or {}, drain_s, leave, never=never)
 
     def _rules(self, flat: str, max_wait: timedelta) -> Rules:
         minutes = timedelta(minutes=10)
@@ -136,7 +137,14 @@ class World:
         inline = InlineStorage(8_000_000)
         return Desk(own, self.tools, self.status, rules, inline=inline, notifier=self.receiver)
 
-    def _services(self, more: dict[str, Callable[[], Awaitable[None]]], drain_s: float, *, never: bool) -> None:
+    def _services(
+        self,
+        more: dict[str, Callable[[], Awaitable[None]]],
+        drain_s: float,
+        leave: Callable[[str], Awaitable[bool]] | None,
+        *,
+        never: bool,
+    ) -> None:
         watch = Watch(
             self.dependencies,
             self.status,
@@ -182,6 +190,7 @@ class World:
             drain_timeout=timedelta(seconds=drain_s),
             stop_at_once=lambda: self.exits.append("at once"),
             lasting={"desk": self.desk.run} if self.desk is not None else {},
+            leave=leave,
         )
 
     def _verified(self, work: Work, output: Output) -> None:

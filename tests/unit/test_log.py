@@ -57,6 +57,16 @@ def test_a_line_is_one_json_object_with_the_fields_that_collectors_know() -> Non
     assert line == {"severity": "WARNING", "event": "slot_taken", "module": "worker.intake", "seconds": 1.5}
 
 
+def test_an_identity_token_is_hidden_by_its_shape() -> None:
+    """It is another one every few minutes, so that nobody registers it; words beside it stay."""
+    stream = json_log()
+    jwt = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJtYWNoaW5lLTcifQ.c2lnbmF0dXJl-_x"
+    log.get().info("token_sent", header=f"Bearer {jwt}", nested={"tokens": [jwt]}, said=f"refused {jwt}, again")
+    (line,) = lines(stream)
+    assert (line["header"], line["nested"], line["said"]) == ("Bearer ***", {"tokens": ["***"]}, "refused ***, again")
+    assert log.redact("worker.log.redact and eyJ.eyJ. stay") == "worker.log.redact and eyJ.eyJ. stay"
+
+
 @pytest.mark.parametrize(
     ("level", "heard"),
     [("debug", ["DEBUG", "INFO", "WARNING", "ERROR"]), ("warning", ["WARNING", "ERROR"]), ("error", ["ERROR"])],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -50,6 +51,10 @@ async def platform_of(variables: Mapping[str, str]) -> AsyncIterator[SaladPlatfo
 def first_session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The process has no boto3 session yet, and has none of the test's afterwards."""
     monkeypatch.setattr(aws, "_without_instance_metadata", False)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     aws.session.cache_clear()
     yield
     aws.session.cache_clear()
@@ -57,16 +62,13 @@ def first_session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("first_session")
 async def test_the_platform_is_the_one_that_the_settings_tell_of() -> None:
-    """Its variables are enough; where AWS's metadata address is the platform's, nobody asks there for AWS's keys."""
-    plain = open_platform(load_settings({}))
-    assert isinstance(plain, PlainPlatform)
-    assert "iam-role" in _providers()
+    """Its variables are enough, and the node's identity and token come from it."""
+    assert isinstance(open_platform(load_settings({})), PlainPlatform)
     async with MetadataService() as service:
         settings = load_settings(service.variables())
         platform = open_platform(settings)
         try:
             assert isinstance(platform, SaladPlatform)
-            assert "iam-role" not in _providers()
             node = await find_node(settings, platform)
             assert await node.identity_token() == token(1)
             assert await node.identity_token(token(1)) == token(2)
@@ -75,10 +77,17 @@ async def test_the_platform_is_the_one_that_the_settings_tell_of() -> None:
         assert (node.identity.id, node.identity.machine, node.identity.instance) == (MACHINE, MACHINE, "instance-1")
 
 
-def _providers() -> list[str]:
-    """Where credentials are looked for, by the names that botocore gives."""
-    resolver: Any = aws.session()._session.get_component("credential_provider")
-    return [provider.METHOD for provider in resolver.providers]
+@pytest.mark.usefixtures("first_session")
+async def test_aws_credentials_are_not_looked_for_at_the_platforms_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS's own metadata service has the same one; elsewhere the standard chain ends there."""
+    async with MetadataService() as service:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url())
+        assert await asyncio.to_thread(lambda: aws.session().get_credentials()) is None
+        assert ("PUT", "/latest/api/token") in service.asked
+        service.calls.clear()
+        await open_platform(load_settings(service.variables())).aclose()
+        assert await asyncio.to_thread(lambda: aws.session().get_credentials()) is None
+        assert service.calls == []
 
 
 async def test_plain_has_nobody_to_ask() -> None:

@@ -55,6 +55,22 @@ async def test_the_token_is_asked_anew_once_when_it_is_not_valid() -> None:
     assert sent == ["Bearer old", "Bearer new", "Bearer newer", "Bearer newest"]
 
 
+async def test_the_refused_token_is_named_when_another_is_asked_for() -> None:
+    """The node asks its platform anew where it has no other yet."""
+    asked: list[str | None] = []
+
+    async def token(refused: str | None = None) -> str | None:
+        asked.append(refused)
+        return "kept" if refused is None else f"not {refused}"
+
+    async with ScriptedServer(Answer(401), Answer(200)) as server:
+        client = Client(server.url(), token, FakeClock())
+        assert (await client.call("GET", "/", patience=LONG)).status == 200
+        await client.aclose()
+        assert [request.headers["authorization"] for request in server.requests] == ["Bearer kept", "Bearer not kept"]
+    assert asked == [None, "kept"]
+
+
 async def test_a_token_that_does_not_change_is_not_tried_again() -> None:
     """The operator's own is what it is."""
     async with ScriptedServer(Answer(401)) as server:
