@@ -13,7 +13,7 @@ import structlog
 from worker import lookahead
 from worker.dependencies import Dependency
 from worker.drain import remaining
-from worker.errors import QueueUnavailable
+from worker.errors import AuthFailed, ConfigError, QueueUnavailable, WorkerError
 from worker.live import Hop
 from worker.pipeline import run_job
 from worker.queues.base import Delivery, Received
@@ -129,7 +129,7 @@ class Intake:
             if receiving.cancelled():
                 return Received()
             received = receiving.result()
-        except QueueUnavailable as error:
+        except (AuthFailed, ConfigError, QueueUnavailable) as error:
             await self._back_off(line, error)
             return Received()
         finally:
@@ -151,7 +151,7 @@ class Intake:
             else:
                 await self._anything_changes()
 
-    async def _back_off(self, line: _Line, error: QueueUnavailable) -> None:
+    async def _back_off(self, line: _Line, error: WorkerError) -> None:
         line.failures += 1
         self._tools.dependencies.failed(Dependency.QUEUE, error)
         pause_s = min(BACK_OFF_FIRST_S * 2 ** (line.failures - 1), BACK_OFF_MOST_S) * self._rng.uniform(0.5, 1)

@@ -53,6 +53,9 @@ PAUSE_FIRST_S, PAUSE_MOST_S = 5.0, 60.0
 ENDING_S = 2.0
 """How long after a broken connection the process may take to be seen ended."""
 
+CREDENTIALS = "WORKER_ENGINE_USERNAME and _PASSWORD, or WORKER_ENGINE_API_KEY"
+"""What the image server refuses when it refuses us."""
+
 STRANGE_POLLS = 6
 TOLD_LINES = 200
 
@@ -299,7 +302,7 @@ class EngineService:
             state = await self._gate.engine.look()
             self._on_look(state)
         except AuthFailed as error:
-            self._refuse_at_start(error)
+            self._refuse_at_start(AuthFailed(f"{CREDENTIALS}: {error.message}"))
             return error.code
         self.state = {
             "name": state.name,
