@@ -17,6 +17,7 @@ from worker.api.native import Native
 from worker.api.push import push
 from worker.api.relay import Relay
 from worker.aws import S3Documents
+from worker.blackbox import BlackBox, Seen, place_of
 from worker.blocked import Tenure
 from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
@@ -39,11 +40,12 @@ from worker.platforms.cost import DeletionCost
 from worker.pressure import Pressure
 from worker.provisioning import Provisioning
 from worker.queues import open_desk_queue, open_queue, submittable
-from worker.queues.base import Queue
+from worker.queues.base import Queue, Recalling
 from worker.queues.memory import MemoryQueue
 from worker.settings import Settings
 from worker.settings.source import server_environment
 from worker.signals import Signals
+from worker.statistics import Statistics
 from worker.status import Status
 from worker.storage import Storages, account_of, open_buckets, open_storage
 from worker.storage.presigned import PresignedStorage
@@ -126,12 +128,16 @@ async def composed(
     if process is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
     status = tenure.status if tenure is not None else Status()
-    made = await outfit(settings, parts, stack, status)
+    box = await _blackbox(settings, parts, stack)
+    made = await outfit(settings, parts, stack, status, box.vitals)
     tools, models, drain, metrics = made.tools, made.models, made.tools.drain, made.tools.bench.metrics
     watch = _watch(tools, storage, queue, status)
     provisioning = _provisioning(settings, models, status, made.documents)
+    if box.cause is not None:
+        metrics.previous_run(str(box.cause))
     service = await _engine_service(settings, tools, process, status, watch, provisioning)
     desk = _desk(settings, parts, storage, tools, status, stack)
+    box.watch(Seen(status, tools.live, process, metrics, restarts=lambda: service.restarts))
     view = View(
         status,
         tools.live,
@@ -153,6 +159,8 @@ async def composed(
         "pressure": _pressure(settings, tools, process, service).run,
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
+        "blackbox": box.run,
+        "statistics": Statistics(metrics.families, lambda: str(status.phase), tools.reporter.bill).run,
         "memory": lambda: give_back_when_idle(tools.live),
         "cost": DeletionCost(parts.platform, tools.live).run,
         "push": lambda: _pushed(settings.node.metrics_push_url, metrics, parts),
@@ -164,12 +172,26 @@ async def composed(
         services,
         lambda: _served(view, settings, on_listening, tenure),
         drain_timeout=settings.node.drain_timeout,
-        stop_at_once=lambda: _all_at_once(process, stop_at_once),
+        stop_at_once=lambda: _all_at_once(process, box, stop_at_once),
         lasting={"desk": desk.run} if desk is not None else {},
         signals=signals,
         stays=tenure is not None,
+        on_stopped=box.end,
         leave=parts.platform.reallocate if settings.engine.give_up == "reallocate" else None,
     )
+
+
+async def _blackbox(settings: Settings, parts: Opened, stack: AsyncExitStack) -> BlackBox:
+    """What tells of the run before; the queue hears of the jobs that it held, where it can do something about them."""
+    path = await asyncio.to_thread(place_of, settings, parts.node.identity)
+    box = await stack.enter_async_context(await BlackBox.open(path, parts.node.identity, parts.clock))
+    queue: object = parts.queue
+    if box.vitals.previous is not None and isinstance(queue, Recalling):
+        try:
+            await queue.recall(box.vitals.previous)
+        except QueueUnavailable as error:
+            log.get().warning("queue_unavailable", error=error.message)
+    return box
 
 
 def _intake(settings: Settings, tools: Tools, desk: Desk | None, status: Status) -> Intake:
@@ -269,8 +291,9 @@ def _watch(tools: Tools, storage: Storages, queue: Queue, status: Status) -> Wat
     return Watch(tools.dependencies, status, tools.gate, tools.bench.metrics, probes)
 
 
-def _all_at_once(process: Process, stop: Callable[[], None]) -> None:
+def _all_at_once(process: Process, box: BlackBox, stop: Callable[[], None]) -> None:
     process.stop_at_once()
+    box.end(ExitCode.CLEAN)
     stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 import socket
@@ -21,17 +22,17 @@ from worker.images import Encoding
 from worker.inputs import Inputs
 from worker.live import Live
 from worker.lookahead import Pace
-from worker.metrics import Metrics, Observed
+from worker.metrics import IMAGES, Metrics, Observed
 from worker.models.cache import Cache
 from worker.models.none import NoCache
 from worker.models.open import open_cache
-from worker.node import Gpu, Identity, Report, find_gpu
+from worker.node import Gpu, Identity, Report, Vitals, find_gpu
 from worker.orders import Duties
 from worker.patience import Patience
 from worker.platforms.base import Platform
 from worker.queues.base import Queue
 from worker.rates import Speeds
-from worker.report import Reporter
+from worker.report import Bill, Reporter
 from worker.result import WorkerResult
 from worker.settings import Settings
 from worker.settlement import Bench
@@ -109,8 +110,14 @@ class Outfit:
     documents: S3Documents
 
 
-async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, status: Status) -> Outfit:
-    """What it opens is closed by the stack. Raises `ConfigError` for a folder of models that cannot be used."""
+async def outfit(
+    settings: Settings, parts: Opened, stack: AsyncExitStack, status: Status, vitals: Vitals | None = None
+) -> Outfit:
+    """What it opens is closed by the stack; ``vitals`` are reported as they are then.
+
+    Raises `ConfigError` for a folder of models that cannot be used.
+    """
+    vitals = vitals or Vitals()
     engine, queue, storage = parts.engine, parts.queue, parts.storage
     if engine is None or queue is None or storage is None:
         raise ValueError("the daemon needs every part")
@@ -118,7 +125,7 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     drain, budget = Drain(live, pace), Budget(settings.storage.unpublished_max)
     models: Cache | NoCache = NoCache()
     measured = Speeds()
-    metrics = _metrics(status, live, budget, parts.clock, lambda: models, measured)
+    metrics = _metrics(status, live, budget, parts.clock, lambda: models, measured, vitals)
     reporter = Reporter(
         live,
         metrics,
@@ -126,6 +133,8 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
         fit=lambda: ENGINE_REASONS.isdisjoint(gate.reasons),
         vram_gb=parts.node.identity.vram_gb,
         speeds=measured,
+        vitals=vitals,
+        bill=_billing(settings.node.price_per_hour, metrics),
     )
     parts.node.reported = reporter.report
     models = await open_cache(
@@ -161,6 +170,19 @@ async def outfit(settings: Settings, parts: Opened, stack: AsyncExitStack, statu
     return Outfit(tools, models, documents)
 
 
+def _billing(price: float | None, metrics: Metrics) -> Callable[[], Bill | None]:
+    """What the node costs from now on, whatever it does."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    def bill() -> Bill | None:
+        if price is None:
+            return None
+        return Bill(price, loop.time() - began, metrics.busy_s, int(metrics.value(IMAGES)))
+
+    return bill
+
+
 def _bench(
     settings: Settings,
     parts: Opened,
@@ -189,6 +211,7 @@ def _metrics(
     clock: CorrectedClock,
     models: Callable[[], Cache | NoCache],
     measured: Speeds,
+    vitals: Vitals,
 ) -> Metrics:
     return Metrics(
         Observed(
@@ -201,6 +224,7 @@ def _metrics(
             models_bytes=lambda: models().bytes,
             models_cap_bytes=lambda: models().cap,
             rates=lambda: measured.rates().model_dump(exclude_none=True),
+            vitals=vitals.gauges,
         )
     )
 

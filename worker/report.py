@@ -137,6 +137,10 @@ class Reporter:
         self._proof = self._told = None
         self._loaded.clear()
 
+    def bill(self) -> Bill | None:
+        """What the node has cost since its start; None where its price is not known."""
+        return self._bill()
+
     def report(self) -> Report:
         """As `Node.report`, at once."""
         shelf = self._shelf()
@@ -166,7 +170,7 @@ class Reporter:
 
         Beside them the latest figures of the machine, and how the run before this one ended.
         """
-        ended, vitals, bill = self._metrics.jobs(), self._vitals, self._bill()
+        ended, vitals, bill = self._metrics.jobs(), self._vitals, self.bill()
         found: dict[str, Any] = {
             "done": ended.get("succeeded", 0),
             "failed": ended.get("failed", 0),

@@ -61,6 +61,7 @@ class Supervisor:
         signals: Signals | None = None,
         stays: bool = False,
         leave: Callable[[str], Awaitable[bool]] | None = None,
+        on_stopped: Callable[[ExitCode], None] = lambda code: None,
     ) -> None:
         self._status = status
         self._drain = drain
@@ -74,6 +75,7 @@ class Supervisor:
         self._stays = stays
         self._refused: Mistake | None = None
         self._leave = leave
+        self._on_stopped = on_stopped
         self._unfit: str | None = None
         self._stop = asyncio.Event()
 
@@ -112,6 +114,7 @@ class Supervisor:
                 raise self._refused
             code = ExitCode.CLEAN
         log.info("stopped", exit_code=int(code))
+        self._on_stopped(code)
         return code
 
     async def _ending(self, services: set[asyncio.Task[None]]) -> None:

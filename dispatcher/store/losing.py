@@ -15,11 +15,8 @@ from dispatcher.store.schema import Word, attempts, is_token, leases
 from dispatcher.store.taking import HandOver, taken
 from worker.errors import Disposition, Fault, engine_fault
 from worker.queues.base import Attempt
-from worker.queues.policy import is_charged_loss
+from worker.queues.policy import is_charged_loss, rest_of
 from worker.wire import NODE_RESTARTED
-
-FIRST, LONGEST = timedelta(seconds=2), timedelta(minutes=2)
-"""How long a job rests that may have brought its node down: twice as long each time, so that others get through."""
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -51,7 +48,7 @@ def _lost(
         error = engine_fault(code).blamed(Fault.JOB, Disposition.REJECT)
         end_here(connection, [hand.job], error, now, tally)
         return
-    rest = timedelta(0) if code == NODE_RESTARTED else min(FIRST * 2 ** min(len(tried), 10), LONGEST)
+    rest = timedelta(0) if code == NODE_RESTARTED else rest_of(len(tried))
     give_back(connection, [(hand, row)], now, tally, visible=now + rest // _MICROSECOND if rest else None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from worker.engines.child.ending import ASKED
 from worker.errors import AuthFailed, ConfigError
 from worker.live import Live, LiveJob
 from worker.metrics import ENGINE_MEMORY_BYTES, Metrics
+from worker.models.folders import OURS
 from worker.node import Identity, Vitals, gpu_memory
 from worker.status import Status
 from worker.tasks import first_of
@@ -39,6 +40,8 @@ TOKEN_MOST = 64
 """Characters of a queue's own word for a delivery that are kept; longer ones say nothing to it at a later start."""
 
 MISCONFIGURED = 64
+THIS_PROCESS = secrets.token_hex(8)
+"""A name that no other process has; one that was misconfigured may open its box again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +61,44 @@ class BlackBox:
     A context manager that writes the last word where nobody has: leaving it by an error is a crash.
     """
 
-    def __init__(self, ring: Ring | None, identity: Identity, clock: Clock, machine: Machine) -> None:
+    def __init__(self, ring: Ring | None, identity: Identity, clock: Clock, machine: Machine, run: str) -> None:
         self.vitals = Vitals()
         self._ring = ring
         self._identity = identity
         self._clock = clock
         self._machine = machine
-        self._run = secrets.token_hex(8)
+        self._run = run
         self._began = asyncio.get_running_loop().time()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="blackbox")
+        self.cause: Cause | None = None
+        """How the run before this one ended; None where no record of it was found."""
         self._seen: Seen | None = None
         self._mark = -1
         self._lines: tuple[str, ...] = ()
         self._ended = False
 
     @classmethod
-    async def open(cls, path: Path | None, identity: Identity, clock: Clock) -> Self:
-        """The box on this path; None, and a file that cannot be had or used, make one that keeps no record."""
-        ring, machine = await asyncio.to_thread(lambda: (_ring(path), Machine(path.parent if path else Path.cwd())))
-        return cls(ring, identity, clock, machine)
+    async def open(cls, path: Path | None, identity: Identity, clock: Clock, run: str = THIS_PROCESS) -> Self:
+        """The box on this path, and the event that tells how the last run on that disk ended, where one was.
 
-    def tell(self, metrics: Metrics) -> None:
-        """Say how the last run on this disk ended, where one was: one event, the metric, and `Vitals.previous`."""
-        records = last_run(self._ring.records) if self._ring is not None else []
-        if not records:
+        No path, or a file that cannot be had or used, makes a box that keeps no record. ``run`` is this run's own name.
+        """
+        ring, machine = await asyncio.to_thread(lambda: (_ring(path), Machine(path.parent if path else Path.cwd())))
+        box = cls(ring, identity, clock, machine, run)
+        if ring is not None and (records := last_run(ring.records)):
+            box._judge(records)
+        return box
+
+    def _judge(self, records: Sequence[Record]) -> None:
+        """What this process wrote itself, when it was misconfigured, is no run before it."""
+        if records[-1].run == self._run:
             return
-        cause = cause_of(records, Scene(self._machine.boot, self._machine.cgroup, self._machine.read().oom_kills))
-        say = log.info if cause is Cause.CLEAN else log.warning
-        say("previous_run_ended", **told(records, cause))
-        metrics.previous_run(str(cause))
+        scene = Scene(self._machine.boot, self._machine.cgroup, self._machine.read().oom_kills)
+        self.cause = cause_of(records, scene)
+        say = log.info if self.cause is Cause.CLEAN else log.warning
+        say("previous_run_ended", **told(records, self.cause))
         if records[-1].worker == self._identity.id:
-            self.vitals.previous = previous_of(records, cause)
+            self.vitals.previous = previous_of(records, self.cause)
 
     def watch(self, seen: Seen) -> None:
         """From now on there is something to write down."""
@@ -193,6 +203,8 @@ def _ring(path: Path | None) -> Ring | None:
         log.info("blackbox_not_kept", reason="no folder of models")
         return None
     try:
+        if path.parent.name == OURS:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Ring(path)
     except OSError as error:
         log.warning("blackbox_not_kept", path=str(path), error=error.strerror or str(error))

@@ -31,7 +31,6 @@ class Ring:
 
     def __init__(self, path: Path) -> None:
         """Open the file, made where it does not exist. Raises `OSError`: `BlockingIOError` while another has it."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

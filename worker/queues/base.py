@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from worker.node import Orders
 from worker.result import Result
-from worker.wire import Download
+from worker.wire import Download, PreviousRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,18 @@ class Queue(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """A queue that need not wait for the leases of a worker that is back."""
+
+    async def recall(self, run: PreviousRun) -> None:
+        """What this worker held when its last run ended waits again, and how that ended is noted.
+
+        To be called before the first `receive`. Raises `QueueUnavailable`.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,11 @@ def is_charged_loss(code: str, worker: str, earlier: Iterable[Attempt]) -> bool:
     return any(one.code in ENGINE_FAULT_CODES and one.worker != worker for one in earlier)
 
 
+def rest_of(ends: int) -> timedelta:
+    """How long a job rests that may have brought its node down, after so many ends: others get through meanwhile."""
+    return min(timedelta(seconds=2 << min(ends, 10)), timedelta(minutes=2))
+
+
 def deliveries_of(handed: Sequence[HandOver]) -> int:
     """How many hand-overs count against the limit."""
     return sum(one.code not in UNCOUNTED_CODES for one in handed)

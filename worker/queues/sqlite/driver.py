@@ -22,6 +22,7 @@ from worker.queues.sqlite.schema import writing
 from worker.queues.sqlite.thread import SqliteThread
 from worker.queues.wakeup import Wakeup
 from worker.result import Result
+from worker.wire import PreviousRun
 
 T = TypeVar("T")
 BUSY = timedelta(seconds=5)
@@ -157,6 +158,11 @@ class SqliteQueue(SqliteProducer):
             rows.release(db, delivery, self._clock.now(), delay, code, charged, self._policy)
 
         await self._write(change)
+        self._wakeup.notify()
+
+    async def recall(self, run: PreviousRun) -> None:
+        """As `Recalling.recall`; a job that may have ended the run rests a while, and is charged as engine faults are."""
+        await self._write(lambda db: rows.recall(db, self._worker, run, self._clock.now(), self._policy))
         self._wakeup.notify()
 
     async def _claim(self) -> Delivery | None:

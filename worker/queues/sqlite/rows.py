@@ -18,10 +18,13 @@ from worker.queues.policy import (
     end_code,
     has_images,
     is_charged,
+    is_charged_loss,
     job_code,
     open_status,
+    rest_of,
 )
 from worker.result import Result
+from worker.wire import NODE_RESTARTED, PreviousRun
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -44,6 +47,11 @@ FORGET_MANY = """
 DELETE FROM jobs WHERE place IN (
     SELECT place FROM jobs WHERE status = 'done' ORDER BY ended_at DESC, place DESC LIMIT -1 OFFSET ?
 )
+"""
+LOST = """
+SELECT place, hand_overs.ended_at IS NULL AND jobs.token = hand_overs.token, cancelling, hand_overs.run
+FROM hand_overs JOIN jobs USING (place)
+WHERE hand_overs.token = :token AND id = :id AND worker = :worker AND hand_overs.code IS NULL
 """
 FORGET_IMAGES = "DELETE FROM inline_results WHERE number <= (SELECT max(number) FROM inline_results) - ?"
 
@@ -125,10 +133,26 @@ def release(
         _withdraw(db, place, now, stamp(now), policy, code=code, charged=charged)
         return
     _end_hand_over(db, place, stamp(now), code, charged=charged)
-    db.execute(
-        "UPDATE jobs SET status = ?, token = NULL, visible_at = ? WHERE place = ?",
-        ("delayed" if delay > timedelta(0) else "waiting", stamp(now + delay), place),
-    )
+    _wait(db, place, now, delay)
+
+
+def recall(db: sqlite3.Connection, worker: str, run: PreviousRun, now: datetime, policy: Policy) -> None:
+    """Jobs that this worker held when its last run ended: given back, or noted where the lease ran out before."""
+    for job in run.jobs:
+        found = db.execute(LOST, {"token": job.token, "id": job.id, "worker": worker}).fetchone()
+        if found is None:
+            continue
+        place, is_held, cancelling, turn = found
+        code = run.code_of(job)
+        earlier = [one.attempt for one in _handed(db, place) if one.run == turn and one.token != job.token]
+        charged = is_charged_loss(code, worker, earlier)
+        if is_held and cancelling:
+            _withdraw(db, place, now, stamp(now), policy, code=code, charged=charged)
+        elif is_held:
+            _end_hand_over(db, place, stamp(now), code, charged=charged)
+            _wait(db, place, now, timedelta(0) if code == NODE_RESTARTED else rest_of(len(earlier)))
+        else:
+            db.execute("UPDATE hand_overs SET code = ?, charged = ? WHERE token = ?", (code, charged, job.token))
 
 
 def submit(db: sqlite3.Connection, job_id: str, body: bytes, fingerprint: str, priority: int, now: datetime) -> bool:
@@ -243,6 +267,13 @@ def _end_hand_over(
     db.execute(
         "UPDATE hand_overs SET ended_at = ?, code = ?, charged = ? WHERE place = ? AND ended_at IS NULL",
         (ended_at, code, charged, place),
+    )
+
+
+def _wait(db: sqlite3.Connection, place: int, now: datetime, delay: timedelta) -> None:
+    db.execute(
+        "UPDATE jobs SET status = ?, token = NULL, visible_at = ? WHERE place = ?",
+        ("delayed" if delay > timedelta(0) else "waiting", stamp(now + delay), place),
     )
 
 
