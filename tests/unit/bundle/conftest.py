@@ -18,7 +18,8 @@ if [ "$2" = -c ]; then exec mv -T -n "$4" "$5"; fi
 echo "pid=$$"
 echo "umask=$(umask)"
 echo "bundle=${SD_WORKER_BUNDLE_DIR-unset}"
-echo "descriptors=$(ls /proc/$$/fd | tr '\\n' ' ')"
+printf descriptors=
+ls -m /proc/self/fd
 for argument in "$@"; do printf 'argument=[%s]\\n' "$argument"; done
 exit "${ENDS:-0}"
 """
