@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from worker.errors import AuthFailed, ConfigError
 from worker.log import redact
 from worker.settings.groups import Settings
-from worker.settings.http import HttpSettings
 from worker.status import Phase, Status
 from worker.tasks import cancel_all
 from worker.web.server import serve
@@ -127,12 +126,13 @@ class Stay:
 class Front:
     """An ASGI application that answers from the first moment of the process to its last.
 
-    It listens on ``host`` and ``port``, and shows its ``own`` application whenever no other is to be seen.
+    It listens at ``place``, and at ``instead`` while it cannot; it shows its ``own`` application whenever no other is
+    to be seen.
     """
 
-    def __init__(self, own: ASGIApp, place: Place, on_listening: Callable[[Place], None]) -> None:
+    def __init__(self, own: ASGIApp, place: Place, *, instead: Place, on_listening: Callable[[Place], None]) -> None:
         self._own = self._shown = own
-        self._wanted = place
+        self._wanted, self._instead = place, instead
         self._on_listening = on_listening
         self._at: Place | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -150,19 +150,15 @@ class Front:
             self._shown = self._own
 
     async def open(self) -> None:
-        """Listen, if it does not yet.
-
-        Raises `ConfigError` where that cannot be; then it listens where it would without any settings, if it can.
-        """
+        """Listen where it should, if it does not yet. Raises `ConfigError` where that cannot be."""
         if self._at == self._wanted:
             return
         try:
             await self._listen(self._wanted)
         except ConfigError:
-            usual = HttpSettings()
             if self._at is None:
                 with suppress(ConfigError):
-                    await self._listen((usual.host, usual.port))
+                    await self._listen(self._instead)
             raise
 
     async def broken(self) -> None:

@@ -17,8 +17,10 @@ QUIET_S = 3.0
 def keep() -> None:
     """At the end of a start: have all that it made looked at no more when garbage is collected.
 
-    A collection that goes through it stops the process, and with it the probes, for a tenth of a second.
+    A collection that goes through it stops the process, and with it the probes, for a tenth of a second. What an
+    earlier start made is freed first.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -19,6 +20,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[], None]] = []
+        self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
     def heard(self, listener: Callable[[], None]) -> Iterator[None]:
@@ -42,16 +44,18 @@ class Signals:
 
     def _install(self) -> None:
         loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in NUMBERS}
         try:
             for number in NUMBERS:
                 loop.add_signal_handler(number, self._tell)
         except (NotImplementedError, RuntimeError, ValueError):
             return
+        self._before = before
 
     def _remove(self) -> None:
+        """asyncio would leave Python's own handlers behind, not those that were there."""
         loop = asyncio.get_running_loop()
-        for number in NUMBERS:
-            try:
-                loop.remove_signal_handler(number)
-            except (NotImplementedError, RuntimeError, ValueError):
-                return
+        for number, handler in self._before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}

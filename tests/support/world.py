@@ -78,6 +78,8 @@ class World:
         never: bool = False,
         services: dict[str, Callable[[], Awaitable[None]]] | None = None,
         leave: Callable[[str], Awaitable[bool]] | None = None,
+        status: Status | None = None,
+        stays: bool = False,
         http: desk.Rules | None = None,
         workflows: Workflows | None = None,
     ) -> None:
@@ -89,7 +91,7 @@ class World:
         self.link = Link(self.queue)
         self.process = process or FakeProcess()
         self.receiver, self.inputs = FakeReceiver(self.clock), FakeInputs(self.clock)
-        self.status, self.live, self.metrics, self.pace = Status(), Live(), Metrics(), Pace()
+        self.status, self.live, self.metrics, self.pace = status or Status(), Live(), Metrics(), Pace()
         self.drain = Drain(self.live, self.pace)
         self.gate, self.dependencies, self.limits = Gate(self.engine), Dependencies(), Limits()
         self.exits: list[str] = []
@@ -113,7 +115,7 @@ class World:
             workflows=workflows or Workflows(),
         )
         self.desk = self._desk(http) if http is not None else None
-        self._services(services or {}, drain_s, leave, never=never)
+        self._services(services or {}, drain_s, leave, never=never, stays=stays)
 
     def _rules(self, flat: str, max_wait: timedelta) -> Rules:
         minutes = timedelta(minutes=10)
@@ -144,6 +146,7 @@ class World:
         leave: Callable[[str], Awaitable[bool]] | None,
         *,
         never: bool,
+        stays: bool,
     ) -> None:
         watch = Watch(
             self.dependencies,
@@ -191,6 +194,7 @@ class World:
             stop_at_once=lambda: self.exits.append("at once"),
             lasting={"desk": self.desk.run} if self.desk is not None else {},
             leave=leave,
+            stays=stays,
         )
 
     def _verified(self, work: Work, output: Output) -> None:

@@ -69,3 +69,16 @@ def test_what_the_start_made_is_looked_at_no_more() -> None:
         gc.unfreeze()
     gc.collect()
     assert knot() is None
+
+
+def test_what_an_earlier_start_made_is_freed_by_the_next() -> None:
+    """A node that was blocked may start a dozen times."""
+    held = Knot()
+    knot = weakref.ref(held)
+    try:
+        keep()
+        del held
+        keep()
+        assert knot() is None
+    finally:
+        gc.unfreeze()

@@ -120,13 +120,14 @@ async def _stayed(reading: Reading, command: tuple[str, ...], signals: Signals) 
     from worker.platforms import open_platform
     from worker.status import Status
 
-    settings, status = reading.settings, Status()
+    settings, status, usual = reading.settings, Status(), HttpSettings()
     platform = open_platform(settings)
     me = identity_of(settings, platform, Gpu())
     log.identify(worker=me.id, machine=me.machine, instance=me.instance, **platform.labels())
     stay = Stay(status, limit=settings.node.blocked_for, rng=random.Random())
     app = blocked_app(status, me, guarded(reading), stay.described)
-    front = Front(app, (settings.http.host, settings.http.port), lambda place: _listening(place[0])(place[1]))
+    place, instead = (settings.http.host, settings.http.port), (usual.host, usual.port)
+    front = Front(app, place, instead=instead, on_listening=lambda at: _listening(at[0])(at[1]))
 
     async def read() -> Settings:
         return await _read(front.open, lambda: configured(read_environment(), command))

@@ -1,0 +1,384 @@
+"""Phase BLOCKED: a node with a mistake of its operator's stays, tells it, and is there when it is mended."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from structlog.testing import capture_logs
+
+from tests.support.fakes import FakeEngine
+from tests.support.virtual import elapse, virtual
+from tests.support.waiting import wait_until
+from tests.support.world import World
+from worker import blocked, http
+from worker.blocked import TELL_EVERY_S, TRY_FIRST_S, TRY_MOST_S, TRYING_AGAIN, Front, Mistake, Stay, reasons_of
+from worker.engines.base import EngineState, Reach
+from worker.errors import AuthFailed, ConfigError, FieldError
+from worker.node import NodeUnfit
+from worker.settings import Settings, load_settings
+from worker.status import Phase, Status
+from worker.supervisor import ExitCode
+from worker.tasks import cancel_all
+
+HALF_AN_HOUR = timedelta(minutes=30)
+REFUSED = ConfigError((FieldError("WORKER_A", "is wrong"), FieldError("WORKER_B", "is missing")))
+
+
+class Tries:
+    """Starts of which each ends as told, the last way for ever; when and with what phase each began."""
+
+    def __init__(self, *ends: Mistake | int, takes_s: float = 0.0) -> None:
+        self.status = Status()
+        self.began: list[float] = []
+        self.phases: list[Phase] = []
+        self._ends, self._takes_s = list(ends), takes_s
+
+    async def read(self) -> Settings:
+        return load_settings({})
+
+    async def start(self, settings: Settings) -> int:
+        self.began.append(asyncio.get_running_loop().time())
+        self.phases.append(self.status.phase)
+        await elapse(self._takes_s)
+        end = self._ends.pop(0) if len(self._ends) > 1 else self._ends[0]
+        if isinstance(end, int):
+            return end
+        raise end
+
+    def stay(self, limit: timedelta = HALF_AN_HOUR) -> Stay:
+        return Stay(self.status, limit=limit, rng=random.Random(1))
+
+
+@virtual
+async def test_what_has_healed_is_left_for_provisioning() -> None:
+    """Every mistake is told until then, and while it is tried again too."""
+    tries = Tries(REFUSED, AuthFailed("the store answered 403"), 0)
+    stay = tries.stay()
+    running = asyncio.create_task(stay.run(tries.read, tries.start), name="stay")
+    await elapse(1)
+    assert tries.status.phase is Phase.BLOCKED
+    assert tries.status.startup().reasons == ("WORKER_A: is wrong", "WORKER_B: is missing")
+    assert (tries.status.ready().ok, tries.status.live().ok) == (False, True)
+    assert await running == 0
+    assert tries.phases == [Phase.STARTING, Phase.PROVISIONING, Phase.PROVISIONING]
+    assert tries.status.reasons == (TRYING_AGAIN, "auth_failed: the store answered 403")
+    blocked_then_tried = [Phase.BLOCKED, Phase.PROVISIONING]
+    assert tries.status.story == [Phase.STARTING, *blocked_then_tried, *blocked_then_tried]
+
+
+@virtual
+async def test_the_last_mistake_comes_out_when_the_time_is_up() -> None:
+    """Neither sooner nor later, however often it was tried meanwhile; the pauses between tries grow up to a bound."""
+    tries = Tries(REFUSED)
+    loop = asyncio.get_running_loop()
+    stay = tries.stay()
+    assert stay.described() == {}
+    with pytest.raises(ConfigError) as caught:
+        await stay.run(tries.read, tries.start)
+    assert caught.value is REFUSED
+    assert HALF_AN_HOUR.total_seconds() <= loop.time() < HALF_AN_HOUR.total_seconds() + 1
+    pauses = [after - before for before, after in pairwise(tries.began)]
+    assert TRY_FIRST_S * 0.8 <= pauses[0] <= TRY_FIRST_S
+    assert pauses == sorted(pauses[:5]) + pauses[5:]
+    assert all(TRY_MOST_S * 0.8 <= pause <= TRY_MOST_S for pause in pauses[5:])
+    assert stay.described() == {"blocked": {"tries": len(tries.began), "exits_in_s": 0.0}}
+
+
+@virtual
+async def test_one_line_a_minute_says_what_is_wrong_and_for_how_long() -> None:
+    """However often it is tried meanwhile; what is new is told at once."""
+    tries = Tries(REFUSED, ConfigError("another"))
+    with capture_logs() as events, pytest.raises(ConfigError):
+        await tries.stay(timedelta(minutes=10)).run(tries.read, tries.start)
+    told = [event for event in events if event["event"] == "start_blocked"]
+    assert {event["log_level"] for event in told} == {"error"}
+    assert told[0]["mistakes"] == ["WORKER_A: is wrong", "WORKER_B: is missing"]
+    assert told[0]["exits_in_s"] == 600
+    assert told[1]["mistakes"] == ["another"]
+    left = [event["exits_in_s"] for event in told[1:]]
+    assert all(before - after == pytest.approx(TELL_EVERY_S) for before, after in pairwise(left))
+    assert len(told) == 11
+    assert [event["event"] for event in events][-1] == "configuration_refused"
+
+
+@virtual
+async def test_a_long_start_is_tried_half_of_the_time_at_most() -> None:
+    """A server that takes ten minutes to say no is not started again at once."""
+    tries = Tries(REFUSED, takes_s=300)
+    with pytest.raises(ConfigError):
+        await tries.stay(timedelta(hours=1)).run(tries.read, tries.start)
+    pauses = [after - before for before, after in pairwise(tries.began)]
+    assert pauses
+    assert min(pauses) >= 600
+
+
+@virtual
+async def test_a_try_that_outlasts_the_limit_may_still_succeed() -> None:
+    """Only a node that is BLOCKED is given up."""
+    tries = Tries(REFUSED, 0, takes_s=100)
+    assert await tries.stay(timedelta(seconds=150)).run(tries.read, tries.start) == 0
+    tries = Tries(REFUSED, takes_s=100)
+    with pytest.raises(ConfigError):
+        await tries.stay(timedelta(seconds=150)).run(tries.read, tries.start)
+    assert len(tries.began) == 2
+
+
+@virtual
+async def test_after_the_first_ready_nothing_is_tried_again() -> None:
+    """Then it was no start that failed."""
+    tries = Tries(REFUSED)
+    tries.status.was_ready = True
+    with pytest.raises(ConfigError):
+        await tries.stay().run(tries.read, tries.start)
+    assert tries.status.phase is Phase.STARTING
+
+
+@virtual
+async def test_settings_that_cannot_be_read_keep_it_blocked() -> None:
+    """The phase is not left for a start that does not come."""
+    tries = Tries(0)
+    left = [REFUSED, REFUSED]
+
+    async def read() -> Settings:
+        if left:
+            raise left.pop()
+        return load_settings({})
+
+    assert await tries.stay().run(read, tries.start) == 0
+    assert tries.status.story == [Phase.STARTING, Phase.BLOCKED, Phase.PROVISIONING]
+
+
+def test_reasons_hold_no_secret() -> None:
+    """Of a URL neither its user nor its query."""
+    error = ConfigError("WORKER_WARMUP: https://me:pw@cdn.example/job.json?sig=abc answered 403")
+    assert reasons_of(error) == ("WORKER_WARMUP: https://***@cdn.example/job.json?*** answered 403",)
+
+
+class Refusing(FakeEngine):
+    """A server that refuses our credentials until it is told otherwise."""
+
+    refuses = True
+
+    async def look(self) -> EngineState:
+        if self.refuses:
+            raise AuthFailed("the server answered 401")
+        return await super().look()
+
+
+async def fails(error: Exception) -> None:
+    """A service."""
+    await elapse(3)
+    raise error
+
+
+@virtual
+async def test_a_service_that_shows_a_mistake_at_the_start_leaves_the_phase_blocked() -> None:
+    """Everything else has ended then, so that nobody moves it on; the mistake comes out."""
+    world = World(services={"provisioning": lambda: fails(REFUSED)}, stays=True)
+    world.engine.reach = Reach.PORT_CLOSED
+    with capture_logs() as events, pytest.raises(ConfigError) as caught:
+        await world.supervisor.run()
+    assert caught.value is REFUSED
+    assert world.status.phase is Phase.BLOCKED
+    assert world.status.story[-2:] == [Phase.WAITING_FOR_ENGINE, Phase.BLOCKED]
+    assert world.status.reasons == ("WORKER_A: is wrong", "WORKER_B: is missing")
+    assert world.drain.begun
+    assert not [event for event in events if event["event"] == "configuration_refused"]
+
+
+@virtual
+async def test_refused_engine_credentials_are_tried_until_they_open() -> None:
+    """From BLOCKED over PROVISIONING to READY with one phase that tells it all; the reason names the variables."""
+    status, engine = Status(), Refusing()
+
+    async def start(settings: Settings) -> int:
+        world = World(engine=engine, status=status, stays=True)
+        async with world.running() as process:
+            await asyncio.wait(
+                {process, asyncio.create_task(_ready(status), name="ready")}, return_when="FIRST_COMPLETED"
+            )
+        return await process
+
+    stay = Stay(status, limit=HALF_AN_HOUR, rng=random.Random(1))
+    running = asyncio.create_task(stay.run(Tries(0).read, start), name="stay")
+    await status.reached(Phase.BLOCKED)
+    assert "WORKER_ENGINE_API_KEY: the server answered 401" in status.reasons[0]
+    engine.refuses = False
+    assert await running == ExitCode.CLEAN
+    assert status.startup().ok
+    way = [Phase.BLOCKED, Phase.PROVISIONING, Phase.STARTING, Phase.WAITING_FOR_ENGINE, Phase.WARMING_UP, Phase.READY]
+    assert status.story[1:7] == way
+
+
+async def _ready(status: Status) -> None:
+    await status.reached(Phase.READY)
+
+
+@virtual
+async def test_a_stop_that_comes_meanwhile_is_a_clean_end() -> None:
+    """Whoever asked for it does not hear of the mistake any more."""
+    hanging = asyncio.Event()
+
+    async def lingers() -> None:
+        try:
+            await hanging.wait()
+        finally:
+            world.supervisor.stop()
+
+    world = World(services={"broken": lambda: fails(REFUSED), "lingering": lingers}, stays=True)
+    world.engine.reach = Reach.PORT_CLOSED
+    assert await world.supervisor.run() is ExitCode.CLEAN
+    assert world.status.phase is Phase.STOPPED
+
+
+@virtual
+async def test_a_mistake_after_the_first_ready_or_where_none_may_stay_is_64() -> None:
+    """BLOCKED is for starts, and for platforms that ban nodes."""
+
+    async def late() -> None:
+        await world.status.reached(Phase.READY)
+        raise REFUSED
+
+    world = World(services={"late": late}, stays=True)
+    assert await world.supervisor.run() is ExitCode.CONFIG
+    assert world.status.story[-2:] == [Phase.DRAINING, Phase.STOPPED]
+    world = World(services={"early": lambda: fails(REFUSED)})
+    world.engine.reach = Reach.PORT_CLOSED
+    assert await world.supervisor.run() is ExitCode.CONFIG
+    assert Phase.BLOCKED not in world.status.story
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("error", "code"), [(NodeUnfit("no GPU"), ExitCode.NEVER_READY), (OSError("disk"), ExitCode.INTERNAL)]
+)
+async def test_what_is_no_mistake_of_the_operators_ends_as_ever(error: Exception, code: ExitCode) -> None:
+    """An unfit node and a bug are the node's and ours: nothing to stay for."""
+    world = World(services={"broken": lambda: fails(error)}, stays=True)
+    world.engine.reach = Reach.PORT_CLOSED
+    assert await world.supervisor.run() is code
+    assert Phase.BLOCKED not in world.status.story
+
+
+@virtual
+@pytest.mark.parametrize("error", [AuthFailed("answered 401"), ConfigError("the file is another program's")])
+async def test_a_queue_that_refuses_us_after_the_first_ready_pauses(error: Mistake) -> None:
+    """As one that does not answer; it is probed, and goes on when it is back."""
+    world = World()
+    async with world.running():
+        await world.status.reached(Phase.READY)
+        receive = world.link.receive
+
+        async def refused() -> Any:
+            raise error
+
+        world.link.receive = refused  # type: ignore[method-assign]
+        await world.submit("a")
+        await world.until(lambda: world.status.phase is Phase.PAUSED)
+        assert world.status.reasons == (error.code,)
+        assert world.status.startup().ok
+        world.link.receive = receive  # type: ignore[method-assign]
+        await world.ended("a")
+        assert world.status.phase is Phase.READY
+
+
+def saying(text: str) -> Starlette:
+    async def answer(request: Any) -> PlainTextResponse:
+        return PlainTextResponse(text)
+
+    return Starlette(routes=[Route("/", answer)])
+
+
+Get = Callable[[tuple[str, int]], Awaitable[str]]
+
+
+@asynccontextmanager
+async def getting() -> AsyncIterator[Get]:
+    async with http.client(loopback=True) as client:
+
+        async def get(at: tuple[str, int]) -> str:
+            host = f"[{at[0]}]" if ":" in at[0] else at[0]
+            return (await client.get(f"http://{host}:{at[1]}/")).text
+
+        yield get
+
+
+async def test_the_front_answers_on_both_families_and_shows_what_it_is_told() -> None:
+    """One listening socket from the first moment on, whichever application answers."""
+    heard: list[tuple[str, int]] = []
+    front = Front(saying("own"), ("::", 0), instead=("::1", 0), on_listening=heard.append)
+    async with getting() as get:
+        await front.open()
+        await front.open()
+        ((_, port),) = heard
+        assert [await get((host, port)) for host in ("::1", "127.0.0.1")] == ["own", "own"]
+        showing = asyncio.create_task(front.showing(saying("worker")), name="showing")
+        await wait_until(lambda: front._shown is not front._own)
+        assert await get(("::1", port)) == "worker"
+        await cancel_all({showing})
+        assert await get(("127.0.0.1", port)) == "own"
+    await front.aclose()
+
+
+async def test_a_taken_port_is_a_mistake_that_is_told_elsewhere_until_it_is_free() -> None:
+    """The probes are answered where they would be without any settings, then where they should."""
+    heard: list[tuple[str, int]] = []
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        wanted = ("::1", int(taken.getsockname()[1]))
+        front = Front(saying("own"), wanted, instead=("127.0.0.1", 0), on_listening=heard.append)
+        async with getting() as get:
+            for _ in range(2):
+                with pytest.raises(ConfigError, match="WORKER_HTTP_PORT"):
+                    await front.open()
+            (elsewhere,) = heard
+            assert await get(elsewhere) == "own"
+    async with getting() as get:
+        await front.open()
+        assert heard == [elsewhere, wanted]
+        assert await get(wanted) == "own"
+    with socket.socket() as again:
+        again.bind(elsewhere)
+    await front.aclose()
+
+
+async def test_where_nobody_can_listen_only_the_log_tells() -> None:
+    """Neither there nor elsewhere: the mistake is that of the place that was asked for."""
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        place = ("::1", int(taken.getsockname()[1]))
+        front = Front(saying("own"), place, instead=place, on_listening=lambda at: None)
+        with pytest.raises(ConfigError, match="WORKER_HTTP_PORT"):
+            await front.open()
+    await front.aclose()
+
+
+async def test_a_front_that_breaks_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could ask such a worker how it is: a bug, told as one."""
+    breaks = asyncio.Event()
+
+    async def serving(app: Any, host: str, port: int, *, on_listening: Callable[[int], None]) -> None:
+        on_listening(1)
+        await breaks.wait()
+        raise OSError("the loop's selector")
+
+    monkeypatch.setattr(blocked, "serve", serving)
+    front = Front(saying("own"), ("::1", 0), instead=("::1", 0), on_listening=lambda at: None)
+    await front.open()
+    breaks.set()
+    with pytest.raises(OSError, match="selector"):
+        await front.broken()
+    await front.aclose()
