@@ -1,14 +1,14 @@
 """The commands, one file each, imported when they are asked for.
 
-A command is a function of the file's name, typed for typer, or a `typer.Typer` called ``app`` where it has
-commands of its own. To add one: its file, and its name here.
+A command is a function of the file's name (``_`` for ``-``), typed for typer, or a `typer.Typer` called ``app`` where
+it has commands of its own. To add one: its file, and its name here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-COMMANDS = ("run", "demo", "check", "config", "submit", "queue", "models", "probe", "version")
+COMMANDS = ("run", "demo", "check", "config", "submit", "queue", "models", "probe", "salad-group", "version")
 
 OK = 0
 FAILED = 1

@@ -20,11 +20,12 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"worker.cli.{cmd_name}")
+        name = cmd_name.replace("-", "_")
+        module = import_module(f"worker.cli.{name}")
         app = getattr(module, "app", None)
         if app is None:
             app = typer.Typer(add_completion=False)
-            app.command(cmd_name)(getattr(module, cmd_name))
+            app.command(cmd_name)(getattr(module, name))
         command = get_command(app)
         command.name = cmd_name
         return command

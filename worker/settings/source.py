@@ -49,6 +49,11 @@ def read_environment() -> Reading:
     return reading_of(os.environ)
 
 
+def environment() -> dict[str, str]:
+    """The variables of this process as they are, for who hands them on to other machines."""
+    return dict(os.environ)
+
+
 def surroundings(keep: Collection[str] = ()) -> dict[str, str]:
     """The environment of this process without any variable of ours but those of ``keep``: what a child may inherit."""
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX) or name in keep}
