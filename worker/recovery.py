@@ -76,11 +76,16 @@ async def _at_once() -> None:
     """Nothing has to be waited for."""
 
 
+async def _fast_enough(canary: Callable[[], Awaitable[None]]) -> None:
+    """Nobody asks how fast the server is."""
+
+
 class EngineService:
     """Starts the server, watches it, attends to every fault and verdict, and opens the gate when it is fit.
 
     ``before_start`` is awaited once, before the server is started for the first time, and ``before_ready`` before it
-    is warmed up; what they wait for does not count as time that the server takes.
+    is warmed up; what they wait for does not count as time that the server takes. ``after_warm_up`` may run the canary
+    again and again before the node is ready for the first time.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class EngineService:
         on_look: Callable[[EngineState], None] = lambda state: None,
         before_start: Callable[[], Coroutine[Any, Any, None]] = _at_once,
         before_ready: Callable[[], Coroutine[Any, Any, None]] = _at_once,
+        after_warm_up: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]] = _fast_enough,
     ) -> None:
         self._gate = gate
         self._canary = canary
@@ -109,6 +115,7 @@ class EngineService:
         self._on_look = on_look
         self._before_start = before_start
         self._before_ready = before_ready
+        self._after_warm_up = after_warm_up
         self._failures: deque[float] = deque()
         self._last = ""
         self._started_at: float | None = None
@@ -217,6 +224,8 @@ class EngineService:
                 await engine.prepare()
             if self._warm or self._status.was_ready:
                 await self._canary.run(self._gate)
+            if not self._status.was_ready:
+                await self._after_warm_up(lambda: self._canary.run(self._gate))
         except WorkerError as error:
             self._refuse_at_start(error)
             log.error("warm_up_failed", code=error.code, error=error.message, end=self._process.end)

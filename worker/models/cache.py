@@ -82,6 +82,15 @@ class Cache:
         return max(0, min(shelf.cap - shelf.taken, shelf.free))
 
     @property
+    def room(self) -> int:
+        """Bytes of the disk that this worker may fill: free ones, and those that all that it knows of takes.
+
+        Raises `DownloadFailed` where nobody can tell.
+        """
+        begun = sum(one.done for one in self._books.transfers())
+        return self._disk.free_bytes() + self._disk.others + self._disk.counted + begun
+
+    @property
     def folder(self) -> Path | None:
         """The folder of the server's models."""
         return self._disk.folders.root

@@ -60,17 +60,28 @@ class NodeSettings(Group):
 
 
 class FitnessSettings(Group):
-    """What a fit node must have; what is not set is not checked."""
+    """What a fit node must have; what is not set is not checked. A `WORKER_DISK_SIZE` that is set counts then, too."""
 
     vram: Size | None = var(
-        "WORKER_FITNESS_VRAM", None, "memory that the GPU must have free, before the server starts", gt=0
+        "WORKER_FITNESS_VRAM",
+        None,
+        "memory that the GPU must have free before the server starts (in all where it runs already), such as `20GB`",
+        gt=0,
     )
     download: Size | None = var(
-        "WORKER_FITNESS_DOWNLOAD", None, "bytes a second from the first model source, such as `10MB`", gt=0
+        "WORKER_FITNESS_DOWNLOAD",
+        None,
+        "bytes a second that must come from the first model source, such as `10MB`",
+        gt=0,
     )
-    upload: Size | None = var("WORKER_FITNESS_UPLOAD", None, "bytes a second to the bucket, such as `1MB`", gt=0)
+    upload: Size | None = var(
+        "WORKER_FITNESS_UPLOAD", None, "bytes a second that must go out to `WORKER_S3_BUCKET`, such as `1MB`", gt=0
+    )
     step: Duration | None = var(
-        "WORKER_FITNESS_STEP", None, "the longest that one step of the warm-up may take, such as `0.5s`", gt=ZERO
+        "WORKER_FITNESS_STEP",
+        None,
+        "the longest that one step of the warm-up job may take once it is warm, decoding included, such as `0.5s`",
+        gt=ZERO,
     )
 
 

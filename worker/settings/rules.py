@@ -14,6 +14,7 @@ from worker.errors import FieldError, InvalidJob, UnsupportedDocument
 from worker.job import Limits, as_job, document_of, parse
 from worker.settings.groups import Settings
 from worker.settings.http import HttpSettings
+from worker.settings.inherited import LISTS, MANIFESTS, SWITCHES
 from worker.settings.models import ModelsSettings
 from worker.settings.storage import LONGEST_S3_LINK
 from worker.settings.units import check_url
@@ -169,6 +170,44 @@ def _model_lists(settings: Settings) -> Found:
         inline = variable != "WORKER_MODELS_CATALOG" and value is not None and is_inline(value)
         if value is not None and not inline and (mistake := _unreadable(value)):
             yield FieldError(variable, mistake)
+
+
+@_rule("WORKER_FITNESS_UPLOAD", "WORKER_S3_BUCKET")
+def _upload_without_bucket(settings: Settings) -> Found:
+    if settings.fitness.upload is not None and settings.storage.bucket is None:
+        yield FieldError("WORKER_FITNESS_UPLOAD", "is measured against WORKER_S3_BUCKET, which is not set")
+
+
+@_rule("WORKER_FITNESS_DOWNLOAD", "WORKER_MODELS_BANDWIDTH")
+def _download_beyond_bandwidth(settings: Settings) -> Found:
+    wanted, most = settings.fitness.download, settings.models.bandwidth
+    if wanted is not None and most is not None and wanted > most:
+        yield FieldError("WORKER_FITNESS_DOWNLOAD", "is more than WORKER_MODELS_BANDWIDTH lets any node show")
+
+
+@_rule(
+    *("WORKER_FITNESS_DOWNLOAD", "WORKER_MODELS_SOURCE", "WORKER_MODELS_CATALOG", "WORKER_MODELS_MANIFEST"),
+    "WORKER_WARMUP",
+)
+def _download_without_source(settings: Settings) -> Found:
+    models, listing = settings.models, (*MANIFESTS, *LISTS, *SWITCHES)
+    if settings.fitness.download is None or models.catalog is not None or models.manifest is not None:
+        return
+    if any(one.variable in listing and one.honoured for one in settings.inherited):
+        return
+    if not models.source:
+        what = "is measured against the first model source, and there is none"
+    elif settings.engine.warmup in ("default", "none"):
+        what = "needs a model to fetch from WORKER_MODELS_SOURCE"
+    else:
+        return
+    yield FieldError("WORKER_FITNESS_DOWNLOAD", f"{what}: list one in WORKER_MODELS_MANIFEST or WORKER_MODELS_CATALOG")
+
+
+@_rule("WORKER_FITNESS_STEP", "WORKER_WARMUP")
+def _step_without_warmup(settings: Settings) -> Found:
+    if settings.fitness.step is not None and settings.engine.warmup == "none":
+        yield FieldError("WORKER_FITNESS_STEP", "is measured by the warm-up job, and WORKER_WARMUP is none")
 
 
 def is_inline(value: str) -> bool:
