@@ -234,6 +234,19 @@ def s3_client(
         return client
 
 
+def check_credentials() -> None:
+    """Raises `AuthFailed` where the standard chain finds none. It may ask the network, and belongs in a thread."""
+    from botocore import exceptions
+
+    try:
+        with _session_lock:
+            found = session().get_credentials()
+    except exceptions.BotoCoreError as error:
+        raise AuthFailed(f"no usable credentials: {error}") from None
+    if found is None:
+        raise AuthFailed("no usable credentials: Unable to locate credentials")
+
+
 def presigned(url: str, keys: tuple[str, str, str | None], region: str, clock: Clock, lives: timedelta) -> str:
     """The URL of an object with a signature that lets one read it: key id, secret and session token are ``keys``.
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tests.support.comfy import png, text_graph
 from tests.support.prompts import Prompts, a_graph, decoded, prompting
 from tests.support.receiver import Answer
+from tests.support.s3 import set_credentials
 from tests.support.stocked import BASE
 from tests.support.waiting import wait_until
 
@@ -296,6 +297,20 @@ async def test_the_older_webhook_hears_of_a_failure(here: Prompts) -> None:
     await here.prompt(graph, id="both-bad", webhook=here.plain.url("/old"), webhook_v2=here.hook.url("/both"))
     assert [one["type"] for one in await here.told(here.hook, "both-bad")] == ["prompt.failed"]
     assert [one for one in here.plain.documents if one["id"] == "both-bad"] == []
+
+
+async def test_s3_without_credentials_costs_no_turn(here: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 before the GPU works for what nobody could store; it is the operator's fault, and pauses nothing."""
+    before = here.node.pictures
+    set_credentials(monkeypatch, key=None)
+    for asynchronous in (True, False):
+        answer = await here.prompt(a_graph("nowhere"), s3={"bucket": here.bucket.name, "async": asynchronous})
+        assert (answer.status_code, answer.json()["code"]) == (503, "auth_failed")
+        assert "no usable credentials" in answer.json()["error"]
+    assert here.node.pictures == before
+    set_credentials(monkeypatch)
+    stored = await here.prompt(a_graph("here"), s3={"bucket": here.bucket.name, "async": False})
+    assert stored.status_code == 200
 
 
 async def test_prompts_are_interrupted_by_the_callers_id(here: Prompts) -> None:

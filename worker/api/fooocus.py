@@ -110,7 +110,9 @@ def _add_generation(router: APIRouter, native: Native, asked: Asked, path: str) 
         document = job_of(body, endpoint, wish)
         if not wish.waits:
             return await _begun(request, native, asked, document, wish)
-        end = await done(request, native, document, made_here="webhook" not in document)
+        answer = done(request, native, document, made_here="webhook" not in document)
+        del body, document
+        end = await answer
         return end if isinstance(end, Response) else await answered(end, wish)
 
     router.add_api_route(

@@ -97,11 +97,13 @@ async def done(
 ) -> Ended | Response:
     """How the job ended that succeeded, or what its caller is to be answered instead.
 
-    ``made_here``: nothing is stored unless the document names a place, and `Ended.made` has what was made.
+    ``made_here``: nothing is stored unless the document names a place, and `Ended.made` has what was made. The
+    document, which may be large, is let go of before the job is waited for.
     """
     desk, key = native.desk, request.headers.get("idempotency-key")
     try:
         ticket = await desk.take(document, waits=True, native=made_here, key=key)
+        del document
         end = await ended(request, desk, ticket)
     except WorkerError as error:
         return refused(as_the_caller_wrote(error))

@@ -19,7 +19,9 @@ from worker.errors import WorkerError
 NAMES = ("a1111", "sdnext")
 API = "/sdapi/v1"
 SINGLE = "extra-single-image"
-Write = Callable[[Ended, Mapping[str, Any]], bytes]
+Write = Callable[[Ended, bool], bytes]
+"""The body of an answer; the caller may want no images in it."""
+
 
 _LISTS = (
     *("sd-models", "sd-vae", "sd-modules", "loras", "loaded-loras", "embeddings", "hypernetworks", "unets"),
@@ -113,32 +115,34 @@ def _generating(native: Native, endpoint: str, write: Write) -> Callable[[Reques
         document = document_of_request(body, endpoint)
         if document.get("webhook") is not None:
             return await accepted(request, native, document)
-        end = await done(request, native, document)
+        shows, answer = body.get("send_images") is not False, done(request, native, document)
+        del body, document
+        end = await answer
         if isinstance(end, Response):
             return end
         elsewhere = lies_elsewhere(end)
         if elsewhere is not None:
             return elsewhere
-        return Response(await asyncio.to_thread(write, end, body), media_type="application/json")
+        return Response(await asyncio.to_thread(write, end, shows), media_type="application/json")
 
     return generate
 
 
-def images_document(end: Ended, body: Mapping[str, Any]) -> bytes:
+def images_document(end: Ended, shows: bool) -> bytes:
     """``images``, ``parameters`` and ``info`` as the server gives them; the images are the ones that were verified.
 
     Pictures that the server gave beside, such as ControlNet's maps, come after them. A caller may want none.
     """
     said = end.made.output.native if end.made is not None else {}
     listed: list[bytes] = []
-    if body.get("send_images") is not False:
+    if shows:
         listed += [b'"%b"' % picture for picture in pictures(end)]
         listed += [pydantic_core.to_json(picture) for picture in said.get("images_beside", ())]
     parameters, info = pydantic_core.to_json(said.get("parameters", {})), pydantic_core.to_json(said.get("info", ""))
     return b'{"images":[%b],"parameters":%b,"info":%b}' % (b",".join(listed), parameters, info)
 
 
-def single_document(end: Ended, _: Mapping[str, Any]) -> bytes:
+def single_document(end: Ended, _: bool) -> bytes:
     """``html_info`` and ``image``."""
     said = end.made.output.native if end.made is not None else {}
     html = pydantic_core.to_json(said.get("html_info", ""))

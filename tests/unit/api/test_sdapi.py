@@ -36,7 +36,7 @@ def test_the_answer_is_the_servers() -> None:
     """Its keys in its order, bare base64, the very text of its info, and its own extra pictures at the end."""
     info = '{"seed": 7, "infotexts": ["a \\"cat\\""]}'
     native = {"parameters": {"prompt": "a cat", "seed": 7}, "info": info, "images_beside": ("map==",)}
-    document = json.loads(images_document(ended(b"one", b"two", native=native), {}))
+    document = json.loads(images_document(ended(b"one", b"two", native=native), True))
     assert list(document) == ["images", "parameters", "info"]
     assert document["images"] == [*encoded(b"one", b"two"), "map=="]
     assert (document["parameters"], document["info"]) == (native["parameters"], info)
@@ -45,13 +45,13 @@ def test_the_answer_is_the_servers() -> None:
 def test_images_may_not_be_wanted() -> None:
     """``send_images`` false is for callers who have them stored."""
     end = ended(b"one", native={"info": "i", "images_beside": ("map==",)})
-    document = json.loads(images_document(end, {"send_images": False}))
+    document = json.loads(images_document(end, False))
     assert document == {"images": [], "parameters": {}, "info": "i"}
 
 
 def test_one_image_has_an_answer_of_its_own() -> None:
     """As ``extra-single-image`` gives it."""
-    document = json.loads(single_document(ended(b"large", native={"html_info": "<p>"}), {}))
+    document = json.loads(single_document(ended(b"large", native={"html_info": "<p>"}), True))
     assert document == {"html_info": "<p>", "image": encoded(b"large")[0]}
 
 
@@ -60,7 +60,7 @@ def test_images_that_are_not_at_hand() -> None:
     end = ended(b"one")
     inline = stored(end, base64=encoded(b"one")[0])
     assert (lies_elsewhere(end), lies_elsewhere(inline)) == (None, None)
-    assert json.loads(images_document(inline, {}))["images"] == encoded(b"one")
+    assert json.loads(images_document(inline, True))["images"] == encoded(b"one")
     problem = lies_elsewhere(stored(end, url="https://cdn.example/0.png"))
     assert problem is not None
     told = json.loads(bytes(problem.body))

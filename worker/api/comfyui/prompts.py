@@ -95,6 +95,7 @@ class Prompts:
         self, request: Request, asked: Wishes, document: Mapping[str, Any], told: Mapping[str, Any]
     ) -> Response:
         await self._check_urls(asked)
+        await self._means.uploads.check(asked.upload)
         desk = self._desk
         upload, named = asked.upload, asked.webhook is not None or asked.webhook_v2 is not None
         ticket = await desk.take(

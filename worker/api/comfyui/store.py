@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import assert_never
 
+from worker import aws
 from worker.api.comfyui.answer import filenames
 from worker.api.comfyui.request import HttpUpload, S3Upload, Wishes
 from worker.errors import AuthFailed, InternalError, InvalidJob, Owner, UploadFailed, UploadForbidden, UrlForbidden
@@ -24,6 +26,11 @@ class Uploads:
 
     s3: S3Storage
     urls: PresignedStorage
+
+    async def check(self, upload: S3Upload | HttpUpload | None) -> None:
+        """Refuse what can be stored by nobody before anything is made for it. Raises `AuthFailed`."""
+        if isinstance(upload, S3Upload):
+            await asyncio.to_thread(aws.check_credentials)
 
 
 class PromptStore:
