@@ -101,7 +101,7 @@ class EngineSettings(Group):
     give_up: Literal["reallocate", "exit", "never"] = var(
         "WORKER_GIVE_UP",
         "reallocate",
-        "what an unfit node does: `reallocate` (here as `exit`), `exit` (69 if it was never ready, else 75), `never` (stay, not ready)",
+        "what an unfit node does: `reallocate` (on Salad it asks to be moved to another machine; elsewhere as `exit`), `exit` (69 if it was never ready, else 75), `never` (stay, not ready)",
     )
     restarts: RatePer = var(
         "WORKER_ENGINE_RESTARTS",
