@@ -17,25 +17,25 @@ import structlog
 from worker.desk import asking
 from worker.desk.asking import Asked, owner_of
 from worker.desk.elsewhere import Elsewhere
+from worker.desk.entrance import Entrance
 from worker.desk.hints import Hints
 from worker.desk.messages import Messages
 from worker.desk.notifier import DeskNotifier
-from worker.desk.refusals import NoSharedState, NotReady, TooManyPending
-from worker.desk.room import UNMEASURED_S, Line, Load, Room, Usual, size_of
+from worker.desk.refusals import NoSharedState
+from worker.desk.room import Load, Room, size_of
 from worker.desk.states import State, is_dated, queued
 from worker.desk.stores import SHARED, DeskStores
 from worker.desk.tickets import Ended, Ticket, Tickets
-from worker.drain import remaining
 from worker.errors import Draining, IdConflict, JobCancelled, WorkerError
 from worker.job import Job, Limits, usable_id
-from worker.live import Hop, LiveJob
+from worker.live import LiveJob
 from worker.models.auth import Credentials
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
 from worker.result import ErrorResult, Result
 from worker.settlement import worker_of
-from worker.status import Phase, Status
+from worker.status import Status
 from worker.storage.base import Storage
 from worker.tasks import first_of
 from worker.tools import Tools
@@ -45,8 +45,6 @@ log = structlog.get_logger()
 
 SYNCHRONOUS = Policy(max_attempts=2, max_deliveries=2)
 """A job whose caller waits is tried once more after it was given back, then answered."""
-
-RETRY_AFTER = timedelta(seconds=5)
 
 OUTAGE_S = 60.0
 """How long callers who wait are kept while the worker takes no jobs."""
@@ -87,8 +85,8 @@ class Desk:
         self.tools = tools
         self.elsewhere = elsewhere or Elsewhere()
         self._status = status
-        self._room = Room(rules.max_pending, rules.max_wait.total_seconds())
-        self._line, self._usual = Line(), Usual()
+        room = Room(rules.max_pending, rules.max_wait.total_seconds())
+        self._entrance = Entrance(tools, status, self.tickets, room)
         self._hints = Hints(replace(tools, credentials=self.tickets.credentials_of))
         self._stores = DeskStores(tools.bench.stores, inline, self.tickets)
         self._notifier = DeskNotifier(notifier, self.tickets, self._settled)
@@ -104,26 +102,11 @@ class Desk:
     @property
     def load(self) -> Load:
         """What stands before a job that comes now."""
-        now, pace = asyncio.get_running_loop().time(), self.tools.pace
-        each_s = UNMEASURED_S if pace.generate_s is None else pace.generate_s
-        held = list(self.tools.live)
-        ours = {job.id for job in held}
-        waiting = [ticket for ticket in self.tickets if ticket.id not in ours]
-        ready = [job for job in held if not job.hop.is_past_engine and job.hop is not Hop.GENERATE]
-        running = next((job for job in held if job.hop is Hop.GENERATE), None)
-        left_s = remaining(running, now=now, pace=pace) if running is not None else 0.0
-        left_s = each_s if left_s is None else left_s
-        sizes = [ticket.size for ticket in waiting] + [self._size_of(job.id) for job in ready]
-        ahead_s = left_s + sum(self._usual.estimate_s(size, each_s) for size in sizes)
-        return Load(len(waiting), ahead_s, left_s, each_s)
-
-    def _size_of(self, job_id: str) -> float | None:
-        ticket = self.tickets.find(job_id)
-        return None if ticket is None else ticket.size
+        return self._entrance.load
 
     def full(self) -> tuple[str, ...]:
         """Why no further job may come in now, for the readiness probe; empty when one may."""
-        return ("too_many_pending",) if self._room.retry_after_s(self.load) is not None else ()
+        return self._entrance.full()
 
     async def take(
         self,
@@ -220,15 +203,15 @@ class Desk:
     async def _kept_waiting(self) -> None:
         """Callers who wait are told after a while that the worker takes no jobs."""
         while True:
-            while self._is_ready():
+            while self._entrance.is_open:
                 await self._status.changed()
             try:
                 async with asyncio.timeout(OUTAGE_S):
-                    while not self._is_ready():
+                    while not self._entrance.is_open:
                         await self._status.changed()
             except TimeoutError:
                 waiting = [ticket for ticket in self.tickets if ticket.waits and self.held(ticket.id) is None]
-                self._turn_away(self._not_ready(), waiting)
+                self._turn_away(self._entrance.not_ready(), waiting)
                 for ticket in waiting:
                     await self.queue.cancel(ticket.id)
 
@@ -265,7 +248,7 @@ class Desk:
 
     async def _taken(self, asked: Asked, ticket: Ticket, *, seen: bool) -> Ticket:
         job = asked.job
-        waits_for_others = self._check_open(ticket.size)
+        waits_for_others = self._entrance.check(ticket.size)
         self.tickets.add(ticket)
         await self.queue.submit(
             job.id,
@@ -306,34 +289,6 @@ class Desk:
         keyed = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self.rules.secret[:64], digest_size=16)
         return f"http-{keyed.hexdigest()}"
 
-    def _check_open(self, size: float | None) -> bool:
-        """Whether other jobs come before one of this size.
-
-        Raises `NotReady`, and `TooManyPending` where it would have to wait too long.
-        """
-        if self.tools.drain.begun:
-            raise Draining("this worker is being stopped", retry_after=RETRY_AFTER)
-        if not self._is_ready():
-            raise self._not_ready()
-        load = self.load
-        soonest_s = self._room.retry_after_s(load, self._usual.estimate_s(size, load.each_s))
-        if soonest_s is None:
-            if load.ahead_s <= 0:
-                self._line.forget()
-            return load.ahead_s > 0
-        usual, now = self._usual, asyncio.get_running_loop().time()
-        wait_s = self._line.place_s(
-            soonest_s, each_s=usual.pace_s(load.each_s), now=now, longest_s=usual.longest_line_s
-        )
-        raise TooManyPending(retry_after=timedelta(seconds=wait_s))
-
-    def _is_ready(self) -> bool:
-        return self._status.phase is Phase.READY
-
-    def _not_ready(self) -> NotReady:
-        reasons = ", ".join(self._status.reasons) or str(self._status.phase)
-        return NotReady(f"this worker takes no jobs now: {reasons}", retry_after=RETRY_AFTER)
-
     def _settled(self, result: Result) -> None:
         """A result is safe, though its webhook is not yet sent."""
         self._end(result.id, result)
@@ -356,7 +311,7 @@ class Desk:
         held = self.held(job_id)
         made = held.made if held is not None and ticket is not None and ticket.native else None
         if ticket is not None and ticket.ended is None and result.status == "succeeded":
-            self._usual.observe(ticket.size, result.timings.generate)
+            self._entrance.note(ticket.size, result.timings.generate)
         self._hints.forget(job_id)
         self.tickets.end(job_id, Ended(result, made))
 
