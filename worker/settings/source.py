@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from worker.errors import ConfigError, FieldError
 from worker.settings import inherited, rules
@@ -14,6 +15,7 @@ from worker.settings.later import LATER, LATER_VALUES
 from worker.settings.platform import SALAD_VARIABLES, is_salad, with_defaults
 
 PREFIX = "WORKER_"
+LOCALE, COERCED = "LC_CTYPE", ("C.UTF-8", "C.utf8", "UTF-8")
 SECRET_PREFIXES = ("AWS_",)
 SECRETS = frozenset({"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKEN_FILE"})
 """Known to every tool of the field by these names, so that they have no prefix."""
@@ -56,7 +58,25 @@ def environment() -> dict[str, str]:
 
 def surroundings(keep: Collection[str] = ()) -> dict[str, str]:
     """The environment of this process without any variable of ours but those of ``keep``: what a child may inherit."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX) or name in keep}
+    environ = without_coerced(os.environ, _first_environment())
+    return {name: value for name, value in environ.items() if not name.startswith(PREFIX) or name in keep}
+
+
+def without_coerced(environ: Mapping[str, str], first: bytes) -> dict[str, str]:
+    """Less the locale that Python gives itself, and would hand on, where it is started with none (PEP 538).
+
+    ``first`` is the environment that the process was started with, as the kernel keeps it.
+    """
+    given = {line.partition(b"=")[0] for line in first.split(b"\0")}
+    own = environ.get(LOCALE) in COERCED and bool(first) and LOCALE.encode() not in given
+    return {name: value for name, value in environ.items() if not (own and name == LOCALE)}
+
+
+def _first_environment() -> bytes:
+    try:
+        return Path("/proc/self/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def server_environment(keep: Collection[str] = ()) -> dict[str, str]:

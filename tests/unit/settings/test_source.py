@@ -13,7 +13,7 @@ from worker.settings.environment import nearest
 from worker.settings.groups import EngineSettings, Variable, WebhookSettings, secrets_of, variables
 from worker.settings.later import LATER, LATER_VALUES
 from worker.settings.platform import SALAD_VARIABLES
-from worker.settings.source import known_names, server_environment
+from worker.settings.source import known_names, server_environment, without_coerced
 from worker.settings.units import Rate
 
 SIGNING = "whsec_" + "QUJD" * 8
@@ -243,6 +243,22 @@ def test_the_servers_address_follows_from_its_kind() -> None:
     assert load_settings({"WORKER_ENGINE": "fooocus"}).engine.address == "http://[::1]:8888"
     assert [a.rpartition(":")[2] for a in load_settings({}).engine.addresses] == ["7860", "8188", "8888"]
     assert load_settings({"WORKER_ENGINE_URL": "http://[::1]:1/"}).engine.addresses == ("http://[::1]:1",)
+
+
+@pytest.mark.parametrize(
+    ("locale", "first", "kept"),
+    [
+        ("C.UTF-8", b"PATH=/bin\0HOME=/\0", False),
+        ("C.UTF-8", b"PATH=/bin\0LC_CTYPE=C.UTF-8\0", True),
+        ("de_DE.UTF-8", b"PATH=/bin\0", True),
+        ("C.UTF-8", b"", True),
+    ],
+)
+def test_the_locale_that_python_gave_itself_stays_here(locale: str, first: bytes, kept: bool) -> None:
+    """A server is started with the image's environment; one that was given is the image's, as is any of its own."""
+    environ = {"PATH": "/bin", "LC_CTYPE": locale}
+    assert ("LC_CTYPE" in without_coerced(environ, first)) is kept
+    assert without_coerced({"PATH": "/bin"}, first) == {"PATH": "/bin"}
 
 
 def test_the_servers_process_gets_no_secret_but_what_it_may_keep(monkeypatch: pytest.MonkeyPatch) -> None:
