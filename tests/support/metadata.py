@@ -120,6 +120,7 @@ class MetadataService(ScriptedServer):
 def token(number: int) -> str:
     """A JWT by its shape, with the claims that the platform's have; nobody could verify it."""
     claims = {"sub": MACHINE, "aud": ORGANIZATION, "salad_machine_id": MACHINE, "salad_workload_id": GROUP, "n": number}
+    claims |= {"salad_organization_id": ORGANIZATION, "salad_organization_name": "acme"}
     return f"{_part({'alg': 'ES256', 'kid': 'k1'})}.{_part(claims)}.c2lnbmF0dXJl{number}"
 
 
