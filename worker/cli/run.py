@@ -35,7 +35,7 @@ def run(
     settings = reading.settings if reading.salad else reading.whole()
     log.hide(secrets_of(settings))
     log.setup(settings.node.log_level, settings.node.log_format, sys.stdout)
-    sys.exit(asyncio.run(_daemon(reading, words)))
+    sys.exit(asyncio.run(daemon(reading, words)))
 
 
 def configured(reading: Reading, command: tuple[str, ...]) -> Reading:
@@ -91,7 +91,8 @@ class _Stop:
         raise _Stopped
 
 
-async def _daemon(reading: Reading, command: tuple[str, ...]) -> int:
+async def daemon(reading: Reading, command: tuple[str, ...]) -> int:
+    """The worker until its end, which a signal may bring at any moment; its exit code."""
     signals, stop = Signals(), _Stop()
     work = _stayed(reading, command, signals) if reading.salad else _worked(reading.settings, signals)
     with signals.heard(stop.ask):

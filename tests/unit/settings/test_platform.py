@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from worker.errors import ConfigError
 from worker.settings import load_settings
 from worker.settings.platform import is_salad
 from worker.settings.source import reading_of
@@ -49,3 +51,15 @@ def test_a_misspelt_platform_is_a_mistake_and_hides_no_salad() -> None:
     assert [one.field for one in reading.mistakes] == ["WORKER_PLATFORM"]
     assert reading.salad
     assert not reading_of({"WORKER_PLATFORM": "sald"}).salad
+
+
+def test_a_reading_has_the_defaults_of_what_is_wrong(tmp_path: Path) -> None:
+    """By itself or beside others; the rest stands, so that a node can tell its mistakes where it is asked for them."""
+    wrong = {"WORKER_HTTP_PORT": "70000", "WORKER_BLOCKED_FOR": "soon", "WORKER_MODELS_DIR": str(tmp_path / "none")}
+    reading = reading_of({**ON_SALAD, **wrong, "WORKER_HTTP_HOST": "::1", "WORKER_LOG_FORMAT": "json"})
+    assert {one.field for one in reading.mistakes} == set(wrong)
+    settings = reading.settings
+    assert (settings.http.host, settings.http.port, settings.models.dir) == ("::1", 3000, None)
+    assert (settings.node.blocked_for, settings.node.log_format) == (timedelta(minutes=30), "json")
+    with pytest.raises(ConfigError):
+        reading.whole()
