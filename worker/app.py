@@ -6,16 +6,10 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 from worker import log, recovery, warmup
-from worker.api import comfyui
 from worker.api.app import View, create_app
-from worker.api.fetches import Fetches
-from worker.api.models import Shown
-from worker.api.native import Native
 from worker.api.push import push
-from worker.api.relay import Relay
 from worker.aws import S3Documents
 from worker.blackbox import BlackBox, Seen, place_of
 from worker.blocked import Tenure
@@ -47,12 +41,12 @@ from worker.settings.source import server_environment
 from worker.signals import Signals
 from worker.statistics import Statistics
 from worker.status import Status
-from worker.storage import Storages, account_of, open_buckets, open_storage
-from worker.storage.presigned import PresignedStorage
+from worker.storage import Storages, account_of, open_storage
 from worker.supervisor import ExitCode, Supervisor
 from worker.tasks import first_of
 from worker.tools import Tools
 from worker.urls import Guard
+from worker.view import open_view
 from worker.watch import Watch
 from worker.web.server import serve
 
@@ -138,19 +132,7 @@ async def composed(
     service = await _engine_service(settings, tools, process, status, watch, provisioning)
     desk = _desk(settings, parts, storage, tools, status, stack)
     box.watch(Seen(status, tools.live, process, metrics, restarts=lambda: service.restarts))
-    view = View(
-        status,
-        tools.live,
-        metrics,
-        me,
-        service.described,
-        lambda: {"platform": parts.platform.described(), **_extras(settings, tools, provisioning, models)},
-        _shown(models, stack) if desk is not None else None,
-        tools.reporter.report,
-        _native(settings, desk, tools, stack),
-        tools.workflows,
-        await _prompts(settings, parts, stack) if desk is not None else None,
-    )
+    view = await open_view(settings, parts, made, status, desk, service, provisioning, stack)
     services = {
         "engine": service.run,
         "provisioning": provisioning.run,
@@ -237,39 +219,11 @@ def _elsewhere(settings: Settings, parts: Opened, storage: Storages, stack: Asyn
     return Elsewhere(producer, storage.archives)
 
 
-def _native(settings: Settings, desk: Desk | None, tools: Tools, stack: AsyncExitStack) -> Native | None:
-    if desk is None:
-        return None
-    engine = settings.engine
-    allowed = engine.options == "allow"
-    relay = Relay(tools.engine, tools.gate, desk.rules, options_allowed=allowed, timeout=engine.job_timeout)
-    stack.push_async_callback(relay.aclose)
-    return Native(desk, tools.engine, tools.gate, engine.kind, relay)
-
-
-async def _prompts(settings: Settings, parts: Opened, stack: AsyncExitStack) -> comfyui.Means | None:
-    """How prompts in comfyui-api's language reach out, where there may be a ComfyUI."""
-    if settings.engine.kind not in ("auto", comfyui.NAME):
-        return None
-    buckets = open_buckets(settings.store, clock=parts.clock, rng=random.Random())
-    stack.push_async_callback(buckets.aclose)
-    client = await stack.enter_async_context(parts.guard.client())
-    uploads = comfyui.Uploads(buckets, PresignedStorage(client, parts.guard, rng=random.Random()))
-    return comfyui.Means(parts.guard, sender_of(settings, parts, stack, inline=True), uploads)
-
-
 async def _kept(models: Cache | NoCache, tools: Tools) -> None:
     """A service: the cache is tidied until the drain begins; then nothing is fetched that no job waits for."""
     await first_of(models.keep(), tools.drain.beginning())
     tools.orders.stop()
     models.drain()
-
-
-def _shown(models: Cache | NoCache, stack: AsyncExitStack) -> Shown:
-    """The cache as HTTP sees it; what is fetched for a caller ends before the cache does."""
-    fetches = Fetches(models)
-    stack.push_async_callback(fetches.aclose)
-    return Shown(models, fetches)
 
 
 async def _served(view: View, settings: Settings, on_listening: Callable[[int], None], tenure: Tenure | None) -> None:
@@ -369,20 +323,3 @@ async def _purge(storage: Storages, clock: CorrectedClock) -> None:
         except WorkerError as error:
             log.get().warning("purge_failed", code=error.code, error=error.message)
         await asyncio.sleep(PURGE_EVERY_S)
-
-
-def _extras(settings: Settings, tools: Tools, provisioning: Provisioning, models: Cache | NoCache) -> dict[str, Any]:
-    """What the status tells beside the worker's own state."""
-    return {
-        "queue": {"kind": settings.queue.kind},
-        "storage": {"kind": settings.store.chosen},
-        "start": provisioning.described(),
-        "gate": {"open": tools.gate.is_open, "reasons": list(tools.gate.reasons)},
-        "sources_paused": dict(models.paused),
-        "paused": {str(name): code for name, code in tools.dependencies.paused.items()},
-        "pace": {
-            "prepare_s": tools.pace.prepare_s,
-            "generate_s": tools.pace.generate_s,
-            "settle_s": tools.pace.settle_s,
-        },
-    }

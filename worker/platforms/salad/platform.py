@@ -62,7 +62,7 @@ class SaladPlatform:
         """What the variables say, whether the service answered when last asked, and what it was told last."""
         return {
             "name": self.name,
-            **self._settings.model_dump(exclude={"metadata_uri"}),
+            **{name: told for name, told in self._settings.model_dump().items() if not name.endswith("_uri")},
             "metadata_answers": self._metadata.answered,
             "deletion_cost": self._cost,
             "reallocation": self._reason,
