@@ -18,7 +18,8 @@ from worker.desk.states import State
 from worker.errors import InvalidJob, WorkerError
 from worker.job import ID, usable_id
 from worker.result import Result
-from worker.web.problems import NOBODY, Problem
+from worker.web import problems
+from worker.web.problems import NOBODY
 
 _IN_THREAD = 1_000_000
 ASYNC = "respond-async"
@@ -66,19 +67,6 @@ _ACCEPTED: dict[str, Any] = {
         "Preference-Applied": {"schema": {"type": "string"}, "description": "`respond-async`, where that was asked"},
     },
 }
-_RETRY = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
-
-
-def _problems(**meanings: str) -> dict[int | str, dict[str, Any]]:
-    """Problems by their status, which those that pass have a ``Retry-After`` with."""
-    return {
-        int(code[1:]): {
-            "model": Problem,
-            "description": said,
-            **({"headers": _RETRY} if code in ("_429", "_503") else {}),
-        }
-        for code, said in meanings.items()
-    }
 
 
 def routes(desk: Desk) -> APIRouter:
@@ -97,7 +85,7 @@ def _taking(router: APIRouter, desk: Desk) -> None:
         responses={
             200: {"description": "It succeeded"},
             202: _ACCEPTED,
-            **_problems(
+            **problems.answers(
                 _408="It took too long, or came too late",
                 _409="It was cancelled, its key or id stands for another document, or nobody could learn how it ends",
                 _413="The body is too large",
@@ -129,7 +117,7 @@ def _asking(router: APIRouter, inquiry: Inquiry) -> None:
         summary="How far a job is, or how it ended",
         response_model=State,
         response_model_exclude_none=True,
-        responses=_problems(**unknown),
+        responses=problems.answers(**unknown),
     )
     async def get(id: JobId) -> Response:
         try:
@@ -144,7 +132,7 @@ def _asking(router: APIRouter, inquiry: Inquiry) -> None:
         responses={
             200: {"description": "It is cancelled"},
             202: {"model": State, "description": "It is being cancelled"},
-            **_problems(**unknown, _409="It has ended already"),
+            **problems.answers(**unknown, _409="It has ended already"),
         },
     )
     async def delete(id: JobId) -> Response:
@@ -163,7 +151,7 @@ def _asking(router: APIRouter, inquiry: Inquiry) -> None:
                 "description": "`state`, `progress` and at last `end`, each with the job's state as its data",
                 "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}},
             },
-            **_problems(**unknown),
+            **problems.answers(**unknown),
         },
     )
     async def follow(id: JobId) -> Response:

@@ -35,7 +35,8 @@ from worker.models.base import Entry, InFlight, Wanted
 from worker.models.folders import wrong_name
 from worker.models.kinds import is_told_by_hub, kind_of_url
 from worker.models.manifest import checked_url
-from worker.web.problems import Problem, problem
+from worker.web import problems
+from worker.web.problems import problem
 
 BODY_MOST = 65_536
 LOOK_S = 2.0
@@ -111,6 +112,10 @@ def _named(name: str) -> str:
     return name
 
 
+FileName = Annotated[Name, AfterValidator(_named)]
+"""Of a file below a folder of models."""
+
+
 class Order(BaseModel):
     """A model to be fetched. Without a URL it comes from the operator's sources, by its name.
 
@@ -120,7 +125,7 @@ class Order(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")] | None = None
-    name: Annotated[Name, AfterValidator(_named)] | None = None
+    name: FileName | None = None
     url: Annotated[Url, AfterValidator(checked_url)] | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     size: Int | None = Field(None, gt=0)
@@ -150,10 +155,6 @@ _ORDER_SCHEMA: dict[str, Any] = {
 }
 
 
-def _problems(**meanings: str) -> dict[int | str, dict[str, Any]]:
-    return {int(code[1:]): {"model": Problem, "description": said} for code, said in meanings.items()}
-
-
 def routes(shown: Shown, longest: timedelta | None = None) -> APIRouter:
     """``longest``: no answer is waited for any longer."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -170,7 +171,7 @@ def routes(shown: Shown, longest: timedelta | None = None) -> APIRouter:
         responses={
             200: {"description": "It is on disk"},
             202: {"model": StateAnswer, "description": "It is on its way"},
-            **_problems(
+            **problems.answers(
                 _413="The body is too large",
                 _422="The order cannot be carried out",
                 _429="Too many are being fetched",
@@ -193,7 +194,7 @@ def routes(shown: Shown, longest: timedelta | None = None) -> APIRouter:
         "/{kind}/{name:path}",
         summary="Remove a model from the disk",
         status_code=204,
-        responses=_problems(
+        responses=problems.answers(
             _404="There is no such model", _409="A job or the image server uses it", _422="There can be no such model"
         ),
     )

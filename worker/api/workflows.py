@@ -15,7 +15,7 @@ from worker.desk import Desk
 from worker.desk.states import State
 from worker.errors import FieldError, InvalidJob, WorkerError
 from worker.result import Result
-from worker.web.problems import Problem
+from worker.web import problems
 from worker.workflows import Workflow, WorkflowBroken, Workflows
 
 COMPONENTS = "#/components/schemas/"
@@ -34,19 +34,16 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 """What comfyui-api takes beside the input."""
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": said}
-    for status, said in {
-        408: "It took too long, or came too late",
-        409: "It was cancelled, or its key stands for another document",
-        413: "The body is too large",
-        422: "The input is wrong, or the job can never succeed as it is",
-        429: "Too many jobs wait",
-        500: "A fault of the worker",
-        503: "It may succeed later, or elsewhere; or the workflow itself is broken",
-        504: "It takes longer than an answer may, and goes on",
-    }.items()
-}
+_PROBLEMS = problems.answers(
+    _408="It took too long, or came too late",
+    _409="It was cancelled, or its key stands for another document",
+    _413="The body is too large",
+    _422="The input is wrong, or the job can never succeed as it is",
+    _429="Too many jobs wait",
+    _500="A fault of the worker",
+    _503="It may succeed later, or elsewhere; or the workflow itself is broken",
+    _504="It takes longer than an answer may, and goes on",
+)
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "It succeeded"},

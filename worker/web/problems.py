@@ -44,6 +44,17 @@ UNAUTHORIZED: dict[int | str, dict[str, Any]] = {
 }
 
 
+_RETRY = {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}}
+
+
+def answers(**meanings: str) -> dict[int | str, dict[str, Any]]:
+    """Problems as OpenAPI describes answers, by ``_404`` and so on; those that pass have a ``Retry-After``."""
+    return {
+        int(code[1:]): {"model": Problem, "description": said, **(_RETRY if code in ("_429", "_503") else {})}
+        for code, said in meanings.items()
+    }
+
+
 def problem(
     status: int,
     detail: str,

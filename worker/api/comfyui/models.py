@@ -15,29 +15,23 @@ from worker import http
 from worker.api.answers import document_in, refused
 from worker.api.comfyui.answer import in_their_words
 from worker.api.comfyui.request import wrong_fields
-from worker.api.models import Shown
+from worker.api.models import FileName, Shown
 from worker.api.models import refusal as model_refusal
 from worker.api.native import Native
+from worker.api.schemas import inlined
 from worker.engines.base import Engine, NativeCall
 from worker.errors import EngineCrashed, InvalidJob, Owner, WorkerError
-from worker.job import Name, Url
+from worker.job import Url
 from worker.models.auth import AnyAuth
 from worker.models.base import Wanted
-from worker.models.folders import wrong_name
 from worker.models.identity import safe_name
 from worker.models.kinds import kind_of_folder
 from worker.models.manifest import checked_url
 from worker.tasks import gather_bare
-from worker.web.problems import Problem
+from worker.web import problems
 
 _UNLISTED = frozenset({"custom_nodes"})
 """A folder of the server's that holds no models."""
-
-
-def _named(name: str) -> str:
-    if wrong := wrong_name(name):
-        raise ValueError(wrong)
-    return name
 
 
 class DownloadRequest(BaseModel):
@@ -49,7 +43,7 @@ class DownloadRequest(BaseModel):
     model_type: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
         description="a folder of the server's models, as GET /models names them"
     )
-    filename: Annotated[Name, AfterValidator(_named)] | None = None
+    filename: FileName | None = None
     wait: bool = Field(default=False, description="answer when the file is there, or no answer may take longer")
     auth: AnyAuth | None = None
 
@@ -78,12 +72,12 @@ _EXAMPLE = {
     "model_type": "checkpoints",
     "wait": False,
 }
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The order is not of comfyui-api's form, or the server has no such folder"},
-    422: {"model": Problem, "description": "The order cannot be carried out"},
-    429: {"model": Problem, "description": "Too many are being fetched"},
-    503: {"model": Problem, "description": "A source, the network, the disk or the server is in the way now"},
-}
+_PROBLEMS = problems.answers(
+    _400="The order is not of comfyui-api's form, or the server has no such folder",
+    _422="The order cannot be carried out",
+    _429="Too many are being fetched",
+    _503="A source, the network, the disk or the server is in the way now",
+)
 
 
 def routes(native: Native, shown: Shown | None) -> APIRouter:
@@ -180,22 +174,3 @@ async def _fetched(order: DownloadRequest, kind: str, shown: Shown, longest: tim
 def _shown(url: str) -> str:
     """The URL without what may be a credential in it."""
     return http.shown(url) if "://" in url else url
-
-
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose parts stand where they are used, since an operation of its own has no place for definitions."""
-    parts = schema.get("$defs", {})
-
-    def put(node: Any) -> Any:
-        if isinstance(node, list):
-            return [put(one) for one in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return put(parts[node["$ref"].rpartition("/")[2]])
-        return {k: put(v) for k, v in node.items() if k not in ("$defs", "discriminator")}
-
-    whole = put(schema)
-    if not isinstance(whole, dict):
-        raise TypeError("a schema is an object")
-    return whole

@@ -17,10 +17,12 @@ from worker.api.comfyui.request import PromptRequest, Wishes
 from worker.api.examples import STANDARD
 from worker.api.models import Shown
 from worker.api.native import Native
+from worker.api.schemas import inlined
 from worker.desk import Desk
 from worker.errors import InvalidJob, WorkerError
 from worker.job import field_errors
-from worker.web.problems import Problem, problem
+from worker.web import problems
+from worker.web.problems import problem
 
 NAME = "comfyui"
 
@@ -85,13 +87,13 @@ Problems have comfyui-api's `error` and `location` beside their own members."""
 
 
 def _described(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    schema = models.inlined(model.model_json_schema())
+    schema = inlined(model.model_json_schema())
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
 def described(document: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document, changed into that of a worker whose workflows speak comfyui-api's language."""
-    schema = models.inlined(Wishes.model_json_schema())
+    schema = inlined(Wishes.model_json_schema())
     answer = {
         "allOf": [
             {"$ref": f"#/components/schemas/{PromptAnswer.__name__}"},
@@ -112,10 +114,6 @@ def described(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _problems(**meanings: str) -> dict[int | str, dict[str, Any]]:
-    return {int(code[1:]): {"model": Problem, "description": said} for code, said in meanings.items()}
-
-
 def routes(native: Native, prompts: Prompts, shown: Shown | None) -> APIRouter:
     router = APIRouter(tags=["comfyui"], dependencies=[Depends(native.speaks(NAME))])
 
@@ -128,7 +126,7 @@ def routes(native: Native, prompts: Prompts, shown: Shown | None) -> APIRouter:
         responses={
             200: {"description": "What was made"},
             202: {"model": PromptAnswer, "description": "It was taken: the webhook, or the place of the upload, tells"},
-            **_problems(
+            **problems.answers(
                 _400="The request is not of comfyui-api's form, or its graph saves nothing",
                 _404="The server here is no ComfyUI",
                 _408="It took too long",
@@ -150,7 +148,7 @@ def routes(native: Native, prompts: Prompts, shown: Shown | None) -> APIRouter:
         summary="Cancel the prompts of an id, waiting or running",
         response_model=InterruptAnswer,
         openapi_extra=_described(Interrupt, {"id": "123e4567-e89b-12d3-a456-426614174000"}),
-        responses=_problems(_400="The request names no id", _404="No prompt of this id waits or runs"),
+        responses=problems.answers(_400="The request names no id", _404="No prompt of this id waits or runs"),
     )
     async def interrupt(request: Request) -> Response:
         return await interrupted(request, native.desk)
