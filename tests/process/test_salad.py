@@ -66,13 +66,3 @@ async def test_a_node_whose_server_never_works_asks_to_be_moved_and_is_ended(tmp
         assert "failed 1 times, at last: engine_lost: " in platform.reasons[0]
         assert [call.path for call in platform.calls][-1] == "/v1/reallocate"
         assert platform.deletion_cost == 0
-
-
-async def test_a_node_that_nobody_moves_ends_by_its_code(tmp_path: Path) -> None:
-    """The metadata service refuses: the code bans the machine instead."""
-    async with supervised("sdnext", tmp_path) as around, MetadataService() as platform:
-        platform.missing.add("/v1/reallocate")
-        variables = {**platform.variables(), "WORKER_ENGINE_RESTARTS": "1/10m"}
-        code, life = await around.ended_by_itself("sh", "-c", "exit 3", **variables)
-        assert code == ExitCode.NEVER_READY, life.tail()
-        assert [one["error"][-12:] for one in life.events("reallocation_not_taken")] == ["answered 404"]
