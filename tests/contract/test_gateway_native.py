@@ -29,7 +29,8 @@ def released(worker: RunningWorker[Simulator]) -> bool:
 
 
 async def test_an_answer_that_would_come_too_late(tmp_path: Path) -> None:
-    """504 with the id; the same request with the same key gets the images once they are there."""
+    """504 with the id; the same request with the same key gets the images once they are there, and so does whoever
+    asks for the job itself."""
     async with running_worker(tmp_path, "a1111", hanging(), WORKER_HTTP_TIMEOUT="0.2s", **PLAIN) as worker:
 
         async def ask() -> httpx.Response:
@@ -44,7 +45,9 @@ async def test_an_answer_that_would_come_too_late(tmp_path: Path) -> None:
             return released(worker) and (await ask()).status_code == 200
 
         await wait_until(arrived, PATIENCE_S)
-        assert len((await ask()).json()["images"]) == 1
+        (image,) = (await ask()).json()["images"]
+        state = (await worker.client.get(f"/v1/jobs/{late.json()['id']}")).json()
+        assert [one["base64"] for one in state["result"]["images"]] == [image]
     assert len(worker.sim.stats.generations) == 1
 
 

@@ -91,6 +91,21 @@ async def test_no_route_but_the_probes_opens_without_the_key(tmp_path: Path) -> 
         assert worker.sim.stats.generations == []
 
 
+async def test_another_sites_page_does_nothing_with_the_key(tmp_path: Path) -> None:
+    """A browser that was given the key sends it along wherever a page tells it to; our own page and programs are none
+    of those, and to be looked at from there is no harm."""
+    async with standing(tmp_path) as stand:
+        foreign = {"sec-fetch-site": "cross-site", "content-type": "text/plain"}
+        for path in ("/v1/jobs", "/v1/models", "/sdapi/v1/txt2img", "/sdapi/v1/refresh-loras"):
+            answer = await stand.ask("POST", path, json=drawn(), headers=foreign)
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+        assert stand.worker.sim.stats.generations == []
+        assert (await stand.ask("GET", "/", headers=foreign)).status_code == 200
+        for site in ("same-origin", "none"):
+            answer = await stand.ask("POST", "/sdapi/v1/txt2img", json=drawn(), headers={"sec-fetch-site": site})
+            assert answer.status_code == 200
+
+
 async def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whichever way a guess comes, what is compared is as long as any other, to its end."""
     compared: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from worker.api import comfyui, examples, fooocus, jobs, page, previews, probes, sdapi, status, workflows
-from worker.api.auth import KeyCheck
+from worker.api.auth import KeyCheck, not_from_another_site
 from worker.api.models import Shown, described
 from worker.api.models import routes as models_routes
 from worker.api.native import Native
@@ -64,7 +64,8 @@ def create_app(view: View, settings: HttpSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    guarded = APIRouter(dependencies=[Depends(KeyCheck(settings.api_key))], responses=problems.UNAUTHORIZED)
+    checks = [Depends(not_from_another_site), Depends(KeyCheck(settings.api_key))]
+    guarded = APIRouter(dependencies=checks, responses=problems.UNAUTHORIZED)
     guarded.include_router(
         status.routes(view.status, view.live, view.metrics, view.identity, view.engine, view.additions, view.report)
     )

@@ -15,6 +15,8 @@ from fastapi.security.base import SecurityBase
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
+from worker.web.turns import LIGHT
+
 
 class _BasicPassword(SecurityBase):
     """The password of HTTP Basic, as the bytes that were sent, read as Latin-1 like any header; None without one."""
@@ -39,6 +41,14 @@ _basic = _BasicPassword()
 
 CHALLENGE = 'Basic realm="sd-worker", charset="UTF-8"'
 """The one challenge that makes a browser ask; Chromium asks nothing when another stands on the same line."""
+
+
+async def not_from_another_site(request: HTTPConnection) -> None:
+    """A dependency of routes: another site's page in somebody's browser is answered with 403 where it asks for more
+    than a look, since the browser sends the key along that our own page was given."""
+    foreign = request.headers.get("sec-fetch-site", "").lower() == "cross-site"
+    if foreign and request.scope["method"] not in LIGHT:
+        raise HTTPException(403, "a page of another site may not ask for this")
 
 
 class KeyCheck:

@@ -16,7 +16,14 @@ from starlette.requests import ClientDisconnect
 from worker.errors import FieldError
 
 MEDIA_TYPE = "application/problem+json"
-CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 500: "internal"}
+CODES = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    500: "internal",
+}
 
 
 NOBODY = Response(status_code=499)
