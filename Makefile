@@ -42,6 +42,7 @@ test-browser: $(READY)
 binary: $(BUILD)/.ready
 	$(BUILD)/bin/python -m bundle --out dist/sd-worker $(if $(GLIBC),--glibc $(GLIBC))
 
+# Needs root and debootstrap (apt-get install debootstrap): it runs in roots of other releases.
 test-binary: $(READY) binary
 	$(BIN)/python -m pytest -q --tb=short --show-capture=no -m binary tests/binary $(ARGS)
 
