@@ -19,7 +19,7 @@ JOBS = "/v1/jobs"
 @asynccontextmanager
 async def _worker(root: Path, platform: MetadataService, store: S4Service) -> AsyncIterator[RunningWorker[Any]]:
     """Without a queue, and without any webhook."""
-    variables = {
+    variables: dict[str, Any] = {
         **platform.variables(),
         "SALAD_STORAGE_URI": store.url(""),
         "WORKER_STORAGE": "s4",
