@@ -25,7 +25,6 @@ CODES = {
     500: "internal",
 }
 
-
 NOBODY = Response(status_code=499)
 """What a caller who went away is not told."""
 
