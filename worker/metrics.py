@@ -106,6 +106,8 @@ class Metrics:
         self._engine_memory = Gauge(
             ENGINE_MEMORY_BYTES, "Memory that the image server holds, without mapped files.", registry=registry
         )
+        self.engine_holds: int | None = None
+        """The image server's memory as it was read last."""
         self._uploaded = counter(UPLOADS_BYTES, "Bytes of images stored.")
         self._images = counter(IMAGES, "Images stored, or sent in results.")
         self._webhooks = counter(WEBHOOKS, "Webhooks that came to an end, by outcome.", "outcome")
@@ -148,6 +150,7 @@ class Metrics:
         self._restarts.labels(reason).inc()
 
     def engine_memory(self, bytes: int) -> None:
+        self.engine_holds = bytes
         self._engine_memory.set(bytes)
 
     def uploaded(self, bytes: int) -> None:

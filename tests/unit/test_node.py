@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from worker.node import Gpu, find_gpu, gpu_of
+from worker.node import Gpu, Use, Vitals, find_gpu, gpu_memory, gpu_of, gpu_use_of
 
 
 def saying(code: str) -> tuple[str, ...]:
@@ -49,3 +49,26 @@ async def test_a_hanging_driver_holds_nothing_up() -> None:
         assert await find_gpu(saying("import time; time.sleep(60)")) == Gpu()
     finally:
         node._NVIDIA_MOST_S = limit
+
+
+async def test_what_is_taken_of_the_gpus_memory_is_asked_for() -> None:
+    """In MiB, of the first card; nothing where it cannot be told."""
+    assert await gpu_memory(saying("print('20480, 24564')")) == Use(20480 << 20, 24564 << 20)
+    assert await gpu_memory(("no-such-command-here",)) is None
+
+
+@pytest.mark.parametrize("told", ["", "[N/A], [N/A]", "1", "1, 2, 3", "1, x", "No devices were found"])
+def test_a_card_that_does_not_tell_its_memory(told: str) -> None:
+    """Some drivers have words for it, some cards have none of their own."""
+    assert gpu_use_of(told) is None
+    assert gpu_use_of("512, 1024\n0, 1024") == Use(512 << 20, 1024 << 20)
+
+
+def test_only_known_figures_are_gauges() -> None:
+    """A series is missing until it was read."""
+    assert Vitals().gauges() == {}
+    assert Vitals(memory=Use(1, 2), disk_free=3).gauges() == {
+        "memory_used_bytes": 1,
+        "memory_total_bytes": 2,
+        "disk_free_bytes": 3,
+    }

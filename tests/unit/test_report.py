@@ -19,10 +19,11 @@ from worker.live import Hop, Live
 from worker.mentions import Mention, Place
 from worker.metrics import Metrics
 from worker.models.base import Entry
+from worker.node import Use, Vitals
 from worker.rates import Speeds
-from worker.report import Proof, Reporter, changed, held, in_memory, proof_of, told_by, used
+from worker.report import Bill, Proof, Reporter, changed, held, in_memory, proof_of, told_by, used
 from worker.result import EngineResult
-from worker.wire import DiskReport, HeldModel, Rates
+from worker.wire import DiskReport, HeldModel, HeldThen, PreviousRun, Rates
 
 CAT, DOG = Place("checkpoint", "cat.safetensors"), Place("checkpoint", "sub/dog.safetensors")
 INK, SOFT, FLUX = Place("lora", "ink.safetensors"), Place("vae", "soft.safetensors"), Place("unet", "flux.safetensors")
@@ -220,6 +221,27 @@ async def test_jobs_are_told_with_hop_and_progress() -> None:
         found = one.report()
     assert dict(found.jobs) == {"a": (0.25, "generate"), "b": (None, "received")}
     assert dict(found.stats) == {"done": 2, "failed": 1, "busy_s": 12.3}
+
+
+@virtual
+async def test_the_machine_the_money_and_the_run_before_are_told() -> None:
+    """What a scheduler needs to tell a node that vanished from a job that kills nodes."""
+    metrics, vitals = Metrics(), Vitals()
+    one = Reporter(Live(), metrics, vitals=vitals, bill=lambda: Bill(3.6, 10.0, metrics.busy_s, 4))
+    assert dict(one.report().stats) == {
+        "done": 0,
+        "failed": 0,
+        "busy_s": 0.0,
+        "paid_s": 10.0,
+        "cost": 0.01,
+        "cost_per_image": 0.0025,
+    }
+    vitals.memory, vitals.vram = Use(1, 2), Use(3, 4)
+    vitals.previous = PreviousRun(ended="killed", run="r", jobs=(HeldThen(id="a", token=1),))
+    found = one.report().stats
+    assert (found["memory"], found["vram"]) == ({"used": 1, "total": 2}, {"used": 3, "total": 4})
+    assert PreviousRun.model_validate(found["previous"]) == vitals.previous
+    assert "cost" not in Reporter(Live(), metrics).report().stats
 
 
 def mention(place: Place, *path: str | int) -> Mention:

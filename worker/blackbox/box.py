@@ -22,7 +22,7 @@ from worker.engines.base import Process
 from worker.engines.child.ending import ASKED
 from worker.errors import AuthFailed, ConfigError
 from worker.live import Live, LiveJob
-from worker.metrics import ENGINE_MEMORY_BYTES, Metrics
+from worker.metrics import Metrics
 from worker.models.folders import OURS
 from worker.node import Identity, Vitals, gpu_memory
 from worker.status import Status
@@ -225,10 +225,10 @@ def _held(job: LiveJob, now: float) -> Held:
 
 
 def _server(seen: Seen) -> Server:
-    end, memory = seen.process.end, int(seen.metrics.value(ENGINE_MEMORY_BYTES))
+    end = seen.process.end
     return Server(
         owned=seen.process.owned,
         end=None if end == ASKED else end,
         restarts=seen.restarts(),
-        memory=memory or None,
+        memory=seen.metrics.engine_holds,
     )

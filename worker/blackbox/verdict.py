@@ -70,7 +70,7 @@ def was_out_of_memory(records: Sequence[Record], scene: Scene) -> bool:
     kills = [one.oom_kills for one in late if one.oom_kills is not None]
     if last.cgroup and last.cgroup == scene.cgroup and scene.oom_kills is not None:
         kills.append(scene.oom_kills)
-    return bool(kills) and kills[-1] > kills[0]
+    return bool(kills) and max(kills) > kills[0]
 
 
 def previous_of(records: Sequence[Record], cause: Cause) -> PreviousRun:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.engines.child import container
-from worker.engines.child.container import container_memory, oom_kills
+from worker.engines.child.container import account, container_memory, oom_kills
 
 GIB = 1 << 30
 
@@ -82,3 +82,48 @@ def test_without_linux_the_system_is_asked(machine: Machine) -> None:
     (machine.proc / "meminfo").unlink()
     assert container_memory() > 1 << 20
     assert oom_kills() is None
+
+
+def test_what_makes_way_does_not_count_as_held(machine: Machine) -> None:
+    """Loading models fills a container's account to its limit with files that were read; these are dropped for free."""
+    machine.member("0::/pod/container\n")
+    machine.cgroup("pod/container/memory.current", "1\n")
+    machine.cgroup("pod/memory.max", "1000\n")
+    machine.cgroup("pod/memory.current", "990\n")
+    machine.cgroup("pod/memory.stat", "anon 300\nfile 690\ninactive_file 500\nactive_file 150\nslab x\n")
+    machine.cgroup("pod/memory.events", "oom_kill 2\n")
+    found = account()
+    assert (found.held(), found.oom_kills()) == ((340, 1000), 2)
+    machine.cgroup("pod/memory.events", "oom_kill 3\n")
+    assert found.oom_kills() == 3
+
+
+def test_what_is_held_by_the_older_cgroups(machine: Machine) -> None:
+    """v1 sums over the groups below, under other names."""
+    machine.member("4:memory:/\n")
+    machine.cgroup("memory/memory.limit_in_bytes", "1000\n")
+    machine.cgroup("memory/memory.usage_in_bytes", "700\n")
+    machine.cgroup("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 50\n")
+    assert account().held() == (550, 1000)
+
+
+def test_without_a_limit_the_machine_is_asked(machine: Machine) -> None:
+    """What it has available is not held; where nobody can tell, nothing is known."""
+    machine.member("0::/\n")
+    machine.cgroup("memory.max", "max\n")
+    assert account().held() is None
+    machine.write(machine.proc / "meminfo", "MemTotal: 1000 kB\nMemAvailable: 400 kB\n")
+    assert account().held() == (600 * 1024, 1000 * 1024)
+    machine.cgroup("memory.max", "5000\n")
+    assert account().held() is None
+
+
+def test_one_account_is_told_from_another(machine: Machine) -> None:
+    """A container that was made anew counts anew; without a count there is nothing to tell."""
+    machine.member("0::/\n")
+    assert (account().identity, account().oom_kills()) == ("", None)
+    machine.cgroup("memory.events", "oom_kill 0\n")
+    first = account()
+    assert first.identity == account().identity != ""
+    machine.cgroups.rename(machine.cgroups.with_name("gone"))
+    assert first.identity == ""
