@@ -7,10 +7,9 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from worker import log, recovery, warmup
+from worker import log, recovery
 from worker.api.app import View, create_app
 from worker.api.push import push
-from worker.aws import S3Documents
 from worker.blackbox import BlackBox, Seen, place_of
 from worker.blocked import Tenure
 from worker.clock import CorrectedClock, SystemClock
@@ -26,16 +25,15 @@ from worker.intake import Intake
 from worker.memory import give_back_when_idle
 from worker.metrics import Metrics
 from worker.models.cache import Cache
-from worker.models.declared import declared, is_declared
 from worker.models.none import NoCache
 from worker.outfit import Opened, find_node, outfit, sender_of
 from worker.platforms import open_platform
 from worker.platforms.cost import DeletionCost
 from worker.pressure import Pressure
-from worker.provisioning import Provisioning
 from worker.queues import open_desk_queue, open_queue, submittable
 from worker.queues.base import Queue, Recalling
 from worker.queues.memory import MemoryQueue
+from worker.readiness import readiness
 from worker.settings import Settings
 from worker.settings.source import server_environment
 from worker.signals import Signals
@@ -126,19 +124,17 @@ async def composed(
     made = await outfit(settings, parts, stack, status, box.vitals)
     tools, models, drain, metrics = made.tools, made.models, made.tools.drain, made.tools.bench.metrics
     watch = _watch(tools, storage, queue, status)
-    provisioning = _provisioning(settings, models, status, made.documents)
+    ready = await readiness(settings, parts, made, process, status, watch.apply)
     if box.cause is not None:
         metrics.previous_run(str(box.cause))
-    service = await _engine_service(settings, tools, process, status, watch, provisioning)
     desk = _desk(settings, parts, storage, tools, status, stack)
-    box.watch(Seen(status, tools.live, process, metrics, restarts=lambda: service.restarts))
-    view = await open_view(settings, parts, made, status, desk, service, provisioning, stack)
+    box.watch(Seen(status, tools.live, process, metrics, restarts=lambda: ready.engine.restarts))
+    view = await open_view(settings, parts, made, status, desk, ready, stack)
     services = {
-        "engine": service.run,
-        "provisioning": provisioning.run,
+        **ready.services,
         "models": lambda: _kept(models, tools),
         "watch": watch.run,
-        "pressure": _pressure(settings, tools, process, service).run,
+        "pressure": _pressure(settings, tools, process, ready.engine).run,
         "reaper": Reaper(process).run,
         "purge": lambda: _purge(storage, parts.clock),
         "blackbox": box.run,
@@ -263,50 +259,6 @@ async def _usable(queue: Queue | None) -> None:
             await queue.check()
     except QueueUnavailable as error:
         log.get().warning("queue_unavailable", error=error.message)
-
-
-def _provisioning(settings: Settings, models: Cache | NoCache, status: Status, documents: S3Documents) -> Provisioning:
-    return Provisioning(
-        models,
-        status,
-        (lambda: declared(settings, documents.fetch)) if is_declared(settings) else None,
-        timeout=settings.models.start_timeout,
-        rng=random.Random(),
-        typed=models.typed,
-        never=settings.engine.give_up == "never",
-    )
-
-
-async def _engine_service(
-    settings: Settings,
-    tools: Tools,
-    process: Process,
-    status: Status,
-    watch: Watch,
-    provisioning: Provisioning,
-) -> recovery.EngineService:
-    engine, limits = settings.engine, tools.rules.limits
-    generation = engine.load_timeout + engine.job_timeout
-    document = await warmup.written(engine.warmup)
-    return recovery.EngineService(
-        tools.gate,
-        warmup.Canary(
-            await warmup.expanded(warmup.canary_job(document, limits), tools.workflows, limits),
-            tools.inputs,
-            tools.models,
-            generation,
-            on_verified=lambda work, output: tools.reporter.verified(work, output, typical=False),
-        ),
-        process,
-        status,
-        tools.bench.metrics,
-        patience=recovery.Patience(engine.start_timeout, engine.restarts, never=engine.give_up == "never"),
-        warm_at_start=engine.warmup != "none",
-        on_ready=watch.apply,
-        on_look=tools.reporter.looked,
-        before_start=provisioning.before_engine,
-        before_ready=provisioning.before_ready,
-    )
 
 
 async def _pushed(url: str | None, metrics: Metrics, parts: Opened) -> None:

@@ -6,7 +6,6 @@ import random
 from contextlib import AsyncExitStack
 from typing import Any
 
-from worker import recovery
 from worker.api import comfyui
 from worker.api.app import View
 from worker.api.fetches import Fetches
@@ -17,7 +16,7 @@ from worker.desk import Desk
 from worker.models.cache import Cache
 from worker.models.none import NoCache
 from worker.outfit import Opened, Outfit, sender_of
-from worker.provisioning import Provisioning
+from worker.readiness import Readiness
 from worker.settings import Settings
 from worker.status import Status
 from worker.storage import open_buckets
@@ -31,8 +30,7 @@ async def open_view(
     made: Outfit,
     status: Status,
     desk: Desk | None,
-    service: recovery.EngineService,
-    provisioning: Provisioning,
+    ready: Readiness,
     stack: AsyncExitStack,
 ) -> View:
     """The worker as HTTP sees it; without a desk it takes no jobs there and shows no models. Closed by the stack."""
@@ -42,8 +40,8 @@ async def open_view(
         tools.live,
         tools.bench.metrics,
         parts.node.identity,
-        service.described,
-        lambda: {"platform": parts.platform.described(), **_extras(settings, tools, provisioning, models)},
+        ready.engine.described,
+        lambda: {"platform": parts.platform.described(), **_extras(settings, tools, ready, models)},
         _shown(models, stack) if desk is not None else None,
         tools.reporter.report,
         _native(settings, desk, tools, stack),
@@ -52,12 +50,12 @@ async def open_view(
     )
 
 
-def _extras(settings: Settings, tools: Tools, provisioning: Provisioning, models: Cache | NoCache) -> dict[str, Any]:
+def _extras(settings: Settings, tools: Tools, ready: Readiness, models: Cache | NoCache) -> dict[str, Any]:
     """What the status tells beside the worker's own state."""
     return {
         "queue": {"kind": settings.queue.kind},
         "storage": {"kind": settings.store.chosen},
-        "start": provisioning.described(),
+        **ready.described(),
         "gate": {"open": tools.gate.is_open, "reasons": list(tools.gate.reasons)},
         "sources_paused": dict(models.paused),
         "paused": {str(name): code for name, code in tools.dependencies.paused.items()},

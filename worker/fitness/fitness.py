@@ -73,7 +73,7 @@ class Fitness:
 
     async def before_start(self, then: Step) -> None:
         """Measure what can be measured without the server, then go on. Raises `NodeUnfit`."""
-        await self._until_fit(self._checks, Phase.STARTING)
+        await self._until_fit(self._checks)
         self._passed.set()
         await then()
 
@@ -86,7 +86,7 @@ class Fitness:
         """Time the server, which has made its first picture, by further ones of the same job. Raises `NodeUnfit`."""
         if self._step.wanted is not None and self._step.name in self._open:
             self._step.run = canary
-            await self._until_fit((self._step,), Phase.WARMING_UP)
+            await self._until_fit((self._step,))
 
     def saw(self, work: Work, output: Output) -> None:
         """The node's own canary has come out well."""
@@ -100,19 +100,19 @@ class Fitness:
             "figures": {name: figure.described() for name, figure in self._figures.items()},
         }
 
-    async def _until_fit(self, checks: Sequence[Check], phase: Phase) -> None:
-        while not await self._fit(checks, phase):
+    async def _until_fit(self, checks: Sequence[Check]) -> None:
+        while not await self._fit(checks):
             reason = unfit_of(self._figures.values())
             log.error("node_unfit", reason=reason, **self.described()["figures"])
             if not self._never:
                 raise NodeUnfit(f"unfit: {reason}")
-            self._move(phase, "node_unfit", reason)
+            self._say("node_unfit", reason)
             await asyncio.sleep(AGAIN_S)
 
-    async def _fit(self, checks: Sequence[Check], phase: Phase) -> bool:
+    async def _fit(self, checks: Sequence[Check]) -> bool:
         """Whether the node passes all of these."""
         for check in checks:
-            figure = await self._measured(check, phase)
+            figure = await self._measured(check)
             self._figures[check.name] = figure
             log.info("fitness_measured", check=check.name, **figure.described())
             if figure.fit is False:
@@ -123,15 +123,16 @@ class Fitness:
             self._verdict = Verdict.FIT
         return True
 
-    async def _measured(self, check: Check, phase: Phase) -> Figure:
+    async def _measured(self, check: Check) -> Figure:
         def told(code: str, words: str) -> None:
             self._verdict = Verdict.MEASURING if code == "measuring_fitness" else Verdict.WAITING
-            self._move(phase, code, words)
+            self._say(code, words)
 
         if check.wanted is not None:
             told("measuring_fitness", check.name)
         return await best_of(check, told)
 
-    def _move(self, phase: Phase, *reasons: str) -> None:
+    def _say(self, *reasons: str) -> None:
+        """Why the node is not ready, in the phase that it is in."""
         if self._status.phase not in (Phase.DRAINING, Phase.STOPPED):
-            self._status.move(phase, *reasons)
+            self._status.move(self._status.phase, *reasons)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.clock import CorrectedClock
@@ -42,6 +42,10 @@ class Site:
     room: Callable[[], int] = lambda: shutil.disk_usage(Path.cwd()).free
     is_taken: bool = False
     measured: Callable[[Moving], None] = lambda moving: None
+
+    def over(self, room: Callable[[], int]) -> Site:
+        """The same with another account of its disk."""
+        return replace(self, room=room)
 
 
 def open_fitness(settings: Settings, site: Site, status: Status) -> Fitness:
