@@ -2,7 +2,7 @@
 
 A service fetches them, several at a time; whoever starts the server, and whoever calls the node ready, waits for it
 and tells meanwhile what is missing. What will never come ends the start as bad configuration; what is only away is
-tried until the time is up, and then the node is given up.
+tried until it is back; only a node that is too slow, or has no room, is given up when the time is up.
 """
 
 from __future__ import annotations
@@ -169,24 +169,37 @@ class Provisioning:
             log.warning("model_not_hinted", field=wanted.field, code=error.code, error=error.message)
 
     async def _persisted(self, operation: Callable[[], Awaitable[T]], field: str) -> T:
-        """What the operation gives, however often it has to be tried until the time is up."""
+        """What the operation gives, however often it has to be tried.
+
+        An outage outlasts the time: it would be the same on every other node, and giving them up would take the fleet
+        down with the source.
+        """
+        while True:
+            try:
+                return await self._tried(operation, field)
+            except WorkerError as error:
+                if not is_outage(error):
+                    raise ended_by(error, field) from None
+                log.error("model_source_stays_away", field=field, code=error.code, error=error.message)
+            await asyncio.sleep(POLICY.most.total_seconds())
+            self._ends = asyncio.get_running_loop().time() + self._timeout.total_seconds()
+
+    async def _tried(self, operation: Callable[[], Awaitable[T]], field: str) -> T:
+        """What the operation gives within the time. Raises `TooSlow` where the time ended within the first try."""
         transient = Transient()
 
         def announce(error: WorkerError, attempt: int, wait: timedelta) -> None:
             log.warning("model_still_away", field=field, code=error.code, error=error.message, tries=attempt)
 
-        try:
-            return await retrying(
-                operation,
-                POLICY,
-                budget=timedelta(seconds=self._ends - asyncio.get_running_loop().time()),
-                rng=self._rng,
-                retry_on=transient,
-                on_retry=announce,
-                out_of_time=DownloadFailed,
-            )
-        except WorkerError as error:
-            raise ended_by(error, field) from None
+        return await retrying(
+            operation,
+            POLICY,
+            budget=timedelta(seconds=self._ends - asyncio.get_running_loop().time()),
+            rng=self._rng,
+            retry_on=transient,
+            on_retry=announce,
+            out_of_time=TooSlow,
+        )
 
     async def _told(self, event: asyncio.Event, phase: Phase | None = None) -> None:
         while not event.is_set():
@@ -208,6 +221,17 @@ class Provisioning:
     def _move(self, phase: Phase, *reasons: str) -> None:
         if self._status.phase not in (Phase.DRAINING, Phase.STOPPED):
             self._status.move(phase, *reasons)
+
+
+class TooSlow(DownloadFailed):
+    """A transfer was under way when the time was up."""
+
+    code = DownloadFailed.code
+
+
+def is_outage(error: WorkerError) -> bool:
+    """Whether the error tells of a source that does not answer, and nothing of this node."""
+    return isinstance(error, DependencyFailed) and not isinstance(error, AuthFailed | ModelCorrupt | TooSlow)
 
 
 class Transient:
@@ -232,7 +256,7 @@ def ended_by(error: WorkerError, field: str) -> Exception:
             return ConfigError(tuple(FieldError(one.field or field, one.message) for one in error.errors))
         case JobRefused() | AuthFailed() | ModelCorrupt():
             return ConfigError((FieldError(field, error.message),))
-        case DependencyFailed() | DiskFull():
+        case TooSlow() | DiskFull():
             return NodeUnfit(f"{field}: {error.code}: {error.message}")
         case _:
             return error

@@ -121,22 +121,32 @@ async def test_a_source_that_is_away_is_tried_until_it_is_back() -> None:
     assert {event["field"] for event in away} == {"LIST[a]"}
 
 
-@pytest.mark.parametrize("slow", [True, False], ids=["slow", "away"])
 @virtual
-async def test_the_node_is_given_up_when_the_time_is_up(slow: bool) -> None:
+async def test_the_node_is_given_up_when_the_time_is_up() -> None:
     """Exit 69, with the model and the cause; the server was never started."""
     node = Node(item("a"), timeout=timedelta(minutes=10))
-    if slow:
-        node.depot.seconds["a"] = 7200.0
-    else:
-        node.depot.refuse = lambda wanted: DownloadFailed("the source is away")
+    node.depot.seconds["a"] = 7200.0
     with capture_logs() as events:
         assert await node.exit_code() is ExitCode.NEVER_READY
     assert 300 < now() < 700
     (given_up,) = [event for event in events if event["event"] == "node_given_up"]
     assert given_up["error"].startswith("LIST[a]: download_failed: ")
-    assert ("the source is away" in given_up["error"]) is not slow
     assert node.process.lives == 0
+
+
+@virtual
+async def test_an_outage_of_a_source_gives_no_node_up() -> None:
+    """Every other node would fare the same: it is tried for as long as it takes, and told as what it is."""
+    node = Node(item("a"), timeout=timedelta(minutes=10))
+    node.depot.seconds["a"] = 1.0
+    node.depot.refuse = lambda wanted: DownloadFailed("the source is away") if now() < 5000 else None
+    with capture_logs() as events:
+        async with node.running():
+            await node.ready()
+    told = [event for event in events if event["event"] == "model_source_stays_away"]
+    assert 5 < len(told) < 9
+    assert {(event["field"], event["code"]) for event in told} == {("LIST[a]", "download_failed")}
+    assert 5000 < now() < 5300
 
 
 @virtual

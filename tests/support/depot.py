@@ -117,7 +117,15 @@ class Node(World):
     async def _declared(self) -> Manifest:
         return self._list
 
-    def _services(self, more: dict[str, Callable[[], Awaitable[None]]], drain_s: float, *, never: bool) -> None:
+    def _services(
+        self,
+        more: dict[str, Callable[[], Awaitable[None]]],
+        drain_s: float,
+        leave: Callable[[str], Awaitable[bool]] | None,
+        *,
+        never: bool,
+        stays: bool,
+    ) -> None:
         self.provisioning = Provisioning(
             self.depot,
             self.status,
@@ -152,6 +160,8 @@ class Node(World):
             _serve,
             drain_timeout=timedelta(seconds=drain_s),
             stop_at_once=lambda: self.exits.append("at once"),
+            leave=leave,
+            stays=stays,
         )
 
     async def ready(self) -> None:
