@@ -73,8 +73,8 @@ def test_the_base_is_pinned_and_the_binary_built_on_an_old_glibc(engine: str) ->
     assert file.all("FROM") == ["${BUILDER} AS binary", "${BASE}"]
     base, builder = file.arguments()["BASE"], file.arguments()["BUILDER"]
     assert base.rpartition(":")[2] not in ("latest", base)
-    assert builder.endswith("-bullseye")
-    assert "make binary GLIBC=2.31" in file.all("RUN")
+    assert builder.startswith("quay.io/pypa/manylinux_2_28_x86_64:2")
+    assert "make binary GLIBC=2.31 PYTHON=python3.11" in file.all("RUN")
 
 
 def test_only_a_base_that_needs_it_runs_as_root(engine: str) -> None:
