@@ -68,6 +68,8 @@ GPL'd readline and gdbm, Berkeley's database, the host's NIS and password hashes
 
 ESSENTIAL = ("bz2", "ctypes", "curses", "hashlib", "lzma", "sqlite3", "ssl", "uuid", "zlib", "zoneinfo")
 """Parts of the standard library that a Python built without their library lacks."""
+SQLITE_LEAST = (3, 37, 0)
+"""The queue's and the cache's tables are strict."""
 
 
 def program(folder: Path) -> Path:
@@ -139,8 +141,12 @@ def _settle(path: Path, folder: Path) -> None:
 
 
 def _tried(folder: Path) -> None:
-    show = "print(open('/proc/self/maps').read())"
-    maps = output(program(folder), "-I", "-c", f"import {', '.join(ESSENTIAL)}; {show}")
+    show = "print(*sqlite3.sqlite_version_info); print(open('/proc/self/maps').read())"
+    said = output(program(folder), "-I", "-c", f"import {', '.join(ESSENTIAL)}; {show}")
+    sqlite, _, maps = said.partition("\n")
+    if tuple(map(int, sqlite.split())) < SQLITE_LEAST:
+        least = ".".join(map(str, SQLITE_LEAST))
+        raise BuildError(f"this Python's SQLite is {sqlite.replace(' ', '.')}, {least} or later is needed")
     libraries = {Path("/" + line.partition("/")[2]) for line in maps.splitlines() if ".so" in line}
     hosts = {_stem(name) for name in HOSTS}
     if foreign := [

@@ -24,6 +24,7 @@ NATIVE: dict[str, tuple[str, ...]] = {
     "bzip2": ("libbz2.so",),
     "expat": ("libexpat.so",),
     "libffi": ("libffi.so",),
+    "libxcrypt": ("libcrypt.so",),
     "mpdecimal": ("libmpdec.so",),
     "ncurses": ("libncurses", "libpanel", "libtinfo"),
     "openssl": ("libcrypto.so.3", "libssl.so.3"),
@@ -33,8 +34,10 @@ NATIVE: dict[str, tuple[str, ...]] = {
     "xz": ("liblzma.so",),
     "zlib": ("libz.so",),
 }
-"""What a Python links, and how its shared library's name begins. All are named, for one that is linked statically does
-not show; of the two OpenSSLs, which differ in their licence, the one that this Python says it has."""
+"""What a Python links, and how its shared library's name begins."""
+
+ONLY_SHARED = ("libxcrypt", "openssl", "openssl-1.1")
+"""Named where their library was copied; the others always, for one that is linked statically does not show."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Notice:
 
 def written(folder: Path, packages: Path) -> str:
     """The text of NOTICES for this tree. Raises `BuildError` naming everything in it that has no licence text."""
-    notices = [_python(), *_natives(), *map(_of, sorted(distributions(path=[str(packages)]), key=_name))]
+    notices = [_python(), *_natives(folder), *map(_of, sorted(distributions(path=[str(packages)]), key=_name))]
     missing = [notice.name for notice in notices if not notice.text] + strangers(folder)
     if missing:
         raise BuildError(f"no licence text for {', '.join(missing)}: put one into {TEXTS}")
@@ -68,12 +71,13 @@ def _python() -> Notice:
     return Notice("Python", platform.python_version(), "PSF-2.0", (TEXTS / "python.txt").read_text())
 
 
-def _natives() -> Iterator[Notice]:
-    other = "openssl-1.1" if ssl.OPENSSL_VERSION_INFO >= (3,) else "openssl"
-    for name in (name for name in NATIVE if name != other):
-        text = TEXTS / f"{name}.txt"
-        licence, _, body = text.read_text().partition("\n") if text.exists() else ("", "", "")
-        yield Notice(name, "", licence, body)
+def _natives(folder: Path) -> Iterator[Notice]:
+    copied = [path.name for path in (folder / "lib").glob("*.so*")]
+    ours = "openssl" if ssl.OPENSSL_VERSION_INFO >= (3,) else "openssl-1.1"
+    for name, stems in NATIVE.items():
+        if name in (ours, *(NATIVE.keys() - ONLY_SHARED)) or any(library.startswith(stems) for library in copied):
+            licence, _, body = (TEXTS / f"{name}.txt").read_text().partition("\n")
+            yield Notice(name, "", licence, body)
 
 
 def _of(package: Distribution) -> Notice:
