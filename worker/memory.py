@@ -13,6 +13,12 @@ from worker.live import Live
 QUIET_S = 3.0
 """How long no job was held before memory is given back."""
 
+LARGE = 8_000_000
+"""Bytes of what comes from the kernel and goes back to it at once, such as documents with images of jobs that wait."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As glibc's ``malloc.h`` has them."""
+
 
 def keep() -> None:
     """At the end of a start: have all that it made looked at no more when garbage is collected.
@@ -20,9 +26,21 @@ def keep() -> None:
     A collection that goes through it stops the process, and with it the probes, for a tenth of a second. What an
     earlier start made is freed first.
     """
+    return_large()
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def return_large() -> None:
+    """Have freed pieces of `LARGE` bytes and more returned at once, where the C library can (glibc).
+
+    By itself it learns from the first large piece to keep the like of it, up to 32 MB each, in a heap with holes.
+    """
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE)
+        mallopt(_M_TRIM_THRESHOLD, 2 * LARGE)
 
 
 def give_back() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import weakref
+from pathlib import Path
 
 from tests.support.virtual import elapse, virtual
 from worker.live import Live
-from worker.memory import QUIET_S, give_back, give_back_when_idle, keep
+from worker.memory import LARGE, QUIET_S, give_back, give_back_when_idle, keep, return_large
 from worker.tasks import cancel_all
 
 
@@ -29,6 +31,26 @@ def test_what_is_unreachable_is_freed() -> None:
         assert knot() is None
     finally:
         gc.enable()
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_large_pieces_are_returned_as_soon_as_they_are_freed() -> None:
+    """Also the second time, and between small ones that stay."""
+    return_large()
+    stay = list[bytearray]()
+    before = resident()
+    for _ in range(3):
+        large = list[bytearray]()
+        for _ in range(8):
+            large.append(bytearray(b"x") * (2 * LARGE))
+            stay.append(bytearray(b"x") * 5000)
+        del large
+    assert resident() - before < 2 * LARGE
+    assert len(stay) == 24
 
 
 @virtual
