@@ -39,8 +39,8 @@ def counted(families: Iterable[Metric]) -> Fields:
         if not family.name.startswith(PREFIX) or family.name in LEAVING_OUT or family.type not in ("counter", "gauge"):
             continue
         for name, value in _series(family):
-            if value:
-                found[name] = int(value) if value == int(value) else round(value, 3)
+            if rounded := round(value, 3):
+                found[name] = int(rounded) if rounded == int(rounded) else rounded
     return found
 
 

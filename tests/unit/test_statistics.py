@@ -77,6 +77,7 @@ def test_everything_is_told_flat_under_the_metrics_names() -> None:
     metrics.engine_memory(7)
     metrics.webhook("delivered")
     metrics.paused("upload_failed", True)
+    metrics.models_waited(0.0001)
     metrics.ordered("download", "done")
     metrics.hop("generate", 1.0)
     metrics.imaged(3)
