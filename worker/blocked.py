@@ -45,13 +45,17 @@ def reasons_of(error: Mistake) -> tuple[str, ...]:
 class Stay:
     """Starts the worker, and while a mistake keeps it from being ready for the first time, stays and tries again.
 
-    ``limit`` is how long it stays in all, from the first mistake on.
+    ``limit`` is how long it stays in all, from the first mistake on; ``forget`` lets go of what a start that failed
+    has left, in a thread.
     """
 
-    def __init__(self, status: Status, *, limit: timedelta, rng: random.Random) -> None:
+    def __init__(
+        self, status: Status, *, limit: timedelta, rng: random.Random, forget: Callable[[], None] = lambda: None
+    ) -> None:
         self._status = status
         self._limit_s = limit.total_seconds()
         self._rng = rng
+        self._forget = forget
         self._ends: float | None = None
         self._tell_at = 0.0
         self._told: tuple[str, ...] = ()
@@ -67,13 +71,16 @@ class Stay:
         while True:
             began = loop.time()
             try:
-                settings = await read()
-                self._leave()
-                return await start(settings)
+                return await self._tried(read, start)
             except (ConfigError, AuthFailed) as error:
                 if self._status.was_ready:
                     raise
-                await self._stay(error, took_s=loop.time() - began)
+                await self._stay(_alone(error), took_s=loop.time() - began)
+
+    async def _tried(self, read: Callable[[], Awaitable[Settings]], start: Callable[[Settings], Awaitable[int]]) -> int:
+        settings = await read()
+        self._leave()
+        return await start(settings)
 
     def described(self) -> dict[str, object]:
         """How long it has been so, for people; empty before the first mistake."""
@@ -92,10 +99,12 @@ class Stay:
         if self._ends is None:
             self._ends = loop.time() + self._limit_s
         self._status.move(Phase.BLOCKED, *reasons)
+        self._tell(error, reasons)
         due = min(loop.time() + max(took_s, self._next_pause_s()), self._ends)
-        while loop.time() < due:
+        await asyncio.to_thread(self._forget)
+        while (left_s := min(due, self._tell_at) - loop.time()) > 0:
+            await asyncio.sleep(left_s)
             self._tell(error, reasons)
-            await asyncio.sleep(min(due, self._tell_at) - loop.time())
         if loop.time() >= self._ends:
             log.error("configuration_refused", code=error.code, error="\n".join(reasons), tries=self._tries)
             raise error
@@ -121,6 +130,12 @@ class Stay:
         """Out of BLOCKED, since the settings can be read; what was wrong is still told."""
         if self._status.phase is Phase.BLOCKED:
             self._status.move(Phase.PROVISIONING, TRYING_AGAIN, *self._status.reasons)
+
+
+def _alone(error: Mistake) -> Mistake:
+    """The error without the frames in which it came, and all that they hold."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 class Front:

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import gc
 from collections.abc import Callable
+from functools import _lru_cache_wrapper
 from typing import Any
 
 from worker.live import Live
@@ -41,6 +42,19 @@ def return_large() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE)
         mallopt(_M_TRIM_THRESHOLD, 2 * LARGE)
+
+
+def start_over() -> None:
+    """After a start that failed: have nothing keep what it made.
+
+    FastAPI remembers thousands of the functions that it was given, and with each all that the function knows.
+    """
+    gc.unfreeze()
+    caches = [one for one in gc.get_objects() if isinstance(one, _lru_cache_wrapper)]
+    for cache in caches:
+        if cache.__module__.startswith("fastapi."):
+            cache.cache_clear()
+    give_back()
 
 
 def give_back() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -157,6 +159,27 @@ async def test_settings_that_cannot_be_read_keep_it_blocked() -> None:
 
     assert await tries.stay().run(read, tries.start) == 0
     assert tries.status.story == [Phase.STARTING, Phase.BLOCKED, Phase.PROVISIONING]
+
+
+@virtual
+async def test_nothing_is_kept_of_a_start_that_failed() -> None:
+    """Neither by the error's frames nor by whoever else can be told to forget."""
+    left: list[weakref.ref[Settings]] = []
+    seen: list[bool] = []
+
+    async def start(settings: Settings) -> int:
+        left.append(weakref.ref(settings))
+        raise ConfigError("no") from OSError("disk")
+
+    def forget() -> None:
+        gc.collect()
+        seen.append(all(one() is None for one in left))
+
+    stay = Stay(Status(), limit=timedelta(seconds=20), rng=random.Random(1), forget=forget)
+    with pytest.raises(ConfigError):
+        await stay.run(Tries(0).read, start)
+    assert len(seen) == len(left) > 1
+    assert all(seen)
 
 
 def test_reasons_hold_no_secret() -> None:

@@ -8,9 +8,11 @@ import os
 import weakref
 from pathlib import Path
 
+from fastapi import FastAPI
+
 from tests.support.virtual import elapse, virtual
 from worker.live import Live
-from worker.memory import LARGE, QUIET_S, give_back, give_back_when_idle, keep, return_large
+from worker.memory import LARGE, QUIET_S, give_back, give_back_when_idle, keep, return_large, start_over
 from worker.tasks import cancel_all
 
 
@@ -104,3 +106,27 @@ def test_what_an_earlier_start_made_is_freed_by_the_next() -> None:
         assert knot() is None
     finally:
         gc.unfreeze()
+
+
+def test_an_application_of_a_start_that_failed_is_freed() -> None:
+    """Though FastAPI remembers its routes in caches of its own, and they what they look at."""
+    held = Knot()
+    knot = weakref.ref(held)
+
+    def routed(seen: Knot) -> FastAPI:
+        app = FastAPI()
+
+        @app.get("/")
+        async def show() -> bool:
+            return seen.itself is seen
+
+        return app
+
+    app = routed(held)
+    keep()
+    del app, held
+    gc.unfreeze()
+    gc.collect()
+    assert knot() is not None
+    start_over()
+    assert knot() is None

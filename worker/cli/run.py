@@ -116,6 +116,7 @@ async def _stayed(reading: Reading, command: tuple[str, ...], signals: Signals) 
     from worker.api.blocked import blocked_app
     from worker.app import run as run_worker
     from worker.blocked import Front, Stay, Tenure
+    from worker.memory import start_over
     from worker.node import Gpu
     from worker.outfit import identity_of
     from worker.platforms import open_platform
@@ -125,7 +126,7 @@ async def _stayed(reading: Reading, command: tuple[str, ...], signals: Signals) 
     platform = open_platform(settings)
     me = identity_of(settings, platform, Gpu())
     log.identify(worker=me.id, machine=me.machine, instance=me.instance, **platform.labels())
-    stay = Stay(status, limit=settings.node.blocked_for, rng=random.Random())
+    stay = Stay(status, limit=settings.node.blocked_for, rng=random.Random(), forget=start_over)
     app = blocked_app(status, me, guarded(reading), stay.described)
     place, instead = (settings.http.host, settings.http.port), (usual.host, usual.port)
     front = Front(app, place, instead=instead, on_listening=lambda at: _listening(at[0])(at[1]))

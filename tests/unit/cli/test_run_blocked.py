@@ -21,7 +21,7 @@ from tests.support.metadata import MetadataService
 from tests.support.receiver import Answer, ScriptedServer
 from tests.support.waiting import wait_until
 from tests.unit.cli.conftest import Command
-from worker import app, aws, blocked, http
+from worker import app, aws, blocked, http, memory
 from worker.cli import run as module
 from worker.cli.run import configured, daemon, guarded
 from worker.settings.http import HttpSettings
@@ -63,6 +63,7 @@ class Stayed:
 async def staying(patch: pytest.MonkeyPatch, *command: str, **environ: str) -> AsyncIterator[Stayed]:
     """A worker on SaladCloud; a signal ends it when the block does, with 0."""
     patch.setattr(app, "prepare_as_init", lambda: False)
+    patch.setattr(memory, "start_over", lambda: None)
     patch.setattr(aws, "_without_instance_metadata", aws._without_instance_metadata)
     variables = {"WORKER_HTTP_PORT": "0", "WORKER_ENGINE_URL": "http://[::1]:9", **ON_SALAD, **environ}
     async with MetadataService() as metadata, http.client(loopback=True) as client:
@@ -149,14 +150,17 @@ async def test_refused_credentials_of_the_queue(monkeypatch: pytest.MonkeyPatch)
             await is_blocked_by(stayed, "auth_failed: ")
 
 
-async def test_a_warm_up_document_that_cannot_be_used_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither while nobody has it nor while it is none; then BLOCKED is left, and `/startup` latches."""
+async def test_a_warm_up_document_that_cannot_be_used_until_it_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither while nobody has it nor while it is none; then BLOCKED is left, with all opened anew."""
     async with ScriptedServer() as server, running("sdnext") as sim:
         monkeypatch.setattr(blocked, "TRY_FIRST_S", 0.1)
         monkeypatch.setattr(blocked, "TRY_MOST_S", 0.1)
         server.otherwise = Answer(404)
         url = server.url("/job.json")
-        async with staying(monkeypatch, WORKER_WARMUP=f"{url}?key={SECRET}", WORKER_ENGINE_URL=sim.url) as stayed:
+        engine = {"WORKER_ENGINE": "sdnext", "WORKER_ENGINE_URL": sim.url, "WORKER_MODELS_DIR": str(tmp_path)}
+        async with staying(monkeypatch, WORKER_WARMUP=f"{url}?key={SECRET}", **engine) as stayed:
             assert await stayed.becomes("blocked") == [f"WORKER_WARMUP: {url} answered 404"]
             assert SECRET not in str(stayed.events)
             server.otherwise = Answer(body=b"{}")
