@@ -146,6 +146,17 @@ class DownloadSpeed:
         return came
 
 
+def cuts(total: int | None, connections: int) -> tuple[int, range]:
+    """How many bytes each connection takes, and where all but the first begin.
+
+    A file of unknown size comes over the first alone, and so does one that is hardly worth asking for.
+    """
+    if total is None or total < LEAST_BYTES:
+        return ENOUGH, range(0)
+    size = -(-total // connections)
+    return size, range(size, total, size)
+
+
 class Pull:
     """One measurement over one source: `run` once. ``moving`` are the bytes as they came."""
 
@@ -167,11 +178,8 @@ class Pull:
         self._began = asyncio.get_running_loop().time()
         self._took(0)
         with _dropping() as fd:
-            pulls = [self._drained(fd, first, None)]
-            if part is not None:
-                size = max(1, part.total // connections)
-                starts = range(size, part.total, size) if part.total >= LEAST_BYTES else range(0)
-                pulls = [self._drained(fd, first, size), *(self._another(fd, at, size) for at in starts)]
+            size, starts = cuts(None if part is None else part.total, connections)
+            pulls = [self._drained(fd, first, size), *(self._another(fd, start, size) for start in starts)]
             try:
                 async with asyncio.timeout(self._window_s) as limit:
                     await gather_bare(pulls, name="fitness-pull")
@@ -210,9 +218,8 @@ class Pull:
         finally:
             answer.connection.close()
 
-    async def _drained(self, fd: int, answer: Answer, size: int | None) -> None:
-        """Take the body, or so many bytes of it, until enough has come in all."""
-        left = ENOUGH if size is None else size
+    async def _drained(self, fd: int, answer: Answer, left: int) -> None:
+        """Take so many bytes of the body, until enough has come in all."""
         try:
             while left > 0 and self._bytes < ENOUGH and not answer.connection.ended:
                 count = await answer.connection.receive(fd, 0, min(left, self._bandwidth.share or _TURN, _TURN))

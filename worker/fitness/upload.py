@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from worker.clock import CorrectedClock
 from worker.fitness.verdict import Name, Reading
 from worker.settings.storage import StorageSettings
-from worker.storage.trial import SIZE, WINDOW_S, UploadTrial
+from worker.storage.trial import SIZE, STALL, WINDOW_S, UploadTrial
 
 
 class UploadSpeed:
@@ -22,6 +24,7 @@ class UploadSpeed:
         *,
         size: int = SIZE,
         window_s: float = WINDOW_S,
+        stall: timedelta = STALL,
     ) -> None:
         self.wanted = wanted
         self._storage = storage
@@ -29,11 +32,17 @@ class UploadSpeed:
         self._node_id = node_id
         self._size = size
         self._window_s = window_s
+        self._stall = stall
 
     async def measure(self) -> Reading:
         """Raises `UploadFailed` and `AuthFailed` for the store's part."""
         trial = UploadTrial(
-            self._storage, clock=self._clock, name=self._node_id, size=self._size, window_s=self._window_s
+            self._storage,
+            clock=self._clock,
+            name=self._node_id,
+            size=self._size,
+            window_s=self._window_s,
+            stall=self._stall,
         )
         try:
             sent = await trial.measure()

@@ -63,7 +63,7 @@ class Figure:
         value = self.reading.value
         return {
             "fit": self.fit,
-            "measured": None if value is None else float(f"{value:.4g}"),
+            "measured": None if value is None else _rounded(value),
             "wanted": self.wanted,
             "unit": UNITS[self.name],
             "tries": self.tries,
@@ -79,6 +79,12 @@ class Figure:
         if self.reading.detail:
             parts.append(self.reading.detail)
         return ", ".join(parts)
+
+
+def _rounded(value: float) -> float:
+    """Four digits, and no fraction of a byte."""
+    short = float(f"{value:.4g}")
+    return int(short) if short >= 1000 else short
 
 
 def suffices(name: Name, value: float | None, wanted: float) -> bool:

@@ -12,6 +12,7 @@ import io
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,9 @@ END_S = 5.0
 
 CLEAR_S = 15.0
 
-_CONNECT, _READ = timedelta(seconds=5), timedelta(seconds=15)
+STALL, ANSWER = timedelta(seconds=5), timedelta(seconds=15)
+"""For which a connection may take no byte, and an answer to what was taken may take to come."""
+
 _TEXT = b"written by sd-worker to measure the line; may be deleted\n"
 
 
@@ -102,6 +105,7 @@ class UploadTrial:
         name: str,
         size: int = SIZE,
         window_s: float = WINDOW_S,
+        stall: timedelta = STALL,
     ) -> None:
         if settings.bucket is None:
             raise ConfigError((FieldError("WORKER_S3_BUCKET", "is needed to measure uploads"),))
@@ -115,8 +119,8 @@ class UploadTrial:
                 endpoint_url=settings.endpoint_url,
                 region=settings.region,
                 connections=count,
-                connect_timeout=_CONNECT,
-                read_timeout=_READ,
+                connect_timeout=stall,
+                read_timeout=ANSWER,
             ),
             clock=clock,
             threads=count,
@@ -138,23 +142,31 @@ class UploadTrial:
     async def _sent(self) -> Sent:
         loop, stop = asyncio.get_running_loop(), threading.Event()
         bodies = [_Body(self._data, stop, loop.time) for _ in self._keys]
-        puts = gather_bare([self._put(*one) for one in zip(self._keys, bodies, strict=True)], name="upload-trial")
-        sending = asyncio.create_task(puts, name="upload-trial")
+        failures: list[WorkerError] = []
+        puts = [self._try(*one, stop, failures) for one in zip(self._keys, bodies, strict=True)]
+        sending = asyncio.create_task(gather_bare(puts, name="upload-trial"), name="upload-trial")
         try:
             await asyncio.wait({sending}, timeout=self._window_s / 2)
             half = _gone(bodies)
             if not sending.done():
                 await asyncio.wait({sending}, timeout=self._window_s / 2)
-            gone, ended, is_over = _gone(bodies), loop.time(), sending.done()
-            if is_over:
-                sending.result()
-            stop.set()
-            await asyncio.wait({sending}, timeout=END_S)
+            gone, ended, is_whole = _gone(bodies), loop.time(), sending.done()
+            if failures:
+                raise failures[0]
         finally:
             stop.set()
+            await asyncio.wait({sending}, timeout=END_S)
             await cancel_all({sending})
         began = min((body.began for body in bodies if body.began is not None), default=ended)
-        return Sent(gone, gone - half, ended - began, is_over)
+        return Sent(gone, gone - half, ended - began, is_whole)
+
+    async def _try(self, key: str, body: _Body, stop: threading.Event, failures: list[WorkerError]) -> None:
+        """Send one object; a failure ends the others too, which are waited for."""
+        try:
+            await self._put(key, body)
+        except WorkerError as error:
+            failures.append(error)
+            stop.set()
 
     async def _put(self, key: str, body: Any) -> None:
         answer = await self._service.ask(lambda s3: s3.put_object(Bucket=self._bucket, Key=key, Body=body)["ETag"])
@@ -165,18 +177,26 @@ class UploadTrial:
 
     async def _clear(self) -> None:
         """Delete what was sent; a store that lets nobody delete keeps a line of text in its place."""
-        try:
+        left: dict[str, str] = dict.fromkeys(self._keys, "took too long")
+        with suppress(TimeoutError):
             async with asyncio.timeout(CLEAR_S):
-                await gather_bare([self._cleared(key) for key in self._keys], name="upload-trial-clear")
-        except (TimeoutError, WorkerError) as error:
-            log.warning("fitness_trial_left", bucket=self._bucket, keys=self._keys, error=str(error) or "took too long")
+                await gather_bare([self._cleared(key, left) for key in self._keys], name="upload-trial-clear")
+        if left:
+            log.warning("fitness_trial_left", bucket=self._bucket, keys=left)
 
-    async def _cleared(self, key: str) -> None:
+    async def _cleared(self, key: str, left: dict[str, str]) -> None:
+        """Take the key out of those that are left, or say there why not."""
+
         def delete(s3: S3Client) -> None:
             s3.delete_object(Bucket=self._bucket, Key=key)
 
-        if isinstance(await self._service.ask(delete), Refusal):
-            await self._put(key, _TEXT)
+        try:
+            if isinstance(await self._service.ask(delete), Refusal):
+                await self._put(key, _TEXT)
+        except WorkerError as error:
+            left[key] = f"{error.code}: {error.message}"
+        else:
+            del left[key]
 
 
 def _gone(bodies: list[_Body]) -> int:
