@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from worker.cli import BAD_CONFIGURATION, FAILED, OK, sources, workflows
+from worker.cli import BAD_CONFIGURATION, FAILED, OK, fitness, sources, workflows
 from worker.cli.local import Finding, clock_offset, disk, gpu, image_findings
 from worker.cli.output import print_rows
 from worker.cli.run import with_command
@@ -97,6 +97,8 @@ async def part_reports(settings: Settings, opened: Opened, limit_s: float = LIMI
         "clock": lambda: clock_offset(settings),
         "gpu": gpu,
     }
+    if fitness.is_asked(settings):
+        tries = {**tries, "fitness": lambda: fitness.fitness(settings, opened)}
     for part, attempt in tries.items():
         yield await _tried(part, attempt, limit_s)
 

@@ -100,7 +100,7 @@ class DownloadSpeed:
         self._settings = settings
         self._guard = guard
         self._clock = clock
-        self._wanted_first = wanted_first
+        self.listed = wanted_first
         self._measured = measured
         self._window_s = window_s
 
@@ -122,7 +122,7 @@ class DownloadSpeed:
         """By the first model whose source gives enough of it."""
         failures: list[WorkerError] = []
         small: Reading | None = None
-        for wanted in candidates(await self._wanted_first(), await finder.catalogued()):
+        for wanted in candidates(await self.listed(), await finder.catalogued()):
             try:
                 location = await _located(finder, wanted)
                 came = await self._came(_source(location, links, self._means(threads)), threads)
