@@ -128,10 +128,10 @@ def _warmup(settings: Settings) -> Found:
     if warmup in ("default", "none"):
         return
     try:
-        if "://" in warmup:
-            check_url(warmup, ("s3", "http", "https"))
-        elif warmup.startswith("{"):
+        if is_inline(warmup):
             parse_warmup(warmup.encode(), settings.limits)
+        elif "://" in warmup:
+            check_url(warmup, ("s3", "http", "https"))
         else:
             parse_warmup(Path(warmup).read_bytes(), settings.limits)
     except OSError as error:
