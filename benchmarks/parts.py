@@ -38,10 +38,12 @@ async def got(url: str) -> Any:
 
 
 @asynccontextmanager
-async def process(*arguments: str, environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python process, ended by SIGTERM with the block."""
+async def process(
+    *arguments: str, environment: Mapping[str, str], program: str = sys.executable
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A Python process, or one of another program, ended by SIGTERM with the block."""
     running = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, env=dict(environment), stdout=asyncio.subprocess.DEVNULL, stderr=None
+        program, *arguments, env=dict(environment), stdout=asyncio.subprocess.DEVNULL, stderr=None
     )
     try:
         yield running
@@ -69,11 +71,12 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(environment: Mapping[str, str]) -> AsyncIterator[Worker]:
-    """`sd-worker run`, not waited for."""
+async def worker(environment: Mapping[str, str], binary: str | None = None) -> AsyncIterator[Worker]:
+    """`sd-worker run` from source, or from this binary; not waited for."""
     port = free_port()
     base = surroundings() | {"WORKER_HTTP_PORT": str(port), "WORKER_LOG_LEVEL": "error", "WORKER_LOG_FORMAT": "json"}
-    async with process("-m", "worker", "run", environment=base | dict(environment)) as running:
+    command = (sys.executable, "-m", "worker") if binary is None else (binary,)
+    async with process(*command[1:], "run", environment=base | dict(environment), program=command[0]) as running:
         yield Worker(running, f"http://[::1]:{port}")
 
 

@@ -29,6 +29,7 @@ trusted() {
     reason=
     if [ -L "$1" ]; then reason="is a symbolic link"; return 1; fi
     if [ ! -d "$1" ]; then reason="is not there"; return 1; fi
+    # shellcheck disable=SC2046
     set -- "$1" $(stat -c '%u %a' "$1" 2>/dev/null)
     if [ "$2" != 0 ] && [ ! -O "$1" ]; then reason="belongs to user ${2:-unknown}"; return 1; fi
     case $3 in
