@@ -161,7 +161,7 @@ class SqliteQueue(SqliteProducer):
         self._wakeup.notify()
 
     async def recall(self, run: PreviousRun) -> None:
-        """As `Recalling.recall`; a job that may have ended the run rests a while, and is charged as engine faults are."""
+        """As `Recalling.recall`; a job that may have ended the run rests a while, charged as engine faults are."""
         await self._write(lambda db: rows.recall(db, self._worker, run, self._clock.now(), self._policy))
         self._wakeup.notify()
 
