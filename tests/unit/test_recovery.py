@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,10 +38,17 @@ T = TypeVar("T")
 owned = pytest.mark.parametrize("owned", [True, False], ids=["ours", "another's"])
 
 
+Timing = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
+
+
+async def untimed(canary: Callable[[], Awaitable[None]]) -> None:
+    """Nobody asks how fast the server is."""
+
+
 class Service:
     """An engine service and what stands around it."""
 
-    def __init__(self, *, owned: bool = True, restarts: int = 3, never: bool = False) -> None:
+    def __init__(self, *, owned: bool = True, restarts: int = 3, never: bool = False, timing: Timing = untimed) -> None:
         self.engine, self.status, self.process = FakeEngine(), Status(), FakeProcess(owned=owned)
         self.gate, self.metrics = Gate(self.engine), Metrics()
         self.inputs = FakeInputs(CorrectedClock(VirtualClock()))
@@ -54,6 +61,7 @@ class Service:
             patience=Patience(timedelta(minutes=1), Rate(restarts, timedelta(minutes=10)), never=never),
             warm_at_start=True,
             on_ready=lambda: None,
+            after_warm_up=timing,
         )
 
     @property
@@ -332,3 +340,33 @@ async def test_a_server_of_another_kind_is_a_mistake_and_not_waited_for() -> Non
         await other.service.run()
     assert asyncio.get_running_loop().time() < 90
     await other.inputs.aclose()
+
+
+@virtual
+async def test_the_warmed_up_server_is_timed_before_the_first_ready_alone() -> None:
+    """By further canaries; a later recovery judges the server, not the node."""
+    timed = 0
+
+    async def time(canary: Callable[[], Awaitable[None]]) -> None:
+        nonlocal timed
+        timed += 1
+        assert not service.status.was_ready
+        await canary()
+
+    service = Service(timing=time)
+    await service.during(faulted(service, EngineStalled()))
+    assert (timed, service.canaries) == (1, 3)
+
+
+@virtual
+async def test_a_node_that_is_too_slow_is_given_up_before_it_is_ready() -> None:
+    """What judges it after the warm-up ends the service."""
+
+    async def slow(canary: Callable[[], Awaitable[None]]) -> None:
+        raise NodeUnfit("unfit: step 2 s, 0.5 s wanted")
+
+    service = Service(timing=slow)
+    with pytest.raises(NodeUnfit, match="step 2 s"):
+        await service.service.run()
+    assert not service.status.was_ready
+    await service.inputs.aclose()
