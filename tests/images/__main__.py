@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.images.bases import BASES, BUILDER, BUILDER_DOCKERFILE, DEBIAN
+from tests.images.bases import BASES, BUILDER, BUILDER_DOCKERFILE, STANDINS
 from tests.images.roots import cache, hindrance, opened, prepare
 from tests.images.store import ROOT, NotBuilt
 
 BINARY = ROOT / "dist/sd-worker"
 SOURCES = ("bundle", "worker", "pyproject.toml", "Makefile")
+
+HALVES = ("a1111 or comfyui", "not (a1111 or comfyui)")
+"""Tests of different images run side by side, each process in a network of its own."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,29 +39,32 @@ def main(arguments: Sequence[str]) -> int:
         if not _is_fresh(BINARY):
             subprocess.run(["make", "binary"], cwd=ROOT, check=True)
         print(f"test-images: the binary, {time.monotonic() - began:.0f} s", flush=True)
-        store.tidy(keep=DEBIAN)
+        store.tidy(keep=STANDINS)
         for tag, dockerfile in {
             BUILDER: BUILDER_DOCKERFILE,
             **{one.tag: one.dockerfile for one in BASES.values()},
         }.items():
             store.write(tag, dockerfile)
         print(f"test-images: the bases, {time.monotonic() - began:.0f} s", flush=True)
-        pytest = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--tb=short",
-            "--show-capture=no",
-            "-m",
-            "images",
-            "tests/images",
-        ]
         try:
-            return subprocess.run([*pytest, *arguments], cwd=ROOT).returncode
+            return _tested(arguments)
         finally:
-            store.tidy(keep=DEBIAN)
+            store.tidy(keep=STANDINS)
             print(f"test-images: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _tested(arguments: Sequence[str]) -> int:
+    """Run the tests, in two processes unless some were chosen; the worse exit code."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--show-capture=no", "-m", "images", "tests/images"]
+    if arguments:
+        return subprocess.run([*pytest, *arguments], cwd=ROOT).returncode
+    running = [
+        subprocess.Popen([*pytest, "-k", half], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for half in HALVES
+    ]
+    for process in running:
+        print(process.communicate()[0], flush=True)
+    return max(process.returncode for process in running)
 
 
 def _not_run(why: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DEBIAN = "localhost/sd-worker-standin/debian"
-BUILDER = "localhost/sd-worker-standin/builder"
+STANDINS = "localhost/sd-worker-standin/"
+DEBIAN, BUILDER = f"{STANDINS}debian", f"{STANDINS}builder"
 PACKAGES = "/opt/conda/lib/python3.11/site-packages"
 
 _PYTORCH = """
@@ -27,7 +27,7 @@ class Base:
 
     @property
     def tag(self) -> str:
-        return f"localhost/sd-worker-standin/{self.engine}"
+        return f"{STANDINS}{self.engine}"
 
     @property
     def dockerfile(self) -> str:

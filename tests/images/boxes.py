@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,9 +72,17 @@ class Box:
         with self.log.open("wb") as out:
             self._unshared = subprocess.Popen([*namespaces, *inside], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Another program in the running container, as `docker exec` has it."""
-        inside = ["chroot", f"--userspec={self.user}", "/", "/usr/bin/env", "-i", *_assigned(self.variables), *words]
+        inside = [
+            "chroot",
+            f"--userspec={self.user}",
+            "/",
+            "/usr/bin/env",
+            "-i",
+            *_assigned(self.variables | variables),
+            *words,
+        ]
         command = ["nsenter", f"--target={self.pid}", "--pid", "--mount", f"--root=/proc/{self.pid}/root", *inside]
         return subprocess.run(command, capture_output=True, text=True, timeout=END_S)
 
@@ -86,6 +93,10 @@ class Box:
             raise ValueError("not started")
         (child,) = _children(self._unshared.pid)
         return child
+
+    @property
+    def runs(self) -> bool:
+        return self._unshared is not None and self._unshared.poll() is None
 
     @property
     def printed(self) -> str:
@@ -101,12 +112,12 @@ class Box:
         os.kill(self.pid, number)
 
     def ended(self) -> int:
-        """Wait for the end; the exit code, negative for a signal."""
+        """Wait for the end; the exit code, any but 0 for a signal."""
         if self._unshared is None:
             raise ValueError("not started")
         code = self._unshared.wait(END_S)
         self._unshared = None
-        return code if code < 128 else 128 - code
+        return code
 
     def close(self) -> None:
         """Kill what runs, and remove the container."""
@@ -132,12 +143,23 @@ def status(pid: int, field: str) -> str:
     return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(f"{field}:"))
 
 
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 def command_line(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
 
 
-def shown(words: Sequence[str]) -> str:
-    return shlex.join(words)
+def listeners(pid: int, port: int) -> set[str]:
+    """The addresses that are listened on at this port in a process's network, as the kernel writes them."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            address, _, number = line.split()[1].rpartition(":")
+            if line.split()[3] == "0A" and int(number, 16) == port:
+                found.add(address)
+    return found
 
 
 def _assigned(variables: Mapping[str, str]) -> list[str]:

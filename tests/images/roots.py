@@ -19,7 +19,7 @@ from tests.images.store import ROOT, NotBuilt, Store
 
 RELEASE = "bookworm"
 INCLUDED = "ca-certificates,libtcmalloc-minimal4,procps,python3,python3-venv"
-LIBRARIES = ("pillow", "pydantic", "starlette", "uvicorn")
+LIBRARIES = ("pillow", "pydantic", "starlette", "uvicorn", "websockets")
 """What `worker.simulators` imports."""
 
 TOOLS = {"buildah": "buildah", "debootstrap": "debootstrap", "unshare": "util-linux", "nsenter": "util-linux"}
@@ -58,37 +58,55 @@ def opened() -> Store:
 
 
 def prepare(store: Store) -> None:
-    """Have the Debian image there. Raises `NotBuilt`, as where no mirror of Debian or no package index answers."""
-    tag = f"{DEBIAN}:{_key()}"
-    if store.has(tag):
-        store.run("tag", tag, DEBIAN)
-        return
-    root = store.folder / "root"
-    shutil.rmtree(root, ignore_errors=True)
+    """Have `bases.DEBIAN` there. Raises `NotBuilt`, as where no mirror of Debian or no package index answers."""
+    bare, whole = _named(RELEASE, INCLUDED), _named(RELEASE, INCLUDED, PACKAGES, *_locked())
+    if not store.has(bare):
+        _made_bare(store, bare)
+    if not store.has(whole):
+        _made_whole(store, bare, whole)
+    store.run("tag", whole, DEBIAN)
+
+
+def _made_bare(store: Store, tag: str) -> None:
+    root = _emptied(store.folder / "root")
     _must("debootstrap", "--variant=minbase", f"--include={INCLUDED}", RELEASE, str(root))
     for leftover in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man"):
         shutil.rmtree(root / leftover)
     _must("chroot", str(root), "python3", "-m", "venv", "--without-pip", "/opt/conda")
-    _lay_libraries(root)
-    base = store.run("from", "scratch")
-    store.run("add", "-q", base, str(root), "/")
-    store.run("commit", "-q", "--rm", base, tag)
-    store.run("tag", tag, DEBIAN)
-    shutil.rmtree(root)
+    _commit(store, "scratch", root, "/", tag)
 
 
-def _lay_libraries(root: Path) -> None:
-    """The locked releases, for that Debian's own Python."""
-    wanted = root / "wanted.txt"
+def _made_whole(store: Store, bare: str, tag: str) -> None:
+    """With the locked releases of the libraries, for that Debian's own Python."""
+    folder = _emptied(store.folder / "packages")
+    wanted = store.folder / "wanted.txt"
     wanted.write_text("\n".join(_locked()))
     kind = ("--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:")
-    platforms = [
-        word for tag in ("manylinux2014", "manylinux_2_28") for word in ("--platform", f"{tag}_{os.uname().machine}")
-    ]
+    tags = (f"{name}_{os.uname().machine}" for name in ("manylinux2014", "manylinux_2_28"))
+    platforms = [word for one in tags for word in ("--platform", one)]
     quiet = ("--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes")
-    target = str(root) + PACKAGES
-    _must(sys.executable, "-m", "pip", "install", *quiet, *kind, *platforms, "--target", target, "-r", str(wanted))
-    wanted.unlink()
+    target = ("--target", str(folder), "-r", str(wanted))
+    _must(sys.executable, "-m", "pip", "install", *quiet, *kind, *platforms, *target)
+    _commit(store, bare, folder, PACKAGES, tag)
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _commit(store: Store, base: str, folder: Path, to: str, tag: str) -> None:
+    """An image of a base and a folder, which is gone afterwards."""
+    container = store.run("from", "--pull-never", base)
+    store.run("add", "-q", container, str(folder), to)
+    store.run("commit", "-q", "--rm", container, tag)
+    shutil.rmtree(folder)
+
+
+def _named(*contents: str) -> str:
+    """A tag that tells what is in the image."""
+    return f"{DEBIAN}:{hashlib.sha256(repr(contents).encode()).hexdigest()[:12]}"
 
 
 def _locked() -> Iterator[str]:
@@ -110,12 +128,6 @@ def _closure(names: tuple[str, ...]) -> Iterator[str]:
         yield name
         wanted = map(Requirement, requires(name) or [])
         waiting += [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-
-
-def _key() -> str:
-    """Names all that goes into the image."""
-    text = "\n".join([RELEASE, INCLUDED, PACKAGES, *_locked(), Path(__file__).read_text()])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _must(*command: str) -> None:

@@ -1,6 +1,7 @@
 """A server of a stand-in base image: takes the flags of the real one, writes where it writes, and runs its simulator.
 
-A flag that the real server does not have ends it, as does one that it needs here and was not given.
+A flag that the real server does not have ends it, as does one that it needs here and was not given. It has no models
+but those that lie in its folders.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STEP_SECONDS = "0.05"
 def run(server: str) -> None:
     """Be that server until the end of the process."""
     simulator, options = SERVERS[server](sys.argv[1:])
-    knobs = ["--step-seconds", STEP_SECONDS, *os.environ.get("STANDIN_OPTIONS", "").split()]
+    knobs = ["--models", "", "--step-seconds", STEP_SECONDS, *os.environ.get("STANDIN_OPTIONS", "").split()]
     sys.argv = ["simulators", simulator, *options, *knobs]
     runpy.run_module("worker.simulators", run_name="__main__", alter_sys=True)
 
@@ -45,7 +46,7 @@ def _sdnext(words: Sequence[str]) -> tuple[str, list[str]]:
     models = data / "models"
     (models / "VAE").mkdir(exist_ok=True)
     host = (given.server_name or ("0.0.0.0" if given.listen else "127.0.0.1")).strip("[]")
-    return "sdnext", ["--host", host, "--port", given.port, "--models-dir", str(models)]
+    return "sdnext-2023", ["--host", host, "--port", given.port, "--models-dir", str(models)]
 
 
 def _a1111(words: Sequence[str]) -> tuple[str, list[str]]:
