@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 Figures = Callable[[str], None]
 
 LINES_OF_A_FAILURE = 12
+
+# An example may take as long as a busy machine makes it take.
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def _drop(*_: Any) -> Any:

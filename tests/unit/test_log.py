@@ -215,7 +215,8 @@ def test_every_line_is_bounded_json_whatever_its_fields(fields: dict[str, Any]) 
     """Collectors cut or drop longer lines; surrogates, control characters and NaN must not break one either."""
     stream = json_log()
     log.get().info("thing_happened", **fields)
-    (line,) = stream.getvalue().splitlines() if "\x85" not in stream.getvalue() else [stream.getvalue()[:-1]]
+    line, end = stream.getvalue().split("\n")
+    assert end == ""
     assert len(line) <= log.LINE_MAX
     read = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read["event"] == "thing_happened"
