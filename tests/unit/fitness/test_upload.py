@@ -148,11 +148,11 @@ async def test_an_unreachable_store_is_away(rclone_bucket: Bucket) -> None:
         await speed_of(settings(rclone_bucket, "http://[::1]:1")).measure()
 
 
-async def test_wrong_credentials_are_the_operators(moto_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wrong_credentials_are_the_operators(rclone_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any, nothing is even sent."""
     set_credentials(monkeypatch, key=None)
     with pytest.raises(AuthFailed, match="no usable credentials"):
-        await speed_of(settings(moto_bucket)).measure()
+        await speed_of(settings(rclone_bucket)).measure()
 
 
 async def test_where_nobody_may_delete_a_line_of_text_stays(rclone_bucket: Bucket) -> None:
