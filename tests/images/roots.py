@@ -58,13 +58,16 @@ def opened() -> Store:
 
 
 def prepare(store: Store) -> None:
-    """Have `bases.DEBIAN` there. Raises `NotBuilt`, as where no mirror of Debian or no package index answers."""
+    """Have `bases.DEBIAN` there. Raises `NotBuilt`: no mirror or package index answers, or nothing can be run."""
     bare, whole = _named(RELEASE, INCLUDED), _named(RELEASE, INCLUDED, PACKAGES, *_locked())
     if not store.has(bare):
         _made_bare(store, bare)
     if not store.has(whole):
         _made_whole(store, bare, whole)
     store.run("tag", whole, DEBIAN)
+    container = store.run("from", "--pull-never", DEBIAN)
+    store.run("run", "--isolation", "chroot", container, "true")
+    store.run("rm", container)
 
 
 def _made_bare(store: Store, tag: str) -> None:
