@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from tests.support.bench import PATIENCE_S, RunningWorker, ends, params, running_worker
 from tests.support.faulty import Deed, FaultyProxy, faulty_proxy, refusal
@@ -21,14 +20,14 @@ from tests.support.storage import an_s3_storage
 from tests.support.waiting import wait_until
 from worker import app, settlement
 from worker.clock import SystemClock
-from worker.errors import UploadFailed
+from worker.errors import ConfigError, UploadFailed
 from worker.node import Orders
 from worker.queues.base import Delivery
 from worker.queues.sqlite import SqliteQueue
 from worker.result import Result
+from worker.settings import load_settings
 from worker.simulators import Knobs
 from worker.storage import Storages
-from worker.supervisor import ExitCode
 
 pytest_plugins = ("tests.support.s3_fixtures",)
 
@@ -303,15 +302,18 @@ async def test_a_locked_queue_is_waited_for(tmp_path: Path) -> None:
         await worker.goes_on("held")
 
 
+async def refused_by(queue: Path) -> str:
+    """Why a worker does not begin over this file."""
+    settings = load_settings({"WORKER_QUEUE": "sqlite", "WORKER_SQLITE_PATH": str(queue)})
+    with pytest.raises(ConfigError) as refused:
+        await app.run(settings, stop_at_once=lambda: None)
+    return refused.value.message
+
+
 async def test_a_queue_file_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
-    """The process ends with 64 and says which file is what."""
+    """It says which file is what."""
     (tmp_path / "queue.db").write_bytes(b"this is no database, but a letter " * 100)
-    with capture_logs() as logs:
-        async with running_worker(tmp_path, ready=False) as worker:
-            assert await worker.process is ExitCode.CONFIG
-    said = [line["error"] for line in logs if line["event"] == "configuration_refused"]
-    assert len(said) == 1
-    assert f"{tmp_path / 'queue.db'} is not an SQLite database" in said[0]
+    assert f"{tmp_path / 'queue.db'} is not an SQLite database" in await refused_by(tmp_path / "queue.db")
 
 
 async def test_a_queue_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
@@ -320,6 +322,5 @@ async def test_a_queue_file_of_another_program_is_left_alone(tmp_path: Path) -> 
         other.execute("CREATE TABLE recipes (name TEXT)")
         other.commit()
     before = (tmp_path / "queue.db").read_bytes()
-    async with running_worker(tmp_path, ready=False) as worker:
-        assert await worker.process is ExitCode.CONFIG
+    assert "queue.db" in await refused_by(tmp_path / "queue.db")
     assert (tmp_path / "queue.db").read_bytes() == before
