@@ -303,10 +303,12 @@ async def test_a_locked_queue_is_waited_for(tmp_path: Path) -> None:
 
 
 async def refused_by(queue: Path) -> str:
-    """Why a worker does not begin over this file."""
+    """Why a worker does not begin over this file: it looks before anything else."""
     settings = load_settings({"WORKER_QUEUE": "sqlite", "WORKER_SQLITE_PATH": str(queue)})
-    with pytest.raises(ConfigError) as refused:
-        await app.run(settings, stop_at_once=lambda: None)
+    async with app.opened(settings, {"queue"}) as parts:
+        assert parts.queue is not None
+        with pytest.raises(ConfigError) as refused:
+            await parts.queue.check()
     return refused.value.message
 
 
