@@ -76,7 +76,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
             )
             stack.push_async_callback(storage.aclose)
         if "queue" in wanted:
-            queue = open_queue(settings.queue, node, clock)
+            queue = open_queue(settings.queue, node, clock, salad=settings.salad)
             stack.push_async_callback(queue.aclose)
         if "engine" in wanted:
             process = open_process(settings.engine, server_environment(settings.engine.env))

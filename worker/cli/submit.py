@@ -16,7 +16,7 @@ import typer
 from worker.cli.documents import checked, multiplied, read_documents
 from worker.cli.output import complain, print_rows
 from worker.cli.start import read_settings
-from worker.clock import SystemClock
+from worker.clock import CorrectedClock, SystemClock
 from worker.errors import IdConflict
 from worker.job import Limits
 from worker.queues import open_producer
@@ -55,7 +55,7 @@ def submit(
         jobs = checked(documents, ANY)
         sys.exit(asyncio.run(_post(url, None if key is None else key.get_secret_value(), jobs, wait, out)))
     jobs = checked(documents, settings.limits)
-    sys.exit(asyncio.run(_run(open_producer(settings.queue, SystemClock()), jobs, wait)))
+    sys.exit(asyncio.run(_run(open_producer(settings.queue, CorrectedClock(SystemClock())), jobs, wait)))
 
 
 def _new_id() -> str:
