@@ -209,7 +209,7 @@ def _desk(
 def _elsewhere(settings: Settings, parts: Opened, storage: Storages, stack: AsyncExitStack) -> Elsewhere:
     """The submitting side of the configured queue, and the stores that tell of jobs of other replicas."""
     own: object = parts.queue
-    producer = submittable(settings.queue, parts.queue, parts.clock)
+    producer = submittable(settings.queue, parts.queue, parts.clock, store=settings.store)
     if producer is not None and producer is not own:
         stack.push_async_callback(producer.aclose)
     return Elsewhere(producer, storage.archives)

@@ -13,10 +13,12 @@ from worker.queues.base import Producer, Queue
 from worker.queues.policy import Policy
 from worker.settings.node import SaladSettings
 from worker.settings.queue import QueueSettings
+from worker.settings.storage import StorageSettings
 
 if TYPE_CHECKING:
     from worker.queues.memory import MemoryQueue
     from worker.queues.redis import RedisPlace
+    from worker.queues.sqs import Overflow
 
 
 def open_queue(
@@ -45,7 +47,7 @@ def open_queue(
         case "redis":
             from worker.queues.redis import RedisQueue
 
-            return RedisQueue(_redis(settings), clock, worker=node.identity.id, policy=_policy(settings))
+            return RedisQueue(_redis(settings), worker=node.identity.id, policy=_policy(settings))
         case "salad":
             from worker.queues.salad import SaladQueue
 
@@ -61,10 +63,12 @@ def open_desk_queue(settings: QueueSettings, node: Node, clock: Clock) -> Memory
     return MemoryQueue(clock, worker=node.identity.id, policy=_policy(settings), can_delay=False)
 
 
-def submittable(settings: QueueSettings, queue: Queue | None, clock: CorrectedClock) -> Producer | None:
+def submittable(
+    settings: QueueSettings, queue: Queue | None, clock: CorrectedClock, *, store: StorageSettings | None = None
+) -> Producer | None:
     """The submitting side beside a worker's ``queue``, which it may be itself; None where nothing may be submitted.
 
-    The caller closes one that is not ``queue``.
+    The caller closes one that is not ``queue``. ``store``: as `open_producer` has it.
     """
     match settings.kind:
         case "none":
@@ -76,15 +80,18 @@ def submittable(settings: QueueSettings, queue: Queue | None, clock: CorrectedCl
         case "availability":
             return None if settings.availability_user_token is None else open_producer(settings, clock)
         case "sqs" | "redis":
-            return open_producer(settings, clock)
+            return open_producer(settings, clock, store=store)
         case "salad":
             return None
         case unknown:
             assert_never(unknown)
 
 
-def open_producer(settings: QueueSettings, clock: CorrectedClock) -> Producer:
-    """The submitting side of the configured queue. Nothing is touched before its first use."""
+def open_producer(settings: QueueSettings, clock: CorrectedClock, *, store: StorageSettings | None = None) -> Producer:
+    """The submitting side of the configured queue. Nothing is touched before its first use.
+
+    Documents that are too large for a message go to the bucket of ``store``, where there is one.
+    """
     match settings.kind:
         case "none":
             said = "is none: there is no queue to submit to; post jobs to a worker, with --url"
@@ -101,11 +108,11 @@ def open_producer(settings: QueueSettings, clock: CorrectedClock) -> Producer:
         case "sqs":
             from worker.queues.sqs import SqsProducer
 
-            return SqsProducer(_sqs(settings), clock)
+            return SqsProducer(_sqs(settings), clock, overflow=_overflow(store))
         case "redis":
             from worker.queues.redis import RedisProducer
 
-            return RedisProducer(_redis(settings), clock, policy=_policy(settings))
+            return RedisProducer(_redis(settings), policy=_policy(settings))
         case "salad":
             said = "is salad: jobs are created by the platform's API, POST .../queues/{queue}/jobs"
             raise ConfigError((FieldError("WORKER_QUEUE", said),))
@@ -127,6 +134,15 @@ def _sqs(settings: QueueSettings) -> str:
     if settings.sqs_queue_url is None:
         raise ConfigError((FieldError("WORKER_SQS_QUEUE_URL", "is needed with WORKER_QUEUE=sqs"),))
     return settings.sqs_queue_url
+
+
+def _overflow(store: StorageSettings | None) -> Overflow | None:
+    from worker.queues.sqs import Overflow
+
+    if store is None or store.bucket is None:
+        return None
+    prefix = store.prefix if store.result_prefix is None else store.result_prefix
+    return Overflow(store.bucket, prefix, store.endpoint_url, store.region)
 
 
 def _redis(settings: QueueSettings) -> RedisPlace:
