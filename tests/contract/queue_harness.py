@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.redis import RedisServer
 from tests.support.scheduling import FullServer, a_node
 from worker.clock import Clock
 from worker.node import Orders
@@ -21,6 +22,7 @@ from worker.queues.availability import AvailabilityProducer, AvailabilityQueue
 from worker.queues.base import Delivery, JobState, Producer, Queue, Received
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
+from worker.queues.redis import RedisQueue
 from worker.queues.sqlite import SqliteQueue
 from worker.result import Result
 
@@ -115,7 +117,7 @@ class WithServer:
         await self.producer.aclose()
 
 
-async def memory(_: Path, stack: AsyncExitStack) -> Harness:
+async def memory(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
     first: list[MemoryQueue] = []
 
     def make(worker: str, clock: Clock, wait: timedelta) -> Both:
@@ -125,7 +127,7 @@ async def memory(_: Path, stack: AsyncExitStack) -> Harness:
     return Harness(make)
 
 
-async def sqlite(folder: Path, stack: AsyncExitStack) -> Harness:
+async def sqlite(folder: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
     return Harness(
         lambda worker, clock, wait: SqliteQueue(
             folder / "queue.db", clock, worker=worker, policy=POLICY, wait=wait, rng=random.Random(1)
@@ -133,7 +135,7 @@ async def sqlite(folder: Path, stack: AsyncExitStack) -> Harness:
     )
 
 
-async def availability(_: Path, stack: AsyncExitStack) -> Harness:
+async def availability(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
     clock = FakeClock()
     server = await stack.enter_async_context(FullServer(clock, POLICY))
 
@@ -144,23 +146,29 @@ async def availability(_: Path, stack: AsyncExitStack) -> Harness:
     return Harness(make, clock, carries_bytes=False)
 
 
-async def _opened(opener: Callable[[Path, AsyncExitStack], Any], folder: Path) -> AsyncIterator[Harness]:
+async def redis(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
+    server: RedisServer = request.getfixturevalue("redis_server")
+    place = server.place()
+    return Harness(lambda worker, clock, wait: RedisQueue(place, worker=worker, policy=POLICY, clock=clock, wait=wait))
+
+
+async def _opened(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Harness]:
     async with AsyncExitStack() as stack:
-        harness: Harness = await opener(folder, stack)
+        harness: Harness = await request.param(folder, stack, request)
         stack.push_async_callback(harness.aclose)
         yield harness
 
 
-@pytest.fixture(name="harness", params=[memory, sqlite, availability], ids=["memory", "sqlite", "availability"])
+@pytest.fixture(name="harness", params=[memory, sqlite, availability, redis], ids=lambda opener: opener.__name__)
 async def open_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
-    async for harness in _opened(request.param, tmp_path):
+    async for harness in _opened(request, tmp_path):
         yield harness
 
 
-@pytest.fixture(name="byte_harness", params=[memory, sqlite], ids=["memory", "sqlite"])
+@pytest.fixture(name="byte_harness", params=[memory, sqlite, redis], ids=lambda opener: opener.__name__)
 async def open_byte_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """Queues that carry whatever they are given."""
-    async for harness in _opened(request.param, tmp_path):
+    async for harness in _opened(request, tmp_path):
         yield harness
 
 

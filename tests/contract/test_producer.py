@@ -24,6 +24,7 @@ from worker.errors import IdConflict, JobCancelled, LeaseLost
 from worker.queues.base import Attempt
 from worker.result import FileResult, ImageResult
 
+pytest_plugins = ("tests.support.redis_fixtures",)
 __all__ = ["open_byte_harness", "open_harness"]
 
 

@@ -16,6 +16,7 @@ from tests.support.queues import result_of, taken
 from worker.errors import UNCOUNTED_CODES, UNRECEIVED, Fault, LeaseLost
 from worker.queues.base import Attempt, Delivery, Queue
 
+pytest_plugins = ("tests.support.redis_fixtures",)
 __all__ = ["open_harness"]
 
 Verb = Callable[[Queue, Delivery], Awaitable[Any]]
