@@ -1,0 +1,249 @@
+"""A real SQS server for tests: moto's, on a socket of its own. Tests may move its time and bend its answers.
+
+Other than AWS moto takes an old receipt for ever; that a lease has ended is for the driver to know.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tests.support.clock import FakeClock
+from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY
+
+if TYPE_CHECKING:
+    from types_boto3_sqs.client import SQSClient
+
+Start = Callable[[str, list[tuple[str, str]]], Any]
+Answered = Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An answer of SQS that refuses; ``query`` is the code in its older form, where the service sends that too."""
+
+    code: str
+    status: int = 400
+    message: str = "by the test"
+    query: str | None = None
+
+    def send(self, start: Start) -> Answered:
+        headers = [("Content-Type", "application/x-amz-json-1.0")]
+        if self.query is not None:
+            headers.append(("x-amzn-query-error", f"{self.query};Sender"))
+        start(f"{self.status} no", headers)
+        return [json.dumps({"__type": f"com.amazonaws.sqs#{self.code}", "message": self.message}).encode()]
+
+
+class Hung:
+    """No answer before `release`, then what the server says; ``began`` is set when the request was there."""
+
+    def __init__(self, *, after: bool = False) -> None:
+        self.after = after
+        self.began, self._over = threading.Event(), threading.Event()
+
+    def release(self) -> None:
+        self._over.set()
+
+    def wait(self) -> None:
+        self.began.set()
+        self._over.wait(30)
+
+
+class Lost:
+    """The request is carried out and its answer is lost."""
+
+
+Deed = Refused | Hung | Lost
+
+
+@dataclass
+class Bent:
+    """What the server does to requests before, or instead of, answering them.
+
+    ``keys`` are the access keys that it knows; all where None. ``calls`` counts the verbs.
+    """
+
+    keys: set[str] | None = None
+    calls: Counter[str] = field(default_factory=Counter)
+    _deeds: dict[str, list[Deed]] = field(default_factory=dict)
+
+    def do(self, verb: str, deed: Deed, times: int = 1_000_000) -> None:
+        """Do this to the next requests of the verb, or to those of every verb for ``*``."""
+        self._deeds[verb] = [deed] * times
+
+    def mend(self) -> None:
+        for deeds in self._deeds.values():
+            for deed in deeds[:1]:
+                if isinstance(deed, Hung):
+                    deed.release()
+        self._deeds.clear()
+        self.keys = None
+
+    def reset(self) -> None:
+        self.mend()
+        self.calls.clear()
+
+    def next(self, verb: str) -> Deed | None:
+        for name in (verb, "*"):
+            if deeds := self._deeds.get(name):
+                return deeds.pop()
+        return None
+
+
+class Server:
+    """``url`` is its root; ``bent`` is reset by whoever uses it."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.bent = Bent()
+        self._turn = threading.Lock()
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
+        self._server.daemon_threads = True  # type: ignore[attr-defined]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="moto-sqs", daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def _answer(self, environ: dict[str, Any], start: Start) -> Answered:
+        verb = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
+        self.bent.calls[verb] += 1
+        key = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition("/")[0]
+        if self.bent.keys is not None and key not in self.bent.keys:
+            return Refused("InvalidClientTokenId", 403, "The security token is invalid.").send(start)
+        deed = self.bent.next(verb)
+        if isinstance(deed, Refused):
+            return deed.send(start)
+        if isinstance(deed, Hung) and not deed.after:
+            deed.wait()
+        with self._one_at_a_time(environ):
+            answer: Answered = self._moto(environ, (lambda *_: None) if isinstance(deed, Lost) else start)
+        if isinstance(deed, Hung) and deed.after:
+            deed.wait()
+        if isinstance(deed, Lost):
+            list(answer)
+            return Refused("InternalFailure", 500).send(start)
+        return answer
+
+    @contextmanager
+    def _one_at_a_time(self, environ: dict[str, Any]) -> Iterator[None]:
+        """Moto hands a message to two who ask at the same time; only who waits for one is not kept waiting here."""
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        if json.loads(body or "{}").get("WaitTimeSeconds"):
+            yield
+            return
+        with self._turn:
+            yield
+
+    def stop(self) -> None:
+        self.bent.mend()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def running_sqs() -> Iterator[Server]:
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A queue of its own on the server, seen through a client that the worker has no part in."""
+
+    url: str
+    dead_url: str | None
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def client(self) -> SQSClient:
+        parts = urlsplit(self.url)
+        return _client(f"{parts.scheme}://{parts.netloc}")
+
+    def put(self, body: str, **message: Any) -> str:
+        """Send as other programs do; the id of the message."""
+        return self.client().send_message(QueueUrl=self.url, MessageBody=body, **message)["MessageId"]
+
+    def counts(self, *, dead: bool = False) -> tuple[int, int]:
+        """How many messages wait, and how many are hidden."""
+        url = self.dead_url if dead else self.url
+        assert url is not None
+        found = self.client().get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        hidden = int(found["ApproximateNumberOfMessagesNotVisible"])
+        return int(found["ApproximateNumberOfMessages"]), hidden
+
+    def dead(self) -> list[Any]:
+        """The dead letters, which are looked at but not taken."""
+        assert self.dead_url is not None
+        return list(
+            self.client()
+            .receive_message(
+                QueueUrl=self.dead_url,
+                MaxNumberOfMessages=10,
+                VisibilityTimeout=0,
+                AttributeNames=["All"],
+                MessageAttributeNames=["All"],
+            )
+            .get("Messages", [])
+        )
+
+    def set(self, **attributes: str) -> None:
+        self.client().set_queue_attributes(QueueUrl=self.url, Attributes=attributes)  # type: ignore[arg-type]
+
+
+def made_line(server: Server, *, fifo: bool = False, dead_after: int | None = None, **attributes: str) -> Line:
+    """A new queue; with dead letters where ``dead_after`` says after how many receives SQS moves a message there."""
+    sqs, end = _client(server.url), ".fifo" if fifo else ""
+    name = f"jobs-{uuid.uuid4().hex[:12]}"
+    given: Any = {"FifoQueue": "true"} if fifo else {}
+    dead_url = None
+    more: Any = dict(attributes)
+    if dead_after is not None:
+        dead_url = sqs.create_queue(QueueName=f"{name}-dead{end}", Attributes=given)["QueueUrl"]
+        arn = sqs.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        more["RedrivePolicy"] = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(dead_after)})
+    url = sqs.create_queue(QueueName=f"{name}{end}", Attributes=given | more)["QueueUrl"]
+    return Line(url, dead_url)
+
+
+@functools.cache
+def _client(endpoint_url: str) -> SQSClient:
+    from boto3 import Session
+    from botocore.config import Config
+
+    session = Session(aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, region_name=REGION)
+    client: SQSClient = session.client("sqs", endpoint_url=endpoint_url, config=Config(proxies={}))
+    return client
+
+
+@contextmanager
+def moved_time(clock: FakeClock) -> Iterator[None]:
+    """Have every queue of moto's in this process live by this clock; polls go on by real time too."""
+    models: Any = importlib.import_module("moto.sqs.models")
+    began, kept, ticks = time.monotonic(), (models.unix_time, models.unix_time_millis), iter(range(10**9))
+    models.unix_time = lambda *_: clock.now().timestamp() + time.monotonic() - began
+    models.unix_time_millis = lambda *_: clock.now().timestamp() * 1000 + next(ticks) * 1e-3
+    try:
+        yield
+    finally:
+        models.unix_time, models.unix_time_millis = kept
