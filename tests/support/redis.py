@@ -83,6 +83,10 @@ class RedisServer:
         return RedisPlace(self.url(credentials, suffix), f"jobs-{next(_numbers)}", "workers")
 
     def ask(self, *command: str | bytes | int) -> Any:
-        """A command as another program sends it."""
-        with redis.Redis(port=self.port, protocol=2) as client:
-            return client.execute_command(*command)  # type: ignore[no-untyped-call]
+        """The answer to a command of another program, as the protocol has it."""
+        connection = redis.Connection(port=self.port, protocol=2)
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        finally:
+            connection.disconnect()

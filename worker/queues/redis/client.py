@@ -32,7 +32,7 @@ class Stale(QueueUnavailable):
 class Client:
     """Runs commands on the server of the place, or on the one of its cluster that has the queue's slot.
 
-    A connection on which anything went wrong is closed, and with it all idle ones: what comes next asks the DNS anew.
+    A connection on which anything went wrong is closed, and with it all idle ones.
     """
 
     def __init__(self, place: RedisPlace, *, patience: timedelta = PATIENCE) -> None:
@@ -85,33 +85,38 @@ class Client:
     async def _connection(self) -> AsyncIterator[Any]:
         """One for a single command; kept afterwards if the server answered, if only with an error."""
         from redis.exceptions import ConnectionError as Broken
-        from redis.exceptions import ReadOnlyError, ResponseError
+        from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
         if self._closed:
             raise QueueUnavailable(f"{self.place.shown}: was closed")
         reused = bool(self._idle)
         connection = self._idle.pop() if reused else self._made()
         self._used.add(connection)
-        answered = False
+        is_usable = False
         try:
             yield connection
-            answered = True
+            is_usable = True
         except ResponseError as error:
-            answered = not isinstance(error, ReadOnlyError)
+            is_usable = not isinstance(error, ReadOnlyError)
+            if not is_usable:
+                await self._start_anew()
             raise
-        except Broken as error:
+        except (RedisError, TimeoutError) as error:
+            await self._start_anew()
             if reused and type(error) is Broken:
                 raise Stale(f"{self.place.shown}: {error}") from None
             raise
         finally:
             self._used.discard(connection)
-            if answered and not self._closed and len(self._idle) < KEPT:
+            if is_usable and not self._closed and len(self._idle) < KEPT:
                 self._idle.append(connection)
             else:
                 await connection.disconnect(nowait=True)
-            if not answered:
-                await self._drop_idle()
-                self._moved = None
+
+    async def _start_anew(self) -> None:
+        """What comes next asks the DNS anew, and the cluster for its node."""
+        self._moved = None
+        await self._drop_idle()
 
     async def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []

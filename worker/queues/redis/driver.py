@@ -144,7 +144,7 @@ class RedisQueue(RedisProducer):
             left = timedelta(seconds=over - loop.time())
             if left <= timedelta(0):
                 return Received()
-            await self._rung(min(left, BLOCK, due or BLOCK))
+            await self._rung(min(left, BLOCK if due is None else due, BLOCK))
 
     async def extend(self, delivery: Delivery) -> Orders | None:
         """Renews the lease of a cancelled job too, so that its holder can settle it."""

@@ -322,6 +322,7 @@ function verbs.open()
 end
 
 -- {strays, {id, record, document} or false, microseconds until something hidden is due or -1}
+-- Where there is nothing to claim, no earlier ring is worth hearing.
 function verbs.claim(worker, claim)
   if call('ZSCORE', void, claim) then
     return {{}, false, '-1'}
@@ -336,7 +337,12 @@ function verbs.claim(worker, claim)
   if #strays > 0 then
     return {strays, false, '0'}
   end
-  return verbs.take(worker, claim)
+  local answer = verbs.take(worker, claim)
+  if not answer[2] then
+    call('XGROUP', 'SETID', stream, bell_group, cursors()[group])
+    call('XGROUP', 'SETID', bell, bell_group, '$')
+  end
+  return answer
 end
 
 -- As `claim`, without a look for what is new.

@@ -1,0 +1,70 @@
+"""What may stand between a worker and its Redis, and what may stand there instead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+
+class Relay:
+    """Passes bytes on to a port of loopback. ``silent``: what the server answers is lost, the connection with it."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = 0
+        self.silent = False
+        self.connections = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def url(self, host: str = "127.0.0.1") -> str:
+        return f"redis://{host}:{self.port}"
+
+    def cut(self) -> None:
+        """Close every connection, as a proxy does with idle ones."""
+        for writer in self._writers:
+            writer.close()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        self._writers |= {writer, back}
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pass(reader, back), name="relay-there")
+                both.create_task(self._pass(there, writer, answers=True), name="relay-back")
+        finally:
+            self._writers -= {writer, back}
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False) -> None:
+        with suppress(ConnectionError):
+            while (some := await source.read(65536)) and not (answers and self.silent):
+                sink.write(some)
+                await sink.drain()
+        sink.close()
+
+
+@asynccontextmanager
+async def relaying(target: int) -> AsyncIterator[Relay]:
+    relay = Relay(target)
+    async with await asyncio.start_server(relay.serve, "127.0.0.1", 0) as server:
+        relay.port = server.sockets[0].getsockname()[1]
+        try:
+            yield relay
+        finally:
+            relay.cut()
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[int]:
+    """The port of something that gives this answer to whatever it is sent."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while await reader.read(65536):
+                writer.write(answer)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
