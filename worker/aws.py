@@ -38,6 +38,7 @@ _AUTH = frozenset(
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
         "InvalidSecurity",
+        "InvalidSignatureException",
         "InvalidToken",
         "NotSignedUp",
         "RequestExpired",
@@ -112,11 +113,12 @@ class Service(Generic[C]):
         request that was refused for our clock is sent once more with the time that the service told, one that was
         refused for our credentials with those that the standard chain finds now, where they are others.
         """
+        offset = self._clock.offset
         answer = await self._in_thread(work)
         if not isinstance(answer, Refusal) or not answer.of_credentials:
             return answer
-        skewed = answer.code in _SKEWED
-        if self._clock.offset if skewed else await self._in_thread(lambda _: renew_credentials()):
+        is_corrected = self._clock.offset != offset or (answer.code in _SKEWED and self._clock.offset)
+        if is_corrected or await self._in_thread(lambda _: renew_credentials()):
             return await self._in_thread(work)
         return answer
 
@@ -263,15 +265,14 @@ def sqs_client(
             max_pool_connections=connections,
             tcp_keepalive=True,
         )
-        opened = functools.partial(session().client, "sqs")
-        client: SQSClient = opened(config=config)
+        opened: Callable[..., SQSClient] = functools.partial(session().client, "sqs")
+        client = opened(config=config)
         told = client.meta.endpoint_url
         endpoint = origin if _is_aws(told) else told
         if endpoint == told and not http.is_loopback(endpoint):
             return client
         client.close()
-        client = opened(endpoint_url=endpoint, config=config.merge(Config(proxies=_proxies_to(endpoint))))
-        return client
+        return opened(endpoint_url=endpoint, config=config.merge(Config(proxies=_proxies_to(endpoint))))
 
 
 def region_of(queue_url: str) -> str | None:

@@ -9,18 +9,24 @@ import functools
 import importlib
 import io
 import json
+import random
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tests.support.clock import FakeClock
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY
+from worker.clock import CorrectedClock, SystemClock
+from worker.queues.policy import Policy
+from worker.queues.sqs import SqsProducer, SqsQueue
 
 if TYPE_CHECKING:
     from types_boto3_sqs.client import SQSClient
@@ -42,6 +48,7 @@ class Refused:
         headers = [("Content-Type", "application/x-amz-json-1.0")]
         if self.query is not None:
             headers.append(("x-amzn-query-error", f"{self.query};Sender"))
+        headers.append(("Date", format_datetime(SystemClock().now(), usegmt=True)))
         start(f"{self.status} no", headers)
         return [json.dumps({"__type": f"com.amazonaws.sqs#{self.code}", "message": self.message}).encode()]
 
@@ -72,10 +79,12 @@ Deed = Refused | Hung | Lost
 class Bent:
     """What the server does to requests before, or instead of, answering them.
 
-    ``keys`` are the access keys that it knows; all where None. ``calls`` counts the verbs.
+    ``keys`` are the access keys that it knows; all where None. ``strict_time``: signatures of another time than its own
+    are refused. ``calls`` counts the verbs.
     """
 
     keys: set[str] | None = None
+    strict_time: bool = False
     calls: Counter[str] = field(default_factory=Counter)
     _deeds: dict[str, list[Deed]] = field(default_factory=dict)
 
@@ -89,7 +98,7 @@ class Bent:
                 if isinstance(deed, Hung):
                     deed.release()
         self._deeds.clear()
-        self.keys = None
+        self.keys, self.strict_time = None, False
 
     def reset(self) -> None:
         self.mend()
@@ -105,14 +114,14 @@ class Bent:
 class Server:
     """``url`` is its root; ``bent`` is reset by whoever uses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
         from werkzeug.serving import make_server
 
         self.bent = Bent()
         self._turn = threading.Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
+        self._server = make_server("127.0.0.1", port, self._answer, threaded=True, request_handler=MotoRequestHandler)
         self._server.daemon_threads = True  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._server.serve_forever, name="moto-sqs", daemon=True)
         self._thread.start()
@@ -124,6 +133,8 @@ class Server:
         key = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition("/")[0]
         if self.bent.keys is not None and key not in self.bent.keys:
             return Refused("InvalidClientTokenId", 403, "The security token is invalid.").send(start)
+        if self.bent.strict_time and not _is_now(environ.get("HTTP_X_AMZ_DATE", "")):
+            return Refused("InvalidSignatureException", 403, "Signature expired: it is another time").send(start)
         deed = self.bent.next(verb)
         if isinstance(deed, Refused):
             return deed.send(start)
@@ -154,6 +165,12 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _is_now(stamp: str) -> bool:
+    """Whether a signature is of the last or next quarter of an hour."""
+    at = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return abs(SystemClock().now() - at) < timedelta(minutes=15)
 
 
 @contextmanager
@@ -247,3 +264,26 @@ def moved_time(clock: FakeClock) -> Iterator[None]:
         yield
     finally:
         models.unix_time, models.unix_time_millis = kept
+
+
+@asynccontextmanager
+async def taking(
+    line: Line, *, visibility_s: float = 120, seconds: Callable[[], float] | None = None, **options: Any
+) -> AsyncIterator[SqsQueue]:
+    """A worker's driver on this queue, which asks briefly; ``seconds`` measures its leases."""
+    policy = Policy(visibility=timedelta(seconds=visibility_s), max_attempts=3, max_deliveries=4)
+    given: dict[str, Any] = {"wait": timedelta(0), "policy": policy, "rng": random.Random(1), **options}
+    queue = SqsQueue(line.url, CorrectedClock(SystemClock()), elapsed=seconds, **given)
+    try:
+        yield queue
+    finally:
+        await queue.aclose()
+
+
+@asynccontextmanager
+async def submitting(line: Line, **options: Any) -> AsyncIterator[SqsProducer]:
+    producer = SqsProducer(line.url, CorrectedClock(SystemClock()), **options)
+    try:
+        yield producer
+    finally:
+        await producer.aclose()

@@ -15,8 +15,8 @@ import pydantic_core
 from worker import aws, http
 from worker.aws import Refusal, Service
 from worker.clock import CorrectedClock
-from worker.errors import QueueUnavailable
-from worker.queues.sqs.errors import error_of, is_forbidden, plain
+from worker.errors import AuthFailed, QueueUnavailable
+from worker.queues.sqs.errors import QueueRefused, error_of, is_forbidden, plain
 
 if TYPE_CHECKING:
     from types_boto3_sqs.client import SQSClient
@@ -96,7 +96,7 @@ class SqsClient:
                 MessageAttributeNames=[ALL],
             ).get("Messages", [])
 
-        return self._granted(await self._service.ask(call))
+        return self._granted(await self._in_time(call, self._poll))
 
     async def hide(self, receipt: str, visibility: timedelta, *, url: str | None = None) -> None:
         """Hide a message that we hold for so long from now on; not at all: it is handed over at once.
@@ -167,11 +167,17 @@ class SqsClient:
         return self._granted(await self._asked(call), held=held)
 
     async def _asked(self, call: Callable[[SQSClient], T]) -> T | Refusal:
+        return await self._in_time(call, timedelta(0))
+
+    async def _in_time(self, call: Callable[[SQSClient], T], more: timedelta) -> T | Refusal:
+        """Its answer, waited for so much longer than others; without credentials to ask with, `QueueRefused`."""
         try:
-            async with asyncio.timeout(self._patience.total_seconds()):
+            async with asyncio.timeout((self._patience + more).total_seconds()):
                 return await self._service.ask(call)
         except TimeoutError:
             raise QueueUnavailable(f"{self.place}: no answer in time") from None
+        except AuthFailed as error:
+            raise QueueRefused(f"{self.place}: {error.message}") from None
 
     def _granted(self, answer: T | Refusal, *, held: bool = False) -> T:
         if isinstance(answer, Refusal):
