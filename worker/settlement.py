@@ -153,9 +153,12 @@ async def _retry_webhook_later(result: Result, journey: Journey, bench: Bench) -
 
 
 def webhook_tries(delivery: Delivery) -> int:
-    """Earlier deliveries that failed at the webhook alone; at most so many where the queue keeps no causes."""
+    """Earlier deliveries that failed at the webhook alone; at most so many where the queue keeps no causes.
+
+    All that there may be where it does not even count them: nobody could tell when to stop.
+    """
     if delivery.attempts_most is not None:
-        return (delivery.deliveries or 1) - 1
+        return len(WEBHOOK_DELAYS) if delivery.deliveries is None else delivery.deliveries - 1
     return sum(attempt.code == UNDELIVERED for attempt in delivery.attempts)
 
 

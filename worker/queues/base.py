@@ -109,6 +109,15 @@ class Recalling(Protocol):
         ...
 
 
+@runtime_checkable
+class Leaving(Protocol):
+    """A queue that pushes the next job as soon as one is over."""
+
+    def leave(self) -> None:
+        """No further `receive` will follow."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class JobState:
     """What a queue knows of a job: ``waiting``, ``delayed``, ``leased``, ``done`` or ``dead``."""

@@ -22,11 +22,11 @@ from typing import Any
 import structlog
 
 from worker.clock import Clock
-from worker.errors import LeaseLost, QueueUnavailable
+from worker.errors import LeaseLost, QueueUnavailable, WorkerError
 from worker.node import Node
 from worker.queues.base import Delivery, Received
 from worker.queues.policy import Policy
-from worker.queues.salad.outputs import instead_of, output_of
+from worker.queues.salad.outputs import instead_of, output_of, refused
 from worker.queues.salad.service import JobGone, OutputRefused, Service
 from worker.queues.salad.service_v1alpha_pb2 import Job
 from worker.queues.salad.silence import Silence
@@ -228,17 +228,17 @@ class SaladQueue:
         return held
 
     async def ack(self, delivery: Delivery, result: Result) -> None:
-        await self._completed(delivery, output_of(result), lambda refusal: instead_of(result, refusal))
+        await self._completed(delivery, output_of(result), lambda error: instead_of(result, error))
 
     async def reject(self, delivery: Delivery, result: Result) -> None:
         """The platform has no dead letters: its output says how the job failed."""
         await self.ack(delivery, result)
 
-    async def complete(self, delivery: Delivery, output: bytes, otherwise: Callable[[OutputRefused], bytes]) -> None:
-        """The job is over with this JSON, else with what is to be said where the service does not take that."""
+    async def complete(self, delivery: Delivery, output: bytes, otherwise: Callable[[WorkerError], bytes]) -> None:
+        """The job is over with this JSON; else with what is to be said where the service does not take it, and why."""
         await self._completed(delivery, output, otherwise)
 
-    async def _completed(self, delivery: Delivery, output: bytes, otherwise: Callable[[OutputRefused], bytes]) -> None:
+    async def _completed(self, delivery: Delivery, output: bytes, otherwise: Callable[[WorkerError], bytes]) -> None:
         held = self._of(delivery)
         async with self._ending(held):
             if self._has_left:
@@ -247,7 +247,7 @@ class SaladQueue:
                 await self._service.complete(held.id, output)
             except OutputRefused as refusal:
                 log.warning("output_refused", job=held.id, error=refusal.message)
-                await self._completed_otherwise(held, otherwise(refusal))
+                await self._completed_otherwise(held, otherwise(refused(refusal)))
 
     async def _completed_otherwise(self, held: Held, output: bytes) -> None:
         try:

@@ -13,12 +13,11 @@ def output_of(result: Result) -> bytes:
     return result.to_json()
 
 
-def instead_of(result: Result, refusal: OutputRefused) -> bytes:
+def instead_of(result: Result, error: WorkerError) -> bytes:
     """The result that says why the service does not have the one that was to be its output.
 
     Without the images that stood in that; those that were stored, it still names.
     """
-    error = refused(refusal)
     told = ErrorResult(code=error.code, message=error.message, retryable=False, fault=error.fault)
     return without_images(result).model_copy(update={"status": "failed", "error": told}).to_json()
 
