@@ -54,10 +54,13 @@ class Refused:
 
 
 class Hung:
-    """No answer before `release`, then what the server says; ``began`` is set when the request was there."""
+    """No answer before `release`, then what the server says; ``began`` is set when the request was there.
 
-    def __init__(self, *, after: bool = False) -> None:
-        self.after = after
+    ``after``: it is carried out at once; ``then``: what is said instead of the server's answer.
+    """
+
+    def __init__(self, *, after: bool = False, then: Refused | None = None) -> None:
+        self.after, self.then = after, then
         self.began, self._over = threading.Event(), threading.Event()
 
     def release(self) -> None:
@@ -86,17 +89,16 @@ class Bent:
     keys: set[str] | None = None
     strict_time: bool = False
     calls: Counter[str] = field(default_factory=Counter)
-    _deeds: dict[str, list[Deed]] = field(default_factory=dict)
+    _deeds: dict[str, tuple[Deed, int | None]] = field(default_factory=dict)
 
-    def do(self, verb: str, deed: Deed, times: int = 1_000_000) -> None:
-        """Do this to the next requests of the verb, or to those of every verb for ``*``."""
-        self._deeds[verb] = [deed] * times
+    def do(self, verb: str, deed: Deed, times: int | None = None) -> None:
+        """Do this to so many requests of the verb from now on, or to those of every verb for ``*``; to all for None."""
+        self._deeds[verb] = (deed, times)
 
     def mend(self) -> None:
-        for deeds in self._deeds.values():
-            for deed in deeds[:1]:
-                if isinstance(deed, Hung):
-                    deed.release()
+        for deed, _ in self._deeds.values():
+            if isinstance(deed, Hung):
+                deed.release()
         self._deeds.clear()
         self.keys, self.strict_time = None, False
 
@@ -106,8 +108,10 @@ class Bent:
 
     def next(self, verb: str) -> Deed | None:
         for name in (verb, "*"):
-            if deeds := self._deeds.get(name):
-                return deeds.pop()
+            deed, left = self._deeds.get(name, (None, 0))
+            if left != 0 and deed is not None:
+                self._deeds[name] = (deed, None if left is None else left - 1)
+                return deed
         return None
 
 
@@ -136,10 +140,11 @@ class Server:
         if self.bent.strict_time and not _is_now(environ.get("HTTP_X_AMZ_DATE", "")):
             return Refused("InvalidSignatureException", 403, "Signature expired: it is another time").send(start)
         deed = self.bent.next(verb)
-        if isinstance(deed, Refused):
-            return deed.send(start)
         if isinstance(deed, Hung) and not deed.after:
             deed.wait()
+            deed = deed.then
+        if isinstance(deed, Refused):
+            return deed.send(start)
         with self._one_at_a_time(environ):
             answer: Answered = self._moto(environ, (lambda *_: None) if isinstance(deed, Lost) else start)
         if isinstance(deed, Hung) and deed.after:
@@ -174,8 +179,8 @@ def _is_now(stamp: str) -> bool:
 
 
 @contextmanager
-def running_sqs() -> Iterator[Server]:
-    server = Server()
+def running_sqs(port: int = 0) -> Iterator[Server]:
+    server = Server(port)
     try:
         yield server
     finally:

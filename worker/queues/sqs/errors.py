@@ -63,7 +63,8 @@ def is_lost(refusal: Refusal) -> bool:
 
 def is_forbidden(refusal: Refusal) -> bool:
     """Whether it refuses who we are or what we may do."""
-    return refusal.of_credentials or refusal.status == 403 or plain(refusal.code) in FORBIDDEN
+    code = plain(refusal.code)
+    return refusal.of_credentials or code in FORBIDDEN or (refusal.status == 403 and code not in _BUSY)
 
 
 def is_passing(refusal: Refusal) -> bool:
