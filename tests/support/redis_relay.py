@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+
+_COMMAND = re.compile(rb"\*\d+\r\n\$")
 
 
 class Relay:
@@ -19,6 +22,11 @@ class Relay:
 
     def url(self, host: str = "127.0.0.1") -> str:
         return f"redis://{host}:{self.port}"
+
+    @property
+    def open(self) -> int:
+        """Connections that are."""
+        return len(self._writers) // 2
 
     def cut(self) -> None:
         """Close every connection, as a proxy does with idle ones."""
@@ -35,6 +43,8 @@ class Relay:
                 both.create_task(self._pass(there, writer, answers=True), name="relay-back")
         finally:
             self._writers -= {writer, back}
+            for one in (writer, back):
+                one.close()
 
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False) -> None:
         with suppress(ConnectionError):
@@ -57,14 +67,16 @@ async def relaying(target: int) -> AsyncIterator[Relay]:
 
 @asynccontextmanager
 async def saying(answer: bytes) -> AsyncIterator[int]:
-    """The port of something that gives this answer to whatever it is sent."""
+    """The port of something that gives this answer to each command."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while await reader.read(65536):
-                writer.write(answer)
-                await writer.drain()
-        writer.close()
+        try:
+            with suppress(ConnectionError):
+                while asked := await reader.read(65536):
+                    writer.write(answer * len(_COMMAND.findall(asked)))
+                    await writer.drain()
+        finally:
+            writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]

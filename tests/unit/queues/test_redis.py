@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.clock import FakeClock
 from tests.support.queues import result_of, taken
 from tests.support.redis import RedisServer
 from tests.support.waiting import wait_until
@@ -23,6 +24,7 @@ pytest_plugins = ("tests.support.redis_fixtures",)
 BRIEF = timedelta(milliseconds=20)
 LONG = timedelta(seconds=60)
 NOW = timedelta(0)
+LATER = Policy().visibility
 SHORT_LEASE = Policy(visibility=timedelta(milliseconds=60))
 Make = Callable[..., RedisQueue]
 
@@ -34,8 +36,15 @@ class Desk:
         self.server, self.place = server, server.place()
         self.opened: list[RedisQueue] = []
 
-    def driver(self, worker: str = "w1", *, wait: timedelta = BRIEF, policy: Policy | None = None) -> RedisQueue:
-        self.opened.append(RedisQueue(self.place, worker=worker, wait=wait, policy=policy))
+    def driver(
+        self,
+        worker: str = "w1",
+        *,
+        wait: timedelta = BRIEF,
+        policy: Policy | None = None,
+        clock: FakeClock | None = None,
+    ) -> RedisQueue:
+        self.opened.append(RedisQueue(self.place, worker=worker, wait=wait, policy=policy, clock=clock))
         return self.opened[-1]
 
     def key(self, name: str) -> str:
@@ -201,15 +210,17 @@ async def test_job_given_back_wakes_another_worker(desk: Desk) -> None:
 
 async def test_pending_entries_mirror_the_leases(desk: Desk) -> None:
     """The group's pending entries are what is held, by whom, handed over how often; idle since the last extend."""
-    queue, other = desk.driver(policy=SHORT_LEASE), desk.driver("w2")
+    clock = FakeClock()
+    queue, other = desk.driver(clock=clock), desk.driver("w2", clock=clock)
     await queue.submit("a", document())
     desk.add("job", document(id="b"))
     assert desk.length() == 2
     held = {one.id: one for one in [await taken(queue), await taken(queue)]}
     assert desk.pending() == [("w1", 1), ("w1", 1)]
-    await queue.nack(held["b"], LONG, "disk_full", charged=False)
+    await queue.nack(held["b"], LATER * 2, "disk_full", charged=False)
     assert desk.pending() == [("w1", 1)]
-    again = await taken(other, tries=50)
+    clock.advance(LATER)
+    again = await taken(other)
     assert (again.id, again.deliveries, desk.pending()) == ("a", 2, [("w2", 2)])
     await other.extend(again)
     assert desk.pending() == [("w2", 2)]

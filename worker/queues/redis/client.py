@@ -59,7 +59,7 @@ class Client:
         """Close every connection; commands under way fail."""
         self._closed = True
         for connection in [*self._idle, *self._used]:
-            await connection.disconnect(nowait=True)
+            await connection.disconnect()
         self._idle.clear()
 
     async def _routed(self, command: tuple[str | bytes | int, ...], patience_s: float) -> Any:

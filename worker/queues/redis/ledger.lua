@@ -339,8 +339,8 @@ function verbs.claim(worker, claim)
   end
   local answer = verbs.take(worker, claim)
   if not answer[2] then
-    call('XGROUP', 'SETID', stream, bell_group, cursors()[group])
-    call('XGROUP', 'SETID', bell, bell_group, '$')
+    redis.pcall('XGROUP', 'SETID', stream, bell_group, cursors()[group])
+    redis.pcall('XGROUP', 'SETID', bell, bell_group, '$')
   end
   return answer
 end
