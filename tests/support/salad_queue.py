@@ -31,7 +31,7 @@ from worker.queues.salad.service_v1alpha_pb2 import (
 SERVICE = "salad.grpc.saladcloud_job_queue_worker.v1alpha.JobQueueWorkerService"
 LARGEST = 10 * 2**20
 ATTEMPTS = 4
-_ENDED: Any = object()
+_NEWS: Any = object()
 
 
 @dataclass(eq=False)
@@ -82,6 +82,7 @@ class SaladJobQueue:
             "RejectJob": deque(),
         }
         self.losing: deque[str] = deque()
+        self.repeating: deque[str] = deque()
         self.is_mute = False
         self._waiting: deque[str] = deque()
         self._lines: dict[str, _Line] = {}
@@ -141,16 +142,25 @@ class SaladJobQueue:
         self.refused |= {line.token for line in self._lines.values()}
         self.end_streams(self.refusal)
 
-    def lose(self, worker: str) -> None:
-        """Give up on a worker: its job is handed to others."""
-        for job in self.jobs.values():
-            if job.worker == worker and job.status == "running":
-                self._failed_once(job)
+    def repeat(self, job_id: str) -> None:
+        """Push a job once more to the worker that has it."""
+        self.repeating.append(job_id)
+
+    def hand_to(self, job_id: str, worker: str) -> None:
+        """Give up on the worker that has the job: another one has it now."""
+        job = self.jobs[job_id]
+        job.worker = worker
+        job.attempts += 1
+        job.events += ["failed", "started"]
+        self._stir()
 
     def _wait(self, job: QueuedJob) -> None:
         self._waiting.append(job.id)
+        self._stir()
+
+    def _stir(self) -> None:
         for line in self._lines.values():
-            line.news.put_nowait(_ENDED)
+            line.news.put_nowait(_NEWS)
 
     def _failed_once(self, job: QueuedJob) -> None:
         job.worker = None
@@ -220,11 +230,11 @@ class SaladJobQueue:
     async def _said(self, line: _Line) -> Any:
         """What is said on a stream: a heartbeat now and then, and a job as soon as the worker has none."""
         while self.is_mute:
-            if (status := await line.news.get()) is not _ENDED:
+            if (status := await line.news.get()) is not _NEWS:
                 return
         yield AcceptJobsResponse(heartbeat=empty_pb2.Empty())
         while True:
-            job = self._next(line.worker)
+            job = self.jobs[self.repeating.popleft()] if self.repeating else self._next(line.worker)
             if job is not None:
                 yield AcceptJobsResponse(job=Job(job_id=job.id, port=job.port, path=job.path, input=job.input))
             try:
@@ -235,7 +245,7 @@ class SaladJobQueue:
                 continue
             if status is None:
                 return
-            if status is not _ENDED:
+            if status is not _NEWS:
                 yield status
 
     def _next(self, worker: str) -> QueuedJob | None:
@@ -280,8 +290,7 @@ class SaladJobQueue:
             self.losing.popleft()
             await self._refuse(method, context, StatusCode.UNAVAILABLE)
         self.calls[method, "OK"] += 1
-        for line in self._lines.values():
-            line.news.put_nowait(_ENDED)
+        self._stir()
         return empty_pb2.Empty()
 
 

@@ -1,0 +1,517 @@
+"""The driver of the platform's job queue against a service on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+
+from tests.support.clock import FakeClock
+from tests.support.queues import result_of
+from tests.support.waiting import wait_until
+from tests.unit.queues.salad_bench import BODY, Node, benched, handed, impatient
+from worker.errors import AuthFailed, ConfigError, LeaseLost, QueueUnavailable
+from worker.queues.base import Delivery, Leaving
+from worker.queues.policy import Policy
+from worker.queues.salad import SaladQueue
+from worker.settings.node import SaladSettings
+
+NOW = timedelta(0)
+NOTHING = timedelta(milliseconds=100)
+VERBS: dict[str, Callable[[SaladQueue, Delivery], Awaitable[Any]]] = {
+    "extend": lambda queue, delivery: queue.extend(delivery),
+    "ack": lambda queue, delivery: queue.ack(delivery, result_of(delivery.id)),
+    "reject": lambda queue, delivery: queue.reject(delivery, result_of(delivery.id, "failed", code="invalid_job")),
+    "nack": lambda queue, delivery: queue.nack(delivery, NOW, "internal", charged=True),
+}
+ENDS = {name: verb for name, verb in VERBS.items() if name != "extend"}
+
+
+async def test_a_delivery_says_what_the_platform_tells() -> None:
+    """Its id, its input as it was, and where it is aimed; that it keeps no causes, and its limit of four."""
+    async with benched() as bench:
+        bench.service.submit("a", b'{"any": [1]}', path="/prompt")
+        queue = bench.driver(policy=Policy(visibility=timedelta(seconds=7), max_attempts=9))
+        delivery = await handed(queue)
+        assert (delivery.id, delivery.body, queue.path_of(delivery)) == ("a", b'{"any": [1]}', "/prompt")
+        assert (delivery.visibility, delivery.attempts_most) == (timedelta(seconds=7), 4)
+        assert (delivery.redelivered, delivery.deliveries, delivery.last_attempt, delivery.queued_at) == (None,) * 4
+        assert (queue.capacity, queue.can_delay) == (1, False)
+        assert all(agent.startswith("sd-worker/") for agent in bench.service.agents)
+
+
+async def test_the_stream_is_open_while_somebody_asks() -> None:
+    """Not before the first receive, not long after the last, and at once no more after one that was cancelled."""
+    async with benched() as bench:
+        queue = bench.driver(wait=timedelta(milliseconds=200), linger=timedelta(milliseconds=200))
+        assert await queue.check()
+        assert bench.service.named == []
+        assert (await queue.receive()).delivery is None
+        assert bench.service.streams == 1
+        await wait_until(lambda: bench.service.streams == 0)
+        receiving = asyncio.create_task(queue.receive(), name="receiving")
+        await wait_until(lambda: bench.service.streams == 1)
+        receiving.cancel()
+        await wait_until(lambda: bench.service.streams == 0)
+        bench.service.submit("a", BODY)
+        assert (await handed(queue)).id == "a"
+        assert bench.service.jobs["a"].attempts == 1
+
+
+async def test_a_job_that_comes_between_two_receives_waits_for_the_next() -> None:
+    """The service pushes it when the one before is over; it is the next receive's, on the same stream."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        bench.service.submit("b", BODY)
+        await queue.ack(await handed(queue), result_of("a"))
+        await wait_until(lambda: bench.service.jobs["b"].status == "running")
+        assert (await handed(queue)).id == "b"
+        assert bench.service.named == [""]
+
+
+async def test_a_job_that_nobody_comes_for_goes_back() -> None:
+    """After the time that a next receive may take."""
+    async with benched() as bench:
+        queue = bench.driver(linger=timedelta(milliseconds=300))
+        bench.service.submit("a", BODY)
+        bench.service.submit("b", BODY)
+        await queue.ack(await handed(queue), result_of("a"))
+        await wait_until(lambda: bench.service.jobs["b"].events == ["created", "started", "failed"])
+        await wait_until(lambda: bench.service.streams == 0)
+        await queue.settled()
+        assert bench.service.calls["RejectJob", "OK"] == 1
+
+
+async def test_who_leaves_is_given_nothing_more() -> None:
+    """The last job is answered after the stream was closed, so that no other comes with the answer."""
+    async with benched() as bench:
+        queue = bench.driver()
+        assert isinstance(queue, Leaving)
+        bench.service.submit("a", BODY)
+        bench.service.submit("b", BODY)
+        delivery = await handed(queue)
+        queue.leave()
+        await queue.extend(delivery)
+        assert bench.service.streams == 1
+        await queue.ack(delivery, result_of("a"))
+        assert (bench.service.jobs["a"].status, bench.service.jobs["b"].events) == ("succeeded", ["created"])
+        await wait_until(lambda: bench.service.streams == 0)
+
+
+async def test_leaving_with_a_job_in_hand() -> None:
+    """What was pushed meanwhile and nobody took goes back at once."""
+    async with benched(grace_s=0.1) as bench:
+        queue = bench.driver(linger=timedelta(minutes=5))
+        bench.service.submit("a", BODY)
+        bench.service.submit("b", BODY)
+        await queue.ack(await handed(queue), result_of("a"))
+        await wait_until(lambda: bench.service.jobs["b"].status == "running")
+        assert await queue.check()
+        queue.leave()
+        await wait_until(lambda: bench.service.jobs["b"].status == "pending")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("end", ENDS)
+async def test_what_is_over_is_over(verb: str, end: str) -> None:
+    """Nothing more can be done with a delivery that was answered."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        await ENDS[end](queue, delivery)
+        before = list(bench.service.jobs["a"].events)
+        with pytest.raises(LeaseLost):
+            await VERBS[verb](queue, delivery)
+        assert bench.service.jobs["a"].events == before
+
+
+async def test_outputs() -> None:
+    """A success and a failure for good are outputs; what is given back is handed over again, four times in all."""
+    async with benched() as bench:
+        queue = bench.driver()
+        for job_id in ("a", "b", "c"):
+            bench.service.submit(job_id, BODY)
+        await queue.ack(await handed(queue), result_of("a"))
+        await queue.reject(await handed(queue), result_of("b", "failed", code="invalid_job"))
+        for _ in range(4):
+            await queue.nack(await handed(queue), NOW, "internal", charged=True)
+        told = {one.id: (one.status, one.output and one.output["status"]) for one in bench.service.jobs.values()}
+        assert told == {"a": ("succeeded", "succeeded"), "b": ("succeeded", "failed"), "c": ("failed", None)}
+        assert bench.service.jobs["b"].output["error"]["code"] == "invalid_job"
+
+
+async def test_a_job_given_back_is_for_others() -> None:
+    """The stream is closed before, and for the delay: another worker gets it."""
+    async with benched() as bench:
+        queue, other = bench.driver(), bench.driver(Node("w2"))
+        bench.service.submit("a", BODY)
+        await queue.nack(await handed(queue), timedelta(minutes=1), "disk_full", charged=False)
+        receiving = asyncio.create_task(queue.receive(), name="receiving")
+        assert (await handed(other)).id == "a"
+        assert bench.service.named == ["", ""]
+        receiving.cancel()
+
+
+async def test_an_output_that_is_too_large() -> None:
+    """The job ends with an error that says so, and without the images."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        result = result_of("a").model_copy(update={"metadata": {"x": "y" * (10 * 2**20)}})
+        await queue.complete(await handed(queue), result.to_json(), lambda error: json.dumps(error.code).encode())
+        assert (bench.service.jobs["a"].status, bench.service.jobs["a"].output) == ("succeeded", "result_too_large")
+        assert bench.service.calls == {("AcceptJobs", "OK"): 1, ("CompleteJob", "OK"): 1}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [(StatusCode.RESOURCE_EXHAUSTED, "result_too_large"), (StatusCode.INVALID_ARGUMENT, "internal")],
+)
+async def test_an_output_that_the_service_refuses(refusal: StatusCode, code: str) -> None:
+    """The error takes its place; where that is refused too, the job is given back."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        bench.service.submit("b", BODY)
+        bench.service.failing["CompleteJob"].append(refusal)
+        await queue.ack(await handed(queue), result_of("a"))
+        output = bench.service.jobs["a"].output
+        assert (output["status"], output["error"]["code"]) == ("failed", code)
+        bench.service.failing["CompleteJob"].extend([refusal, refusal])
+        await queue.ack(await handed(queue), result_of("b"))
+        assert bench.service.jobs["b"].events == ["created", "started", "failed", "started"]
+
+
+async def test_no_json_is_refused() -> None:
+    """As the service itself does it."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        await queue.complete(await handed(queue), b"no json", lambda error: json.dumps(error.message).encode())
+        assert "INVALID_ARGUMENT" in bench.service.jobs["a"].output
+
+
+@pytest.mark.parametrize("status", [None, StatusCode.UNAVAILABLE, StatusCode.CANCELLED])
+async def test_a_stream_that_ends_is_opened_anew(status: StatusCode | None) -> None:
+    """With the name of the job that is out; it goes on and ends once."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.end_streams(status)
+        await wait_until(lambda: len(bench.service.named) == 2)
+        await queue.extend(delivery)
+        await queue.ack(delivery, result_of("a"))
+        assert bench.service.named == ["", "a"]
+        assert (bench.service.jobs["a"].status, bench.service.jobs["a"].attempts) == ("succeeded", 1)
+
+
+async def test_streams_that_end_at_once_make_no_busy_loop() -> None:
+    """Each takes longer to come than the one before, and in the end the queue is said to be away."""
+    async with benched() as bench:
+        bench.service.is_mute = True
+        queue = bench.driver(wait=timedelta(minutes=1))
+        receiving = asyncio.create_task(queue.receive(), name="receiving")
+        while not receiving.done():
+            bench.service.end_streams()
+            await asyncio.sleep(0)
+        with pytest.raises(QueueUnavailable, match="without a word"):
+            await receiving
+        assert len(bench.service.named) == 3
+
+
+async def test_a_silent_stream_is_dead() -> None:
+    """The watchdog opens another; a receive that has nothing but silent ones says so."""
+    async with benched() as bench:
+        queue = bench.driver(silence=impatient())
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.is_mute = True
+        bench.service.heartbeat_s = 60
+        await wait_until(lambda: len(bench.service.named) > 1)
+        assert bench.service.named[1] == "a"
+        bench.service.is_mute, bench.service.heartbeat_s = False, 0.05
+        await queue.extend(delivery)
+        await queue.ack(delivery, result_of("a"))
+        bench.service.is_mute = True
+        away = bench.driver(Node("w2"), silence=impatient())
+        with pytest.raises(QueueUnavailable, match="said nothing"):
+            await away.receive()
+
+
+async def test_a_job_that_is_gone_is_lost() -> None:
+    """Who was cut off hears it when he is back, and can do nothing more to the job, which another has."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        stale = await handed(queue)
+        bench.service.hand_to("a", "w2")
+        bench.service.end_streams()
+        await wait_until(lambda: bench.service.calls["AcceptJobs", "NOT_FOUND"] == 1)
+        with pytest.raises(LeaseLost):
+            await queue.extend(stale)
+        with pytest.raises(LeaseLost):
+            await queue.ack(stale, result_of("a"))
+        assert (bench.service.jobs["a"].worker, bench.service.jobs["a"].status) == ("w2", "running")
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_the_answer_to_a_job_that_is_gone(end: str) -> None:
+    """The service says NOT_FOUND: it was lost."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.hand_to("a", "w2")
+        with pytest.raises(LeaseLost):
+            await ENDS[end](queue, delivery)
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_an_answer_whose_answer_was_lost(end: str) -> None:
+    """Told once more, the service knows no such job: it has ended as it was told before."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.losing.append("RejectJob" if end == "nack" else "CompleteJob")
+        with pytest.raises(QueueUnavailable):
+            await ENDS[end](queue, delivery)
+        await ENDS[end](queue, delivery)
+        with pytest.raises(LeaseLost):
+            await ENDS[end](queue, delivery)
+
+
+async def test_another_job_in_place_of_ours() -> None:
+    """The service has given ours up: it is lost, and the other one is the next receive's."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        lost = await handed(queue)
+        bench.service.submit("b", BODY)
+        bench.service.hand_to("a", "w2")
+        with pytest.raises(LeaseLost):
+            await until_lost(queue, lost)
+        assert (await handed(queue)).id == "b"
+
+
+async def until_lost(queue: SaladQueue, delivery: Delivery) -> None:
+    """Ask on and on whether it still is ours."""
+    async with asyncio.timeout(10):
+        while True:
+            await queue.extend(delivery)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_frozen_worker_believes_nothing() -> None:
+    """Nobody asked for longer than the visibility: a stream that seems alive is opened anew before it counts."""
+    async with benched() as bench:
+        queue = bench.driver(policy=Policy(visibility=NOW))
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        await queue.extend(delivery)
+        assert bench.service.named == ["", "a"]
+        bench.service.hand_to("a", "w2")
+        with pytest.raises(LeaseLost):
+            await queue.extend(delivery)
+
+
+async def test_extend_waits_for_a_word() -> None:
+    """While nobody knows whether the job still is ours, nothing is renewed."""
+    async with benched() as bench:
+        queue = bench.driver(sure=NOTHING)
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.is_mute = True
+        bench.service.end_streams()
+        await wait_until(lambda: len(bench.service.named) == 2)
+        with pytest.raises(QueueUnavailable, match="has not said"):
+            await queue.extend(delivery)
+        bench.service.is_mute = False
+        bench.service.end_streams()
+        await wait_until(lambda: len(bench.service.named) > 2)
+        await wait_until(lambda: bench.service.streams == 1)
+        await extended(queue, delivery)
+        await queue.ack(delivery, result_of("a"))
+
+
+async def extended(queue: SaladQueue, delivery: Delivery) -> None:
+    """Keep it, however often that has to be tried."""
+
+    async def tried() -> bool:
+        try:
+            await queue.extend(delivery)
+        except QueueUnavailable:
+            return False
+        return True
+
+    await wait_until(tried)
+
+
+async def test_the_service_away_and_back() -> None:
+    """Every verb says so; the job in hand is ours again when the service is back."""
+    async with benched() as bench:
+        queue = bench.driver(sure=NOTHING)
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        await bench.service.stop()
+        for verb in ENDS.values():
+            with pytest.raises(QueueUnavailable):
+                await verb(queue, delivery)
+        with pytest.raises(QueueUnavailable):
+            await queue.extend(delivery)
+        with pytest.raises(QueueUnavailable):
+            await bench.driver(Node("w2")).receive()
+        await bench.service.start()
+        await extended(queue, delivery)
+        await queue.ack(delivery, result_of("a"))
+        assert bench.service.jobs["a"].events == ["created", "started", "succeeded"]
+
+
+@pytest.mark.parametrize("target", ["no-such-host.invalid:443", "127.0.0.1:1"])
+async def test_a_service_that_is_not_there(target: str) -> None:
+    """No such name, and nobody at the address."""
+    async with benched() as bench:
+        queue = bench.driver(target=target)
+        with pytest.raises(QueueUnavailable, match="UNAVAILABLE"):
+            await queue.receive()
+        with pytest.raises(QueueUnavailable):
+            await queue.check()
+
+
+@pytest.mark.parametrize("refusal", [StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED])
+async def test_an_expired_token(refusal: StatusCode) -> None:
+    """A fresh one is asked for, in mid-stream and with an answer; nobody hears of it."""
+    async with benched() as bench:
+        node = Node()
+        queue = bench.driver(node)
+        bench.service.refusal = refusal
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.expire_tokens()
+        await wait_until(lambda: bench.service.named == ["", "a"])
+        assert node.tokens == 2
+        bench.service.refused.add(node.token)
+        await queue.ack(delivery, result_of("a"))
+        assert (bench.service.jobs["a"].status, node.tokens) == ("succeeded", 3)
+
+
+async def test_a_token_that_is_refused_for_good() -> None:
+    """It is the operator's: the credentials failed, in every verb, and the token stands in no message."""
+    async with benched() as bench:
+        node = Node()
+        node.is_stuck = True
+        queue = bench.driver(node, sure=NOTHING)
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.expire_tokens()
+        await wait_until(lambda: bench.service.calls["AcceptJobs", "UNAUTHENTICATED"] >= 1)
+        for verb in VERBS.values():
+            with pytest.raises(QueueUnavailable) as caught:
+                await verb(queue, delivery)
+            assert isinstance(caught.value, AuthFailed)
+            assert node.token not in caught.value.message
+        other = bench.driver(node)
+        with pytest.raises(AuthFailed):
+            await other.receive()
+        with pytest.raises(AuthFailed) as failed:
+            await other.check()
+        assert not isinstance(failed.value, QueueUnavailable)
+
+
+async def test_no_token_is_to_be_had() -> None:
+    """The metadata service is away: so is the queue, until it is back."""
+    async with benched() as bench:
+        node = Node()
+        node.has_none = True
+        queue = bench.driver(node)
+        bench.service.submit("a", BODY)
+        with pytest.raises(QueueUnavailable, match="SALAD_METADATA_URI"):
+            await queue.receive()
+        node.has_none = False
+        assert (await handed(queue)).id == "a"
+
+
+@pytest.mark.parametrize("target", ["", "job-queue", "http://x:1", "a b:1"])
+async def test_an_address_that_is_none(target: str) -> None:
+    """A mistake in the configuration names its variable."""
+    queue = SaladQueue(SaladSettings(service_endpoint=target), Node(), FakeClock())
+    with pytest.raises(ConfigError) as caught:
+        await queue.check()
+    assert [mistake.field for mistake in caught.value.mistakes] == ["SALAD_SERVICE_ENDPOINT"]
+    await queue.aclose()
+
+
+async def test_something_else_at_the_address() -> None:
+    """The check says so; elsewhere it may be a proxy's mood, and passes."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.failing["RejectJob"].append(StatusCode.UNIMPLEMENTED)
+        with pytest.raises(ConfigError, match="SALAD_SERVICE_ENDPOINT"):
+            await queue.check()
+        bench.service.failing["AcceptJobs"].append(StatusCode.UNIMPLEMENTED)
+        with pytest.raises(QueueUnavailable):
+            await queue.receive()
+
+
+async def test_no_tls_where_it_is_wanted() -> None:
+    """A service that does not speak TLS cannot be reached with it."""
+    async with benched() as bench:
+        queue = SaladQueue(SaladSettings(service_endpoint=bench.service.target), Node(), FakeClock())
+        with pytest.raises(QueueUnavailable):
+            await queue.check()
+        await queue.aclose()
+
+
+async def test_closing_gives_back_what_is_out() -> None:
+    """Nobody will end it any more; afterwards there is no queue."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        await handed(queue)
+        await queue.aclose()
+        assert bench.service.jobs["a"].events == ["created", "started", "failed"]
+        with pytest.raises(QueueUnavailable, match="closed"):
+            await queue.check()
+        await queue.aclose()
+
+
+async def test_a_job_pushed_again() -> None:
+    """The service repeats itself: the job is out already."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.repeat("a")
+        await wait_until(lambda: not bench.service.repeating)
+        await queue.extend(delivery)
+        await queue.ack(delivery, result_of("a"))
+        assert bench.service.jobs["a"].attempts == 1
+
+
+async def test_a_large_input_comes_whole() -> None:
+    """Messages of ten megabytes are taken."""
+    async with benched() as bench:
+        whole = b'"' + b"x" * (10 * 2**20 - 100) + b'"'
+        bench.service.submit("a", whole)
+        assert (await handed(bench.driver())).body == whole
+
+
+async def test_two_receives_at_a_time() -> None:
+    """One of them gets the job; the other one, which is cancelled, does not close the stream for it."""
+    async with benched() as bench:
+        queue = bench.driver()
+        first, second = (asyncio.create_task(queue.receive(), name="receiving") for _ in range(2))
+        await wait_until(lambda: bench.service.streams == 1)
+        first.cancel()
+        await asyncio.wait({first})
+        bench.service.submit("a", BODY)
+        assert (await second).delivery is not None
+        assert bench.service.named == [""]
