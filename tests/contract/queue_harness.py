@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.support.clock import FakeClock
+from tests.support.clock import START, FakeClock
 from tests.support.redis import RedisServer
+from tests.support.salad_queue import PlatformsApi, SaladJobQueue
 from tests.support.scheduling import FullServer, a_node
 from tests.support.sqs import Server, made_line, moved_time
+from tests.unit.queues.salad_bench import Node
 from worker.clock import Clock, CorrectedClock, SystemClock
 from worker.node import Orders
 from worker.queues.availability import AvailabilityProducer, AvailabilityQueue
@@ -25,9 +27,12 @@ from worker.queues.base import Delivery, JobState, Producer, Queue, Received
 from worker.queues.memory import MemoryQueue
 from worker.queues.policy import Policy
 from worker.queues.redis import RedisQueue
+from worker.queues.salad import SaladQueue
 from worker.queues.sqlite import SqliteQueue
 from worker.queues.sqs import SqsProducer, SqsQueue
 from worker.result import Result
+from worker.retry import Policy as Retries
+from worker.settings.node import SaladSettings
 
 VISIBILITY = timedelta(seconds=120)
 SOON = timedelta(seconds=10)
@@ -56,6 +61,12 @@ class Can(Enum):
 
     FENCE = auto()
     """It knows for itself whose lease is the latest: one that ran out is its holder's until another takes the job."""
+
+    COUNT = auto()
+    """It counts hand-overs and what waits, and knows since when."""
+
+    HOLD_MANY = auto()
+    """It hands a worker more than one job at a time."""
 
     UNDO = auto()
     """A receive that nobody waited for any more leaves no trace."""
@@ -104,7 +115,7 @@ class WithServer:
     capacity: int | None = None
     can_delay: bool = True
 
-    def __init__(self, queue: AvailabilityQueue | SqsQueue, producer: Producer) -> None:
+    def __init__(self, queue: AvailabilityQueue | SqsQueue | SaladQueue, producer: Producer) -> None:
         self.queue, self.producer = queue, producer
 
     async def receive(self) -> Received:
@@ -175,6 +186,9 @@ async def availability(_: Path, stack: AsyncExitStack, request: pytest.FixtureRe
     return Harness(make, clock, carries_bytes=False)
 
 
+OF_SQS = frozenset({Can.COUNT, Can.HOLD_MANY})
+
+
 async def sqs(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
     server: Server = request.getfixturevalue("sqs_server")
     clock = FakeClock()
@@ -193,13 +207,40 @@ async def sqs(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) ->
         )
         return WithServer(queue, SqsProducer(line.url, corrected))
 
-    return Harness(make, clock, can=frozenset(), looked=lambda: (line.counts(), line.counts(dead=True)))
+    return Harness(make, clock, can=OF_SQS, looked=lambda: (line.counts(), line.counts(dead=True)))
 
 
 async def redis(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
     server: RedisServer = request.getfixturevalue("redis_server")
     place = server.place()
     return Harness(lambda worker, clock, wait: RedisQueue(place, worker=worker, policy=POLICY, clock=clock, wait=wait))
+
+
+class CutOff(Harness):
+    """A queue that gives up on workers instead of leases: by the end of a visibility it hears nothing of any."""
+
+    cut_off: Callable[[], None]
+
+    def advance(self, by: timedelta) -> None:
+        super().advance(by)
+        if self.clock.now() - START >= VISIBILITY:
+            self.cut_off()
+
+
+async def salad(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Harness:
+    service = await stack.enter_async_context(SaladJobQueue(attempts=1000))
+    settings = SaladSettings(service_endpoint=service.target, service_use_tls=False)
+
+    def make(worker: str, clock: Clock, wait: timedelta) -> Both:
+        wait = max(wait, timedelta(milliseconds=200))
+        quick = Retries(first=timedelta(milliseconds=10), most=timedelta(milliseconds=50))
+        queue = SaladQueue(settings, Node(worker), clock, policy=POLICY, wait=wait, retries=quick, rng=random.Random(1))
+        return WithServer(queue, PlatformsApi(service))
+
+    seen = lambda: [(job.id, job.status, job.worker, tuple(job.events)) for job in service.jobs.values()]  # noqa: E731
+    harness = CutOff(make, can=frozenset(), looked=seen)
+    harness.cut_off = service.cut_off
+    return harness
 
 
 @dataclass(frozen=True)
@@ -215,7 +256,8 @@ DRIVERS = {
     "sqlite": Driver(sqlite),
     "availability": Driver(availability),
     "redis": Driver(redis),
-    "sqs": Driver(sqs, frozenset()),
+    "sqs": Driver(sqs, OF_SQS),
+    "salad": Driver(salad, frozenset()),
 }
 
 

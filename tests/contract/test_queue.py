@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
 ENDS = {name: verb for name, verb in VERBS.items() if name != "extend"}
 
 
+@needs(Can.COUNT)
 async def test_first_delivery(harness: Harness) -> None:
     """A job is handed over as it was submitted, with its counts at their beginning."""
     queue = harness.driver()
@@ -118,6 +119,7 @@ async def test_fencing_tokens_grow(harness: Harness) -> None:
     assert (await taken(other)).receipt > stale.receipt
 
 
+@needs(Can.COUNT)
 async def test_extend_renews(harness: Harness) -> None:
     """Each extend keeps the job for another visibility."""
     queue = harness.driver()
@@ -255,6 +257,7 @@ async def test_uncounted_ends(harness: Harness, code: str) -> None:
     assert (delivery.last_delivery, delivery.over_limit) == (False, False)
 
 
+@needs(Can.COUNT)
 async def test_delivery_limit(harness: Harness) -> None:
     """The last allowed hand-over says so, and every one after it that it is too many."""
     queue = harness.driver()
@@ -308,6 +311,7 @@ async def test_reject(harness: Harness, fault: Fault, charged: bool) -> None:
     assert await is_empty(queue)
 
 
+@needs(Can.HOLD_MANY)
 async def test_concurrent_receivers(harness: Harness) -> None:
     """No job is handed to two receivers at once."""
     drivers = [harness.driver(f"w{number}") for number in range(4)]
@@ -360,6 +364,7 @@ async def test_cancelled_while_waiting(harness: Harness) -> None:
     assert (delivery.deliveries, delivery.redelivered) == (1, False)
 
 
+@needs(Can.COUNT)
 async def test_check(harness: Harness) -> None:
     """The check says in words what it found."""
     queue = harness.driver()

@@ -20,6 +20,7 @@ from grpc import StatusCode, aio, method_handlers_generic_handler
 from grpc import unary_stream_rpc_method_handler as streaming
 from grpc import unary_unary_rpc_method_handler as unary
 
+from worker.queues.base import JobState
 from worker.queues.salad.service_v1alpha_pb2 import (
     AcceptJobsRequest,
     AcceptJobsResponse,
@@ -153,6 +154,12 @@ class SaladJobQueue:
         job.attempts += 1
         job.events += ["failed", "started"]
         self._stir()
+
+    def cut_off(self) -> None:
+        """Give up on every worker that has a job; each may come back and ask for it."""
+        self.end_streams(StatusCode.UNAVAILABLE)
+        for job in [one for one in self.jobs.values() if one.status == "running"]:
+            self._failed_once(job)
 
     def _wait(self, job: QueuedJob) -> None:
         self._waiting.append(job.id)
@@ -292,6 +299,38 @@ class SaladJobQueue:
         self.calls[method, "OK"] += 1
         self._stir()
         return empty_pb2.Empty()
+
+
+class PlatformsApi:
+    """The user's side, as a `Producer`: jobs are created and looked at, a pending one is cancelled."""
+
+    def __init__(self, service: SaladJobQueue) -> None:
+        self._service = service
+
+    async def submit(self, job_id: str, body: bytes, *, priority: int = 0) -> bool:
+        self._service.submit(job_id, body)
+        return True
+
+    async def state(self, job_id: str) -> JobState | None:
+        found = self._service.jobs.get(job_id)
+        return None if found is None else JobState(found.id, found.status, found.attempts, (), None, None)
+
+    async def jobs(self, status: str | None = None, limit: int = 100) -> list[JobState]:
+        found = [await self.state(job_id) for job_id in self._service.jobs]
+        return [one for one in found if one is not None and status in (None, one.status)][:limit]
+
+    async def requeue(self, job_id: str) -> bool:
+        return False
+
+    async def cancel(self, job_id: str) -> bool:
+        job = self._service.jobs.get(job_id)
+        if job is None or job.status != "pending":
+            return False
+        job.status = "cancelled"
+        return True
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
 
 
 def subject_of(token: str) -> str | None:

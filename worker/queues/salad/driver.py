@@ -116,6 +116,7 @@ class SaladQueue:
         )
         self._held: Held | None = None
         self._arrived: Job | None = None
+        self._name = ""
         self._numbers = 0
         self._receivers = 0
         self._rest_until = 0.0
@@ -146,11 +147,10 @@ class SaladQueue:
                 raise self._stream.failure
             if now >= over:
                 return Received()
-            rested_at = now if self._held is not None else self._rest_until
-            if rested_at <= now:
+            if self._held is None and self._rest_until <= now:
                 self._stream.start()
-                rested_at = over
-            await self._stream.changed.wait(ticket, min(over, rested_at) - now)
+            until = min(over, self._rest_until) if self._rest_until > now else over
+            await self._stream.changed.wait(ticket, until - now)
 
     def _handed_over(self, now: float) -> Delivery | None:
         if self._arrived is None or self._held is not None:
@@ -181,17 +181,22 @@ class SaladQueue:
 
     def _named(self) -> str:
         """The job that the service is told we have."""
+        self._name = ""
         if self._held is not None and not self._held.lost:
-            return self._held.id
-        return "" if self._arrived is None else self._arrived.job_id
+            self._name = self._held.id
+        elif self._arrived is not None:
+            self._name = self._arrived.job_id
+        return self._name
 
     def _is_gone(self) -> bool:
-        """The service does not know the job that it was told of."""
-        if self._held is not None and not self._held.lost:
+        """The service does not know the job that it was told of, if it was told of one."""
+        if self._held is not None and self._held.id == self._name:
             self._held.lost = True
-            return True
-        known, self._arrived = self._arrived is not None, None
-        return known
+            if self._receivers == 0:
+                self._stream.stop()
+        elif self._arrived is not None and self._arrived.job_id == self._name:
+            self._arrived = None
+        return bool(self._name)
 
     def path_of(self, delivery: Delivery) -> str:
         """The endpoint at which the job is aimed, as the container group's queue connection has it."""
@@ -204,9 +209,10 @@ class SaladQueue:
             return
         now = asyncio.get_running_loop().time()
         if now - held.asked_at > self._policy.visibility.total_seconds():
-            self._stream.renew()
+            self._stream.stop()
         held.asked_at = now
-        self._stream.start()
+        if not held.lost:
+            self._stream.start()
         await self._is_sure(held, now + self._sure_s)
         if held.lost:
             self._over(held)

@@ -92,11 +92,6 @@ class Stream:
         if self._ending:
             await asyncio.wait(self._ending)
 
-    def renew(self) -> None:
-        """Open another one, because nobody knows whether this one still is what it seems."""
-        self.stop()
-        self.start()
-
     async def aclose(self) -> None:
         self.stop()
         await cancel_all(set(self._ending))
@@ -124,9 +119,9 @@ class Stream:
         try:
             await self._follow()
         except JobGone as error:
-            if not self._on_gone():
-                return QueueUnavailable(error.message)
+            known = self._on_gone()
             self.changed.notify()
+            return None if known else QueueUnavailable(error.message)
         except QueueUnavailable as error:
             return error
         return None
