@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -502,6 +503,27 @@ async def test_a_large_input_comes_whole() -> None:
         whole = b'"' + b"x" * (10 * 2**20 - 100) + b'"'
         bench.service.submit("a", whole)
         assert (await handed(bench.driver())).body == whole
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_cancelled_receives(seed: int) -> None:
+    """Cancelled at any instant they leave nothing with us: what was pushed in that instant waits again."""
+    async with benched(attempts=1000, grace_s=0.05) as bench:
+        queue, rng, loop = bench.driver(), random.Random(seed), asyncio.get_running_loop()
+        for job_id in ("a", "b", "c"):
+            bench.service.submit(job_id, BODY)
+        handed_over = 0
+        for _ in range(100):
+            receiving = asyncio.create_task(queue.receive(), name="receiving")
+            loop.call_later(rng.uniform(0, 0.004), receiving.cancel)
+            await asyncio.wait({receiving})
+            if not receiving.cancelled() and (delivery := receiving.result().delivery) is not None:
+                handed_over += 1
+                await queue.nack(delivery, NOW, "draining", charged=False)
+        await queue.settled()
+        await wait_until(lambda: {one.status for one in bench.service.jobs.values()} == {"pending"})
+        assert bench.service.streams == 0
+        assert 0 < handed_over <= sum(one.attempts for one in bench.service.jobs.values())
 
 
 async def test_two_receives_at_a_time() -> None:
