@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 _COMMAND = re.compile(rb"\*\d+\r\n\$")
 
@@ -19,6 +20,7 @@ class Relay:
         self.silent = False
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
 
     def url(self, host: str = "127.0.0.1") -> str:
         return f"redis://{host}:{self.port}"
@@ -33,7 +35,16 @@ class Relay:
         for writer in self._writers:
             writer.close()
 
+    async def aclose(self) -> None:
+        """Close every connection, and those that are still being made."""
+        while serving := {task for task in self._serving if not task.done()}:
+            self.cut()
+            await asyncio.wait(serving, timeout=0.05)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         self.connections += 1
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers |= {writer, back}
@@ -62,7 +73,8 @@ async def relaying(target: int) -> AsyncIterator[Relay]:
         try:
             yield relay
         finally:
-            relay.cut()
+            server.close()
+            await relay.aclose()
 
 
 @asynccontextmanager

@@ -103,7 +103,7 @@ def library_errors() -> list[type[Exception]]:
 def test_errors_of_the_library(kind: type[Exception]) -> None:
     """None of them leaves the driver as it is."""
     said = "1 127.0.0.1:1" if issubclass(kind, exceptions.AskError) else "it said no"
-    with pytest.raises(QueueUnavailable, match=r"redis://queue\.example:6380/3: "), translating(PLACE):
+    with pytest.raises(QueueUnavailable, match=r"queue\.example:6380/3: "), translating(PLACE):
         raise kind(said)
 
 
@@ -125,6 +125,7 @@ def test_errors_of_the_library(kind: type[Exception]) -> None:
         (b"-ERR max number of clients reached", QueueUnavailable, "max number"),
         (b"-NOAUTH Authentication required.", AuthFailed, "required"),
         (b"-NOPERM this user has no permissions to run the 'evalsha' command", AuthFailed, "no permissions"),
+        (b"-ERR ACL failure in script: User half has no permissions to run it", AuthFailed, "no permissions"),
         (b"-ERR unknown command `EVALSHA`, with args beginning with: ", ConfigError, "lacks commands"),
         (b"-ERR SELECT is not allowed in cluster mode", ConfigError, "has only the first"),
         (b"HTTP/1.1 400 Bad Request", QueueUnavailable, "Protocol Error"),

@@ -37,7 +37,7 @@ _MISUSED = (
     (r"SELECT is not allowed in cluster mode", VARIABLE, "names a database; a cluster has only the first"),
     (r"unknown (sub)?command|unsupported command", VARIABLE, "is of a server that lacks commands of Redis 6.2"),
 )
-_REFUSED = r"^(NOPERM|NOAUTH|WRONGPASS)\b|[Tt]he user executing the script can't run this command|invalid password"
+_REFUSED = r"^(NOPERM|NOAUTH|WRONGPASS)\b|ACL failure in script|[Tt]he user executing the script can't|invalid password"
 _BUG = r"^(SCRIPT|CROSSSLOT)\b|Error (running|compiling) script"
 
 

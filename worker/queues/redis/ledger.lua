@@ -22,10 +22,18 @@ local function said(answer)
   return (string.gsub(answer.err, '^@user_script: ?%d+: ', ''))
 end
 
+-- The server's refusal that ended the run. What `pcall` gives of it differs from version to version.
+local refusal
+
+local function refuse(answer)
+  refusal = {err = said(answer)}
+  error(refusal, 0)
+end
+
 local function call(...)
   local answer = redis.pcall(...)
   if type(answer) == 'table' and answer.err then
-    error({err = said(answer)}, 0)
+    refuse(answer)
   end
   return answer
 end
@@ -75,7 +83,7 @@ local function ensure_groups()
   for _, one in ipairs({{stream, group, '0'}, {stream, bell_group, '$'}, {bell, bell_group, '$'}}) do
     local answer = redis.pcall('XGROUP', 'CREATE', one[1], one[2], one[3], 'MKSTREAM')
     if answer.err and not string.find(answer.err, 'BUSYGROUP', 1, true) then
-      error({err = said(answer)}, 0)
+      refuse(answer)
     end
   end
 end
@@ -567,9 +575,6 @@ end
 
 local ok, answer = pcall(verbs[ARGV[1]], unpack(ARGV, 9))
 if not ok then
-  if type(answer) == 'table' and answer.err then
-    return answer
-  end
-  return redis.error_reply('SCRIPT ' .. tostring(answer))
+  return refusal or redis.error_reply('SCRIPT ' .. tostring(answer))
 end
 return answer

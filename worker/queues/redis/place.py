@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from worker.errors import ConfigError, FieldError
 
 VARIABLE = "WORKER_REDIS_URL"
-_FORM = "redis://user:password@host:port/db, special characters in the password %-encoded"
+_FORM = "redis://host:port/db, with user:password@ before the host, special characters in the password %-encoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class RedisPlace:
 
     @property
     def shown(self) -> str:
-        """As messages name it: no credentials, no options."""
+        """As messages name it: no credentials, no options, and so not the secret that the whole URL is."""
         parts = urlsplit(self.url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return f"{parts.scheme}://{host}:{parts.port or 6379}{parts.path.rstrip('/')}"
+        return f"{host}:{parts.port or 6379}{parts.path.rstrip('/')}"
 
 
 def _is_usable(url: str) -> bool:
