@@ -31,14 +31,13 @@ def working(line: Line, folder: Path, **variables: str) -> Any:
     def hurried(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(SqsQueue.__init__.__kwdefaults__ or {}, "wait", timedelta(seconds=1))
 
-    return running_worker(
-        folder,
-        changed=hurried,
-        quiet_s=10.0,
-        WORKER_QUEUE="sqs",
-        WORKER_SQS_QUEUE_URL=line.url,
-        **{"WORKER_STORAGE": "directory", **variables},
-    )
+    settings: Any = {
+        "WORKER_QUEUE": "sqs",
+        "WORKER_SQS_QUEUE_URL": line.url,
+        "WORKER_STORAGE": "directory",
+        **variables,
+    }
+    return running_worker(folder, changed=hurried, quiet_s=10.0, **settings)
 
 
 @pytest.fixture(name="producer")
