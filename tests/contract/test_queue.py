@@ -28,10 +28,8 @@ from tests.support.queues import result_of, taken
 from worker.errors import UNCOUNTED_CODES, UNRECEIVED, Fault, LeaseLost
 from worker.queues.base import Attempt, Delivery, Queue
 
-pytest_plugins = ("tests.support.redis_fixtures",)
+pytest_plugins = ("tests.support.redis_fixtures", "tests.support.sqs_fixtures")
 __all__ = ["open_harness"]
-
-pytest_plugins = ("tests.support.sqs_fixtures",)
 
 Verb = Callable[[Queue, Delivery], Awaitable[Any]]
 VERBS: dict[str, Verb] = {
