@@ -71,4 +71,4 @@ async def test_document_of_another_program(tmp_path: Path) -> None:
             assert await life.stop() == 0, life.tail()
         ended = {one.id: one.code for one in await line.producer.jobs()}
         assert ended == {"theirs": None, "broken": "invalid_job", entry.decode(): "invalid_job"}
-        assert (line.server.ask("XLEN", stream), shop.receiver.ended()) == (0, ended.keys())
+        assert (line.server.ask("XLEN", stream), shop.receiver.ended()) == (0, set(ended))
