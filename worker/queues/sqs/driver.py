@@ -32,8 +32,8 @@ from worker.tasks import cancel_all
 
 log = structlog.get_logger()
 
-WAIT = timedelta(seconds=10)
-"""Of one poll. A longer one costs less, but a drain waits for the end of it."""
+WAIT = timedelta(seconds=5)
+"""Of one poll. A longer one costs less, but the end of a drain waits for the end of it."""
 
 ROOM = timedelta(seconds=5)
 """For an answer to come when a poll's time is over; one that comes later lay in a process that stood still."""
