@@ -63,8 +63,9 @@ class SaladJobQueue:
     """The service on ``target``. ``calls`` counts every call by method and how it was answered.
 
     A token is a JWT by its shape, whose subject is the worker; it is taken unless it is among the ``refused``, which
-    are answered with ``refusal``. ``failing`` statuses answer the next calls of a method, whatever they ask. While
-    ``is_mute`` streams are taken and nothing is ever said on them.
+    are answered with ``refusal``. ``failing`` statuses answer the next calls of a method, whatever they ask; the answer
+    to one that is among the ``losing`` is lost. No end of a job is answered before ``answers`` is set. While it is mute,
+    streams are taken and nothing is ever said on them.
     """
 
     def __init__(self, *, heartbeat_s: float = 0.05, grace_s: float = 30.0, attempts: int = ATTEMPTS) -> None:
@@ -84,6 +85,9 @@ class SaladJobQueue:
         }
         self.losing: deque[str] = deque()
         self.repeating: deque[str] = deque()
+        self.asked_to_end = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.is_mute = False
         self._waiting: deque[str] = deque()
         self._lines: dict[str, _Line] = {}
@@ -268,6 +272,8 @@ class SaladJobQueue:
         return None
 
     async def _held(self, method: str, context: Any, job_id: str) -> QueuedJob:
+        self.asked_to_end += 1
+        await self.answers.wait()
         worker, _ = await self._asked(method, context)
         job = self.jobs.get(job_id)
         if job is None or job.status != "running" or job.worker != worker:

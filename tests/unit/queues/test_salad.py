@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from grpc import StatusCode
+from structlog.testing import capture_logs
 
 from tests.support.clock import FakeClock
 from tests.support.queues import result_of
@@ -19,7 +20,7 @@ from tests.unit.queues.salad_bench import BODY, Node, benched, handed, impatient
 from worker.errors import AuthFailed, ConfigError, LeaseLost, QueueUnavailable
 from worker.queues.base import Delivery, Leaving
 from worker.queues.policy import Policy
-from worker.queues.salad import SaladQueue
+from worker.queues.salad import SaladQueue, driver
 from worker.settings.node import SaladSettings
 
 NOW = timedelta(0)
@@ -52,7 +53,8 @@ async def test_the_stream_is_open_while_somebody_asks() -> None:
         queue = bench.driver(wait=timedelta(milliseconds=200), linger=timedelta(milliseconds=200))
         assert await queue.check()
         assert bench.service.named == []
-        assert (await queue.receive()).delivery is None
+        received = await queue.receive()
+        assert received.delivery is None
         assert bench.service.streams == 1
         await wait_until(lambda: bench.service.streams == 0)
         receiving = asyncio.create_task(queue.receive(), name="receiving")
@@ -524,6 +526,76 @@ async def test_cancelled_receives(seed: int) -> None:
         await wait_until(lambda: {one.status for one in bench.service.jobs.values()} == {"pending"})
         assert bench.service.streams == 0
         assert 0 < handed_over <= sum(one.attempts for one in bench.service.jobs.values())
+
+
+async def test_extend_while_the_end_is_told() -> None:
+    """There is nothing to renew any more."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.answers.clear()
+        ending = asyncio.create_task(queue.ack(delivery, result_of("a")), name="ending")
+        await wait_until(lambda: bench.service.asked_to_end == 1)
+        await queue.extend(delivery)
+        bench.service.answers.set()
+        await ending
+        assert bench.service.named == [""]
+
+
+async def test_a_job_in_hand_that_is_gone() -> None:
+    """Pushed before anybody asked, and given to another worker meanwhile: nobody here ever hears of it."""
+    async with benched() as bench:
+        queue = bench.driver(linger=timedelta(minutes=5))
+        for job_id in ("a", "b"):
+            bench.service.submit(job_id, BODY)
+        await queue.ack(await handed(queue), result_of("a"))
+        await wait_until(lambda: bench.service.jobs["b"].status == "running")
+        bench.service.end_streams()
+        await wait_until(lambda: bench.service.named == ["", "b"])
+        bench.service.hand_to("b", "w2")
+        bench.service.end_streams()
+        await wait_until(lambda: bench.service.calls["AcceptJobs", "NOT_FOUND"] == 1)
+        bench.service.submit("c", BODY)
+        assert (await handed(queue)).id == "c"
+
+
+async def test_what_cannot_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told in the log, and closing does not wait for it for ever."""
+    monkeypatch.setattr(driver, "GIVING_BACK", NOTHING)
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        await handed(queue)
+        await bench.service.stop()
+        with capture_logs() as events:
+            await queue.aclose()
+        assert "late_job_not_given_back" in [one["event"] for one in events]
+        monkeypatch.setattr(driver, "CLOSING", NOTHING)
+        monkeypatch.setattr(driver, "GIVING_BACK", timedelta(minutes=1))
+        await bench.service.start()
+        other = bench.driver(Node("w2"))
+        bench.service.submit("b", BODY)
+        await handed(other)
+        bench.service.answers.clear()
+        with capture_logs() as events:
+            await other.aclose()
+        assert "queue_cut_off" in [one["event"] for one in events]
+        bench.service.answers.set()
+
+
+async def test_a_job_that_was_lost_is_not_given_back() -> None:
+    """Closing leaves alone what another worker has."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        await handed(queue)
+        bench.service.hand_to("a", "w2")
+        bench.service.end_streams()
+        await wait_until(lambda: bench.service.calls["AcceptJobs", "NOT_FOUND"] == 1)
+        await wait_until(lambda: bench.service.streams == 0)
+        await queue.aclose()
+        assert bench.service.calls["RejectJob", "NOT_FOUND"] == 0
 
 
 async def test_two_receives_at_a_time() -> None:

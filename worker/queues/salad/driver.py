@@ -273,23 +273,21 @@ class SaladQueue:
     @asynccontextmanager
     async def _ending(self, held: Held) -> AsyncIterator[None]:
         """While the service is told how it ends. One that it no longer knows after it was told before has ended so."""
-        held.ending = True
+        held.ending, ended = True, False
         try:
             yield
+            ended = True
         except JobGone:
-            self._over(held)
+            ended = True
             if not held.told:
                 raise LeaseLost from None
             log.info("job_ended_before", job=held.id)
-        except QueueUnavailable:
-            held.told, held.ending = True, False
-            self._stream.start()
-            raise
-        except BaseException:
-            held.told, held.ending = True, False
-            raise
-        else:
-            self._over(held)
+        finally:
+            held.told, held.ending = True, ended
+            if ended:
+                self._over(held)
+            else:
+                self._stream.start()
 
     def _over(self, held: Held) -> None:
         if self._held is held:
