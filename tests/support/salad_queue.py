@@ -56,6 +56,8 @@ class _Line:
 
     worker: str
     token: str
+    context: Any
+    is_over: bool = False
     news: asyncio.Queue[StatusCode | None] = field(default_factory=asyncio.Queue)
 
 
@@ -64,8 +66,8 @@ class SaladJobQueue:
 
     A token is a JWT by its shape, whose subject is the worker; it is taken unless it is among the ``refused``, which
     are answered with ``refusal``. ``failing`` statuses answer the next calls of a method, whatever they ask; the answer
-    to one that is among the ``losing`` is lost. No end of a job is answered before ``answers`` is set. While it is mute,
-    streams are taken and nothing is ever said on them.
+    to one that is among the ``losing`` is lost. No end of a job is answered before ``answers`` is set. While it is
+    mute, streams are taken and nothing is ever said on them.
     """
 
     def __init__(self, *, heartbeat_s: float = 0.05, grace_s: float = 30.0, attempts: int = ATTEMPTS) -> None:
@@ -140,6 +142,7 @@ class SaladJobQueue:
     def end_streams(self, status: StatusCode | None = None, worker: str | None = None) -> None:
         """End what is open, plainly or with a status."""
         for line in [one for one in self._lines.values() if worker in (None, one.worker)]:
+            line.is_over = True
             line.news.put_nowait(status)
 
     def expire_tokens(self) -> None:
@@ -204,7 +207,7 @@ class SaladJobQueue:
         if not self._knows(worker, request.current_job_id):
             await self._refuse("AcceptJobs", context, StatusCode.NOT_FOUND)
         self.calls["AcceptJobs", "OK"] += 1
-        line = _Line(worker, token)
+        line = _Line(worker, token, context)
         if (earlier := self._lines.get(worker)) is not None:
             earlier.news.put_nowait(None)
         self._lines[worker] = line
@@ -245,7 +248,7 @@ class SaladJobQueue:
                 return
         yield AcceptJobsResponse(heartbeat=empty_pb2.Empty())
         while True:
-            job = self.jobs[self.repeating.popleft()] if self.repeating else self._next(line.worker)
+            job = self.jobs[self.repeating.popleft()] if self.repeating else self._next(line)
             if job is not None:
                 yield AcceptJobsResponse(job=Job(job_id=job.id, port=job.port, path=job.path, input=job.input))
             try:
@@ -259,7 +262,10 @@ class SaladJobQueue:
             if status is not _NEWS:
                 yield status
 
-    def _next(self, worker: str) -> QueuedJob | None:
+    def _next(self, line: _Line) -> QueuedJob | None:
+        worker = line.worker
+        if self._lines.get(worker) is not line or line.is_over or line.context.cancelled():
+            return None
         if any(job.worker == worker and job.status == "running" for job in self.jobs.values()):
             return None
         while self._waiting:
