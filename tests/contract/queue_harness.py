@@ -16,10 +16,10 @@ import pytest
 
 from tests.support.clock import START, FakeClock
 from tests.support.redis import RedisServer
+from tests.support.salad_bench import Node
 from tests.support.salad_queue import PlatformsApi, SaladJobQueue
 from tests.support.scheduling import FullServer, a_node
 from tests.support.sqs import Server, made_line, moved_time
-from tests.unit.queues.salad_bench import Node
 from worker.clock import Clock, CorrectedClock, SystemClock
 from worker.node import Orders
 from worker.queues.availability import AvailabilityProducer, AvailabilityQueue

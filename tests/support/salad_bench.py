@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from tests.support.clock import FakeClock
+from tests.support.queues import result_of
 from tests.support.salad_queue import SaladJobQueue
 from worker.node import Identity, Report
 from worker.queues.base import Delivery
@@ -21,6 +22,8 @@ from worker.retry import Policy as Retries
 from worker.settings.node import SaladSettings
 
 QUICK = Retries(first=timedelta(milliseconds=10), most=timedelta(milliseconds=50))
+NOW = timedelta(0)
+NOTHING = timedelta(milliseconds=100)
 BODY: dict[str, Any] = {"params": {"prompt": "a cat"}}
 
 
@@ -86,3 +89,12 @@ async def handed(queue: SaladQueue) -> Delivery:
 def impatient(limit_s: float = 0.2) -> Silence:
     """A watchdog for streams that say a word every twentieth of a second."""
     return Silence(limit_s, limit_s)
+
+
+VERBS: dict[str, Callable[[SaladQueue, Delivery], Awaitable[Any]]] = {
+    "extend": lambda queue, delivery: queue.extend(delivery),
+    "ack": lambda queue, delivery: queue.ack(delivery, result_of(delivery.id)),
+    "reject": lambda queue, delivery: queue.reject(delivery, result_of(delivery.id, "failed", code="invalid_job")),
+    "nack": lambda queue, delivery: queue.nack(delivery, NOW, "internal", charged=True),
+}
+ENDS = {name: verb for name, verb in VERBS.items() if name != "extend"}
