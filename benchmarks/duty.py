@@ -27,7 +27,7 @@ from benchmarks.parts import delayed, got, receiver, simulator, worker
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, made_bucket, running_rclone
 from worker.clock import SystemClock
 from worker.queues import open_producer
-from worker.settings.groups import QueueSettings
+from worker.settings.queue import QueueSettings
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client

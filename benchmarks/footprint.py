@@ -19,7 +19,7 @@ from benchmarks.parts import answers, cpu_s, resident_mb, simulator, worker
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, made_bucket, running_rclone
 from worker.clock import SystemClock
 from worker.queues import open_producer
-from worker.settings.groups import QueueSettings
+from worker.settings.queue import QueueSettings
 
 SETTLED_S = 3.0
 """After READY or the end of a job, before an idle worker is measured."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from worker import log, recovery
 from worker.api.app import View, create_app
@@ -16,6 +18,7 @@ from worker.clock import CorrectedClock, SystemClock
 from worker.dependencies import Dependency
 from worker.desk import Desk, Elsewhere
 from worker.desk import Rules as DeskRules
+from worker.desk.aimed import Aimed, AimedQueue, Ask
 from worker.desk.stores import SHARED
 from worker.engines import open_engine
 from worker.engines.base import Engine, Process
@@ -46,6 +49,7 @@ from worker.tools import Tools
 from worker.urls import Guard
 from worker.view import open_view
 from worker.watch import Watch
+from worker.web.inside import ask
 from worker.web.server import serve
 
 PURGE_EVERY_S = 300.0
@@ -76,7 +80,7 @@ async def opened(settings: Settings, parts: Iterable[str] = PARTS) -> AsyncItera
             )
             stack.push_async_callback(storage.aclose)
         if "queue" in wanted:
-            queue = open_queue(settings.queue, node, clock)
+            queue = open_queue(settings.queue, node, clock, salad=settings.salad)
             stack.push_async_callback(queue.aclose)
         if "engine" in wanted:
             process = open_process(settings.engine, server_environment(settings.engine.env))
@@ -114,6 +118,7 @@ async def composed(
     tenure: Tenure | None = None,
 ) -> Supervisor:
     """Put everything together; what it opens is closed by the stack."""
+    parts = _aimed(parts, stack)
     me = parts.node.identity
     log.identify(worker=me.id, machine=me.machine, instance=me.instance, **parts.platform.labels())
     process, queue, storage = parts.process, parts.queue, parts.storage
@@ -129,7 +134,11 @@ async def composed(
         metrics.previous_run(str(box.cause))
     desk = _desk(settings, parts, storage, tools, status, stack)
     box.watch(Seen(status, tools.live, process, metrics, restarts=lambda: ready.engine.restarts))
-    view = await open_view(settings, parts, made, status, desk, ready, stack)
+    shown = desk if settings.takes_http_jobs else None
+    view = await open_view(settings, parts, made, status, shown, ready, stack)
+    if isinstance(queue, Aimed):
+        within = view if shown is desk else await open_view(settings, parts, made, status, desk, ready, stack)
+        queue.serves(_within(within, settings), drain)
     services = {
         **ready.services,
         "models": lambda: _kept(models, tools),
@@ -159,6 +168,22 @@ async def composed(
     )
 
 
+def _aimed(parts: Opened, stack: AsyncExitStack) -> Opened:
+    """The queue's jobs that are aimed at an endpoint are the desk's, where it has such."""
+    if not isinstance(parts.queue, AimedQueue):
+        return parts
+    queue = Aimed(parts.queue, random.Random())
+    stack.push_async_callback(queue.aclose)
+    return replace(parts, queue=queue)
+
+
+def _within(view: View, settings: Settings) -> Ask:
+    """The endpoints for the queue's jobs, which need no key; they are built when the first one comes."""
+    keyless = settings.http.model_copy(update={"api_key": None})
+    app = functools.cache(lambda: create_app(view, keyless))
+    return lambda path, body, headers, left: ask(app(), path, body, headers, left)
+
+
 async def _blackbox(settings: Settings, parts: Opened, stack: AsyncExitStack) -> BlackBox:
     """What tells of the run before; the queue hears of the jobs that it held, where it can do something about them."""
     path = await asyncio.to_thread(place_of, settings, parts.node.identity)
@@ -184,11 +209,12 @@ def _intake(settings: Settings, tools: Tools, desk: Desk | None, status: Status)
 def _desk(
     settings: Settings, parts: Opened, storage: Storages, tools: Tools, status: Status, stack: AsyncExitStack
 ) -> Desk | None:
-    """Where HTTP jobs are taken in; its queue is the worker's own where no other is configured."""
-    if not settings.takes_http_jobs:
+    """Where HTTP jobs are taken in, and what a queue aims at an endpoint; its queue is the worker's own where no other
+    is configured."""
+    if not settings.takes_http_jobs and not isinstance(parts.queue, Aimed):
         return None
     http, key = settings.http, settings.http.api_key
-    if key is None:
+    if key is None and settings.takes_http_jobs:
         log.get().warning("http_jobs_open", message="no WORKER_API_KEY: whoever reaches the port may have jobs done")
     rules = DeskRules(
         settings.limits,
@@ -209,7 +235,7 @@ def _desk(
 def _elsewhere(settings: Settings, parts: Opened, storage: Storages, stack: AsyncExitStack) -> Elsewhere:
     """The submitting side of the configured queue, and the stores that tell of jobs of other replicas."""
     own: object = parts.queue
-    producer = submittable(settings.queue, parts.queue, parts.clock)
+    producer = submittable(settings.queue, parts.queue, parts.clock, store=settings.store)
     if producer is not None and producer is not own:
         stack.push_async_callback(producer.aclose)
     return Elsewhere(producer, storage.archives)

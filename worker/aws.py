@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,12 @@ import httpx
 
 from worker import http
 from worker.clock import Clock, CorrectedClock, SystemClock
-from worker.errors import AuthFailed, DownloadFailed, InvalidJob, WorkerError
+from worker.errors import AuthFailed, WorkerError
 
 if TYPE_CHECKING:
     from boto3 import Session
     from types_boto3_s3.client import S3Client
+    from types_boto3_sqs.client import SQSClient
 
 _AUTH = frozenset(
     {
@@ -36,6 +38,7 @@ _AUTH = frozenset(
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
         "InvalidSecurity",
+        "InvalidSignatureException",
         "InvalidToken",
         "NotSignedUp",
         "RequestExpired",
@@ -107,10 +110,15 @@ class Service(Generic[C]):
         """What the work gives back, or the service's refusal.
 
         Raises `AuthFailed` without usable credentials, ``unavailable`` for a service that does not answer. A
-        request that was refused for our clock is sent once more with the time that the service told.
+        request that was refused for our clock is sent once more with the time that the service told, one that was
+        refused for our credentials with those that the standard chain finds now, where they are others.
         """
+        offset = self._clock.offset
         answer = await self._in_thread(work)
-        if isinstance(answer, Refusal) and answer.code in _SKEWED and self._clock.offset:
+        if not isinstance(answer, Refusal) or not answer.of_credentials:
+            return answer
+        is_corrected = self._clock.offset != offset or (answer.code in _SKEWED and self._clock.offset)
+        if is_corrected or await self._in_thread(lambda _: renew_credentials()):
             return await self._in_thread(work)
         return answer
 
@@ -210,7 +218,6 @@ def s3_client(
     """
     from botocore.config import Config
 
-    loopback = endpoint_url is not None and http.is_loopback(endpoint_url)
     key_id, secret = credentials or (None, None)
     with _session_lock:
         config = Config(
@@ -220,7 +227,7 @@ def s3_client(
             connect_timeout=connect_timeout.total_seconds(),
             read_timeout=read_timeout.total_seconds(),
             max_pool_connections=connections,
-            proxies={} if loopback else None,
+            proxies=None if endpoint_url is None else _proxies_to(endpoint_url),
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             tcp_keepalive=True,
@@ -234,6 +241,53 @@ def s3_client(
         return client
 
 
+def sqs_client(
+    queue_url: str,
+    *,
+    connections: int,
+    connect_timeout: timedelta = timedelta(seconds=5),
+    read_timeout: timedelta = timedelta(seconds=30),
+) -> SQSClient:
+    """A client of SQS, or of what speaks like it, for the queue of this URL.
+
+    ``AWS_ENDPOINT_URL_SQS`` says where, else the URL itself does: it also names the region where it is one of AWS's.
+    """
+    from botocore.config import Config
+
+    place = urlsplit(queue_url)
+    origin = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
+    with _session_lock:
+        config = Config(
+            region_name=region_of(queue_url) or session().region_name or "us-east-1",
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=connect_timeout.total_seconds(),
+            read_timeout=read_timeout.total_seconds(),
+            max_pool_connections=connections,
+            tcp_keepalive=True,
+        )
+        opened: Callable[..., SQSClient] = functools.partial(session().client, "sqs")
+        client = opened(config=config)
+        told = client.meta.endpoint_url
+        endpoint = origin if _is_aws(told) else told
+        if endpoint == told and not http.is_loopback(endpoint):
+            return client
+        client.close()
+        return opened(endpoint_url=endpoint, config=config.merge(Config(proxies=_proxies_to(endpoint))))
+
+
+def region_of(queue_url: str) -> str | None:
+    """The region that a URL of AWS names, also one of the older kind, or of an endpoint in a private network."""
+    host = urlsplit(queue_url).hostname or ""
+    if not _is_aws(queue_url):
+        return None
+    found = re.search(r"(?:^|\.)([a-z]{2}(?:-[a-z]+)+-\d+)\.", host)
+    return found[1] if found else "us-east-1"
+
+
+def _proxies_to(endpoint_url: str) -> dict[str, str] | None:
+    return {} if http.is_loopback(endpoint_url) else None
+
+
 def check_credentials() -> None:
     """Raises `AuthFailed` where the standard chain finds none. It may ask the network, and belongs in a thread."""
     from botocore import exceptions
@@ -245,6 +299,31 @@ def check_credentials() -> None:
         raise AuthFailed(f"no usable credentials: {error}") from None
     if found is None:
         raise AuthFailed("no usable credentials: Unable to locate credentials")
+
+
+def renew_credentials() -> bool:
+    """Read static credentials anew, which may have been rotated on disk; whether they are others than before.
+
+    Every client of the session uses them from then on. It belongs in a thread; what finds none changes nothing.
+    """
+    import botocore.session
+    from botocore import credentials, exceptions
+
+    with _session_lock:
+        held = session().get_credentials()
+        chain = botocore.session.get_session().get_component("credential_provider")
+        chain.remove("iam-role")
+        try:
+            found = chain.load_credentials()
+        except exceptions.BotoCoreError:
+            return False
+        if type(held) is not credentials.Credentials or type(found) is not credentials.Credentials:
+            return False
+        fresh = (found.access_key, found.secret_key, found.token)
+        if fresh == (held.access_key, held.secret_key, held.token):
+            return False
+        held.access_key, held.secret_key, held.token = fresh
+        return True
 
 
 def presigned(url: str, keys: tuple[str, str, str | None], region: str, clock: Clock, lives: timedelta) -> str:
@@ -268,7 +347,7 @@ def presigned(url: str, keys: tuple[str, str, str | None], region: str, clock: C
 
 
 def _is_aws(endpoint_url: str) -> bool:
-    return (urlsplit(endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    return (urlsplit(endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
 
 
 def _signing_time(remove_tzinfo: bool = True) -> datetime:
@@ -292,48 +371,3 @@ def _refusal(response: Mapping[str, Any]) -> Refusal:
 def _told(metadata: Mapping[str, Any]) -> dict[str, str]:
     headers = metadata.get("HTTPHeaders", {})
     return {name: headers[name] for name in ("date", "age", "retry-after") if name in headers}
-
-
-class S3Documents:
-    """Reads the documents behind ``s3://bucket/key`` URLs of jobs with the operator's credentials."""
-
-    def __init__(self, *, endpoint_url: str | None, region: str | None, clock: CorrectedClock) -> None:
-        self._service: Service[S3Client] = Service(
-            lambda: s3_client(endpoint_url=endpoint_url, region=region, connections=2),
-            clock=clock,
-            threads=2,
-            unavailable=DownloadFailed,
-            name="s3-documents",
-        )
-
-    async def fetch(self, url: str, limit: int) -> bytes:
-        """The whole object, of at most so many bytes.
-
-        Raises `InvalidJob` for the field ``job_url`` when it is missing, forbidden or too large, `DownloadFailed`
-        when the store fails.
-        """
-        parts = urlsplit(url)
-        bucket, key = parts.netloc, parts.path.removeprefix("/")
-        if not bucket or not key:
-            raise InvalidJob("must be s3://bucket/key", field="job_url")
-
-        def read(client: S3Client) -> bytes:
-            body = client.get_object(Bucket=bucket, Key=key)["Body"]
-            try:
-                return body.read(limit + 1)
-            finally:
-                body.close()
-
-        answer = await self._service.ask(read)
-        if isinstance(answer, Refusal):
-            if answer.of_credentials:
-                raise AuthFailed(str(answer))
-            if answer.status in (403, 404):
-                raise InvalidJob(f"s3 answers {answer.status} {answer.code}", field="job_url")
-            raise DownloadFailed(str(answer), retry_after=answer.retry_after)
-        if len(answer) > limit:
-            raise InvalidJob(f"the document has more than {limit} bytes", field="job_url")
-        return answer
-
-    async def aclose(self) -> None:
-        await self._service.aclose()

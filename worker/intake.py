@@ -16,7 +16,7 @@ from worker.drain import remaining
 from worker.errors import AuthFailed, ConfigError, QueueUnavailable, WorkerError
 from worker.live import Hop
 from worker.pipeline import run_job
-from worker.queues.base import Delivery, Received
+from worker.queues.base import Delivery, Leaving, Received
 from worker.status import Phase, Status
 from worker.tasks import cancel_all, first_of, gather_bare
 from worker.tools import Tools
@@ -76,6 +76,9 @@ class Intake:
                 await self._tools.live.changed()
             if received.orders is not None:
                 self._tools.orders.obey(received.orders)
+        queue: object = line.tools.bench.queue
+        if isinstance(queue, Leaving):
+            queue.leave()
 
     async def aclose(self) -> None:
         """End the tasks of jobs that outlived the drain; their leases run out and others do them."""

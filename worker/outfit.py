@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from worker import __version__
-from worker.aws import S3Documents
 from worker.clock import CorrectedClock
 from worker.dependencies import Dependencies
+from worker.documents import S3Documents
 from worker.drain import Drain
 from worker.engines.base import Engine, Process
 from worker.gate import Gate, Letting

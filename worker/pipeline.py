@@ -38,6 +38,7 @@ from worker.errors import (
 )
 from worker.failpoints import Effect
 from worker.gate import Verdict
+from worker.history import informed
 from worker.images import Encoding
 from worker.job import Job, document_of, is_before, job_url_of, parse, salvage
 from worker.lease import Lease
@@ -143,6 +144,7 @@ async def produce(journey: Journey, tools: Tools) -> Success:
         standing = await standing_success(job, storage, journey, tools)
         if standing is not None:
             return standing
+        journey.delivery = await informed(journey.delivery, job, storage, tools.patience)
         job, mentions = await accepted(job, journey, tools)
         failpoints.reached("admitted")
     async with AsyncExitStack() as held:

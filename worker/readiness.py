@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker import recovery, warmup
-from worker.aws import S3Documents
+from worker.documents import S3Documents
 from worker.engines.base import Output, Process, Work
 from worker.fitness import Fitness, Site, open_fitness
 from worker.job import Job

@@ -77,11 +77,12 @@ class Timings(_Part):
 
 
 class AttemptResult(_Part):
-    """An earlier attempt at the job, by which worker and how it ended."""
+    """An earlier attempt at the job, by which worker and how it ended; ``charged``: it was the job's own doing."""
 
     worker: str
     ended: AwareDatetime | None = None
     code: str | None = None
+    charged: Literal[True] | None = None
 
 
 class WorkerResult(_Part):

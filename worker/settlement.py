@@ -135,7 +135,7 @@ async def _settle_success(success: Success, journey: Journey, bench: Bench) -> s
 
 async def _retry_webhook_later(result: Result, journey: Journey, bench: Bench) -> str:
     """The success stands for ever; only its webhook is still owed, by later deliveries."""
-    tried = sum(attempt.code == UNDELIVERED for attempt in journey.delivery.attempts)
+    tried = webhook_tries(journey.delivery)
     if bench.drain.begun:
         return await _release(journey, bench)
     if tried < len(WEBHOOK_DELAYS):
@@ -150,6 +150,16 @@ async def _retry_webhook_later(result: Result, journey: Journey, bench: Bench) -
     warned = result.model_copy(update={"warnings": tuple(dict.fromkeys((*result.warnings, UNDELIVERED)))})
     await _answer(Effect.REJECT, lambda: bench.queue.reject(journey.delivery, warned), journey, bench)
     return UNDELIVERED
+
+
+def webhook_tries(delivery: Delivery) -> int:
+    """Earlier deliveries that failed at the webhook alone; at most so many where the queue keeps no causes.
+
+    All that there may be where it does not even count them: nobody could tell when to stop.
+    """
+    if delivery.attempts_most is not None:
+        return len(WEBHOOK_DELAYS) if delivery.deliveries is None else delivery.deliveries - 1
+    return sum(attempt.code == UNDELIVERED for attempt in delivery.attempts)
 
 
 async def _settle_error(error: WorkerError, journey: Journey, bench: Bench) -> str:
@@ -169,6 +179,8 @@ async def _settle_error(error: WorkerError, journey: Journey, bench: Bench) -> s
             await _nack(error, retry_delay(error, journey.delivery, bench.rng), journey, bench)
             return "returned"
         case Disposition.NACK | Disposition.ABANDON:
+            if error.code in ENGINE_FAULT_CODES and journey.delivery.attempts_most is not None:
+                await _keep_failure(failure_of(error, journey, bench), journey, bench)
             await _nack(error, retry_delay(error, journey.delivery, bench.rng), journey, bench)
             return "released"
 
@@ -321,7 +333,9 @@ def timings_of(journey: Journey) -> Timings:
 
 
 def attempts_of(delivery: Delivery) -> tuple[AttemptResult, ...]:
-    return tuple(AttemptResult(worker=a.worker, ended=a.ended, code=a.code) for a in delivery.attempts)
+    return tuple(
+        AttemptResult(worker=a.worker, ended=a.ended, code=a.code, charged=a.charged or None) for a in delivery.attempts
+    )
 
 
 def worker_of(identity: Identity) -> WorkerResult:

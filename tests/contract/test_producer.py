@@ -15,7 +15,7 @@ from tests.contract.queue_harness import (
     body,
     is_empty,
     open_byte_harness,
-    open_harness,
+    open_telling_harness,
     put,
 )
 from tests.support.clock import START
@@ -24,7 +24,8 @@ from worker.errors import IdConflict, JobCancelled, LeaseLost
 from worker.queues.base import Attempt
 from worker.result import FileResult, ImageResult
 
-__all__ = ["open_byte_harness", "open_harness"]
+pytest_plugins = ("tests.support.redis_fixtures",)
+__all__ = ["open_byte_harness", "open_telling_harness"]
 
 
 async def test_submit_again(harness: Harness) -> None:

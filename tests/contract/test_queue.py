@@ -10,12 +10,25 @@ from typing import Any
 
 import pytest
 
-from tests.contract.queue_harness import NOW, SOON, VISIBILITY, Harness, body, is_empty, open_harness, put
+from tests.contract.queue_harness import (
+    NOW,
+    POLICY,
+    SOON,
+    VISIBILITY,
+    Can,
+    Harness,
+    body,
+    is_empty,
+    needs,
+    open_harness,
+    put,
+)
 from tests.support.clock import START
 from tests.support.queues import result_of, taken
 from worker.errors import UNCOUNTED_CODES, UNRECEIVED, Fault, LeaseLost
 from worker.queues.base import Attempt, Delivery, Queue
 
+pytest_plugins = ("tests.support.redis_fixtures", "tests.support.sqs_fixtures")
 __all__ = ["open_harness"]
 
 Verb = Callable[[Queue, Delivery], Awaitable[Any]]
@@ -28,6 +41,7 @@ VERBS: dict[str, Verb] = {
 ENDS = {name: verb for name, verb in VERBS.items() if name != "extend"}
 
 
+@needs(Can.COUNT)
 async def test_first_delivery(harness: Harness) -> None:
     """A job is handed over as it was submitted, with its counts at their beginning."""
     queue = harness.driver()
@@ -38,7 +52,9 @@ async def test_first_delivery(harness: Harness) -> None:
     assert harness.document(delivery.body) == harness.document(body())
     assert delivery.visibility == VISIBILITY
     assert (delivery.deliveries, delivery.attempts, delivery.redelivered) == (1, (), False)
-    assert (delivery.last_attempt, delivery.last_delivery, delivery.over_limit) == (False, False, False)
+    assert (delivery.last_delivery, delivery.over_limit) == (False, False)
+    counted = (False, None) if Can.KEEP_CAUSES in harness.can else (None, POLICY.max_attempts)
+    assert (delivery.last_attempt, delivery.attempts_most) == counted
 
 
 async def test_empty_receive_ends(harness: Harness) -> None:
@@ -79,6 +95,7 @@ async def test_lease_hides(harness: Harness) -> None:
     assert (await taken(other)).id == "a"
 
 
+@needs(Can.KEEP_CAUSES)
 async def test_vanished_holder(harness: Harness) -> None:
     """A lease that ran out is recorded at the next hand-over as an uncharged end without a code."""
     queue, other = harness.driver(), harness.driver("w2")
@@ -90,6 +107,17 @@ async def test_vanished_holder(harness: Harness) -> None:
     assert (delivery.deliveries, delivery.redelivered, delivery.last_attempt) == (2, True, False)
 
 
+@needs(Can.FENCE)
+async def test_fencing_tokens_grow(harness: Harness) -> None:
+    """A later hand-over has a greater token, so that whoever sees two knows which of them counts."""
+    queue, other = harness.driver(), harness.driver("w2")
+    await put(queue, "a")
+    stale = await taken(queue)
+    harness.advance(VISIBILITY)
+    assert (await taken(other)).receipt > stale.receipt
+
+
+@needs(Can.COUNT)
 async def test_extend_renews(harness: Harness) -> None:
     """Each extend keeps the job for another visibility."""
     queue = harness.driver()
@@ -111,11 +139,10 @@ async def test_stale_holder(harness: Harness, verb: str) -> None:
     stale = await taken(queue)
     harness.advance(VISIBILITY)
     fresh = await taken(other)
-    assert fresh.receipt > stale.receipt
-    before = await other.state("a")
+    before = await harness.look(other, "a")
     with pytest.raises(LeaseLost):
         await VERBS[verb](queue, stale)
-    assert await other.state("a") == before
+    assert await harness.look(other, "a") == before
     assert await other.extend(fresh) is None
 
 
@@ -127,12 +154,13 @@ async def test_holder_of_ended_delivery(harness: Harness, verb: str, end: str) -
     await put(queue, "a")
     delivery = await taken(queue)
     await ENDS[end](queue, delivery)
-    before = await queue.state("a")
+    before = await harness.look(queue, "a")
     with pytest.raises(LeaseLost):
         await VERBS[verb](queue, delivery)
-    assert await queue.state("a") == before
+    assert await harness.look(queue, "a") == before
 
 
+@needs(Can.FENCE, Can.TELL_STATES)
 @pytest.mark.parametrize("verb", VERBS)
 async def test_late_but_unrivalled(harness: Harness, verb: str) -> None:
     """A lease that ran out is still its holder's as long as nobody else took the job."""
@@ -148,6 +176,7 @@ async def test_late_but_unrivalled(harness: Harness, verb: str) -> None:
     assert left == ({"a", "b"} if verb == "nack" else {"b"})
 
 
+@needs(Can.FENCE)
 async def test_late_after_another_claim(harness: Harness) -> None:
     """A claim of another job meanwhile does not take an expired lease from its holder."""
     queue, other = harness.driver(), harness.driver("w2")
@@ -160,6 +189,7 @@ async def test_late_after_another_claim(harness: Harness) -> None:
     assert await is_empty(other)
 
 
+@needs(Can.KEEP_ORDER)
 async def test_order(harness: Harness) -> None:
     """The highest priority first, among equals the one that was submitted first."""
     queue = harness.driver()
@@ -169,6 +199,7 @@ async def test_order(harness: Harness) -> None:
     assert [(await taken(queue)).id for _ in range(4)] == ["high", "first", "second", "low"]
 
 
+@needs(Can.KEEP_ORDER)
 async def test_released_job_keeps_its_place(harness: Harness) -> None:
     """A job that was given back is handed over before those that came after it."""
     queue = harness.driver()
@@ -177,6 +208,7 @@ async def test_released_job_keeps_its_place(harness: Harness) -> None:
     assert (await taken(queue)).id == "a"
 
 
+@needs(Can.KEEP_CAUSES, Can.TELL_STATES)
 async def test_delay(harness: Harness) -> None:
     """A job given back with a delay waits that long."""
     queue = harness.driver()
@@ -191,6 +223,7 @@ async def test_delay(harness: Harness) -> None:
     assert delivery.attempts == (Attempt("w1", START, "disk_full", charged=False),)
 
 
+@needs(Can.KEEP_CAUSES)
 async def test_charged_attempts(harness: Harness) -> None:
     """Only charged ends bring the last attempt nearer, and each end is recorded."""
     queue = harness.driver()
@@ -209,6 +242,7 @@ async def test_charged_attempts(harness: Harness) -> None:
     ]
 
 
+@needs(Can.KEEP_CAUSES)
 @pytest.mark.parametrize("code", sorted(UNCOUNTED_CODES - {UNRECEIVED}))
 async def test_uncounted_ends(harness: Harness, code: str) -> None:
     """A hand-over that ended by a release does not count, but it was one: the job is a redelivery."""
@@ -221,6 +255,7 @@ async def test_uncounted_ends(harness: Harness, code: str) -> None:
     assert (delivery.last_delivery, delivery.over_limit) == (False, False)
 
 
+@needs(Can.COUNT)
 async def test_delivery_limit(harness: Harness) -> None:
     """The last allowed hand-over says so, and every one after it that it is too many."""
     queue = harness.driver()
@@ -233,6 +268,7 @@ async def test_delivery_limit(harness: Harness) -> None:
     assert seen == [(False, False)] * 3 + [(True, False)] + [(True, True)] * 2
 
 
+@needs(Can.TELL_STATES)
 async def test_ack(harness: Harness) -> None:
     """A job that succeeded is done, its result can be read, and it is never handed over again."""
     queue = harness.driver()
@@ -247,6 +283,7 @@ async def test_ack(harness: Harness) -> None:
     assert await is_empty(queue)
 
 
+@needs(Can.TELL_STATES)
 async def test_ack_of_cancelled(harness: Harness) -> None:
     """A job whose holder cancelled it is done, under the code ``cancelled``."""
     queue = harness.driver()
@@ -257,6 +294,7 @@ async def test_ack_of_cancelled(harness: Harness) -> None:
     assert (state.status, state.code) == ("done", "cancelled")
 
 
+@needs(Can.KEEP_CAUSES, Can.TELL_STATES)
 @pytest.mark.parametrize(("fault", "charged"), [(Fault.JOB, True), (Fault.BUG, True), (Fault.NODE, False)])
 async def test_reject(harness: Harness, fault: Fault, charged: bool) -> None:
     """A job that failed is a dead letter with its code and message, and is never handed over again."""
@@ -271,6 +309,7 @@ async def test_reject(harness: Harness, fault: Fault, charged: bool) -> None:
     assert await is_empty(queue)
 
 
+@needs(Can.HOLD_MANY)
 async def test_concurrent_receivers(harness: Harness) -> None:
     """No job is handed to two receivers at once."""
     drivers = [harness.driver(f"w{number}") for number in range(4)]
@@ -286,6 +325,7 @@ async def test_concurrent_receivers(harness: Harness) -> None:
     assert sorted(found) == sorted({f"j{number}" for number in range(60)})
 
 
+@needs(Can.UNDO, Can.TELL_STATES)
 @pytest.mark.parametrize("seed", range(3))
 async def test_cancelled_receives(harness: Harness, seed: int) -> None:
     """Receives cancelled at any instant leave nothing leased and nothing counted."""
@@ -308,6 +348,7 @@ async def test_cancelled_receives(harness: Harness, seed: int) -> None:
     assert {one.id: len(one.attempts) for one in final} == handed
 
 
+@needs(Can.UNDO)
 async def test_cancelled_while_waiting(harness: Harness) -> None:
     """A receive that was cancelled while it waited takes nothing that comes later."""
     queue = harness.driver(wait=timedelta(seconds=60))
@@ -321,6 +362,7 @@ async def test_cancelled_while_waiting(harness: Harness) -> None:
     assert (delivery.deliveries, delivery.redelivered) == (1, False)
 
 
+@needs(Can.COUNT)
 async def test_check(harness: Harness) -> None:
     """The check says in words what it found."""
     queue = harness.driver()

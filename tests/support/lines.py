@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
 from tests.support.dispatching import NODE, USER, dispatching
+from tests.support.redis import RedisServer
 from worker.clock import SystemClock
 from worker.queues.availability import AvailabilityProducer
 from worker.queues.base import JobState, Producer
+from worker.queues.redis import RedisProducer
 from worker.queues.sqlite.driver import SqliteProducer
 
 VISIBILITY_S = 2
 MOST = 1000
-Kind = Literal["sqlite", "availability"]
+Kind = Literal["sqlite", "availability", "redis"]
 
 
 class Line(Protocol):
@@ -86,6 +88,28 @@ class Served:
         return nullcontext()
 
 
+class Stream:
+    """A Redis; it writes every order to disk before it answers."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server, place = server, server.place()
+        self.producer = RedisProducer(place)
+        self.variables = {
+            "WORKER_QUEUE": "redis",
+            "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
+            "WORKER_QUEUE_MAX_DELIVERIES": str(MOST),
+            "WORKER_REDIS_URL": place.url,
+            "WORKER_REDIS_STREAM": place.stream,
+            "WORKER_REDIS_GROUP": place.group,
+        }
+
+    async def states(self, job_ids: Iterable[str]) -> list[JobState]:
+        return await self.producer.jobs(limit=1_000_000)
+
+    def quiet(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+
 @asynccontextmanager
 async def lined(kind: Kind, folder: Path, database: str | None = None) -> AsyncIterator[Line]:
     """A queue of its own for the time of a context; ``database`` of its dispatcher, else it is a file."""
@@ -104,5 +128,12 @@ async def lined(kind: Kind, folder: Path, database: str | None = None) -> AsyncI
                     yield served
                 finally:
                     await served.producer.aclose()
+        case "redis":
+            with RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always") as server:
+                stream = Stream(server)
+                try:
+                    yield stream
+                finally:
+                    await stream.producer.aclose()
         case _:
             assert_never(kind)

@@ -29,6 +29,7 @@ from worker.errors import (
 from worker.job import document_of
 from worker.result import Result
 from worker.tasks import cancel_all
+from worker.web.inside import is_patient
 from worker.web.problems import problem
 
 RETRY_AFTER_S = 10
@@ -74,7 +75,7 @@ async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
 
 
 async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
-    timeout = desk.rules.timeout
+    timeout = None if is_patient(request.scope) else desk.rules.timeout
     over = asyncio.create_task(ticket.over(), name=f"wait-{ticket.id}")
     away = asyncio.create_task(gone(request), name=f"watch-{ticket.id}")
     try:

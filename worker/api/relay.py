@@ -26,6 +26,7 @@ from worker.engines.base import Engine, NativeCall
 from worker.errors import ResultTooLarge, WorkerError
 from worker.gate import Gate
 from worker.tasks import cancel_all, to_the_end
+from worker.web.inside import is_patient
 from worker.web.problems import MEDIA_TYPE, NOBODY, problem
 
 log = structlog.get_logger()
@@ -151,7 +152,7 @@ class Relay:
         turn.add_done_callback(self._turns.discard)
         away = asyncio.create_task(gone(request), name=f"watch-{call.path}")
         try:
-            limit = None if rules.timeout is None else rules.timeout.total_seconds()
+            limit = None if rules.timeout is None or is_patient(request.scope) else rules.timeout.total_seconds()
             await asyncio.wait({turn, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if turn.done():
                 return turn.result()

@@ -27,11 +27,11 @@ from worker.cli.demo_parts import (
     worker_environment,
 )
 from worker.cli.output import complain, print_rows
-from worker.clock import SystemClock
+from worker.clock import CorrectedClock, SystemClock
 from worker.errors import ConfigError, DownloadFailed, FieldError
 from worker.queues import open_producer
 from worker.queues.base import JobState
-from worker.settings.groups import QueueSettings
+from worker.settings.queue import QueueSettings
 
 ENGINES = ("sdnext", "a1111", "comfyui", "fooocus")
 PATIENCE_S = 300.0
@@ -66,7 +66,7 @@ class _Demo:
             simulator = await stack.enter_async_context(_simulated(self.engine))
             receiver = await stack.enter_async_context(Receiver.listening(secret))
             queue = QueueSettings(kind="sqlite", sqlite_path=self.out / "queue.db")
-            producer = open_producer(queue, SystemClock())
+            producer = open_producer(queue, CorrectedClock(SystemClock()))
             stack.push_async_callback(producer.aclose)
             wanted = documents(self.count, self.now)
             for job_id, body in wanted.items():

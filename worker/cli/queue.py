@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.output import complain, print_rows
 from worker.cli.start import read_settings
-from worker.clock import SystemClock
+from worker.clock import CorrectedClock, SystemClock
 from worker.queues import open_producer
 from worker.queues.base import JobState, Producer
 
@@ -82,7 +82,7 @@ async def _requeue_all(producer: Producer) -> list[str]:
 
 def _with_producer(use: Callable[[Producer], Awaitable[T]]) -> T:
     async def opened() -> T:
-        producer = open_producer(read_settings().queue, SystemClock())
+        producer = open_producer(read_settings().queue, CorrectedClock(SystemClock()))
         try:
             return await use(producer)
         finally:

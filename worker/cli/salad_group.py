@@ -62,6 +62,8 @@ def salad_group(
     What has to be filled in looks like <THIS> and is told on stderr, with whatever is doubtful.
     """
     environ = {**environment(), "WORKER_PLATFORM": "salad"}
+    if queue is not None and not environ.get("WORKER_QUEUE", "").strip():
+        environ["WORKER_QUEUE"] = "salad"
     settings, way = load_settings(environ), Way(gateway, queue)
     hide(secrets_of(settings))
     mistakes = tuple(unfit(settings, way))
@@ -135,12 +137,12 @@ def unfit(settings: Settings, way: Way) -> Iterator[FieldError]:
         yield FieldError("WORKER_HTTP_PORT", "is 0: the platform has to know the port")
     if way.gateway and settings.http.host not in _EVERYWHERE:
         yield FieldError("WORKER_HTTP_HOST", "must be ::, since the gateway comes by IPv6 and from outside")
-    if (way.gateway or _is_brought(settings, way)) and not settings.takes_http_jobs:
+    if way.gateway and way.queue is None and not settings.takes_http_jobs:
         yield FieldError("WORKER_HTTP_JOBS", "is off, or `auto` without WORKER_API_KEY: no job could be taken")
-    if _is_brought(settings, way) and settings.http.api_key is not None:
-        yield FieldError(
-            "WORKER_API_KEY", "is set, and SaladCloud's own queue worker, which brings the jobs, has no key"
-        )
+    if way.queue is not None and settings.queue.kind != "salad":
+        yield FieldError("WORKER_QUEUE", f"is {settings.queue.kind}: nobody would take the jobs of --queue")
+    if way.queue is None and settings.queue.kind == "salad":
+        yield FieldError("WORKER_QUEUE", "is salad: --queue has to say which one")
     if settings.node.disk_size > DISK_MOST:
         yield FieldError("WORKER_DISK_SIZE", "is more than the 250 GiB that a container may have")
     if memory_mb(settings) > MEMORY_MOST_MB:
@@ -168,13 +170,6 @@ def doubts(settings: Settings, way: Way) -> Iterator[FieldError]:
         yield FieldError("WORKER_HTTP_TIMEOUT", "is not below the 100 s after which the gateway answers 524")
     if way.gateway and settings.http.api_key is None:
         yield FieldError("WORKER_API_KEY", "is not set: the gateway asks for a Salad-Api-Key instead")
-    if _is_brought(settings, way):
-        yield FieldError("WORKER_QUEUE", f"is no salad: SaladCloud's own queue worker has to bring the jobs to {JOBS}")
-
-
-def _is_brought(settings: Settings, way: Way) -> bool:
-    """Whether the platform's jobs come by HTTP, since the worker does not take them from the queue itself."""
-    return way.queue is not None and str(settings.queue.kind) != "salad"
 
 
 def _networking(settings: Settings) -> dict[str, Any]:

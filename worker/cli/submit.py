@@ -9,20 +9,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worker.cli.documents import checked, multiplied, read_documents
 from worker.cli.output import complain, print_rows
 from worker.cli.start import read_settings
-from worker.clock import SystemClock
+from worker.clock import CorrectedClock, SystemClock
 from worker.errors import IdConflict
 from worker.job import Limits
 from worker.queues import open_producer
 from worker.queues.base import JobState, Producer
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.cli.ends import Ends
 
 LOOK_EVERY_S = 0.25
+LOOK_INTO_STORE_EVERY_S = 1.0
 OVER = ("done", "dead")
 
 ANY = Limits(10**12, 10**9, 10**9, timedelta(days=365), 10**9)
@@ -55,7 +60,7 @@ def submit(
         jobs = checked(documents, ANY)
         sys.exit(asyncio.run(_post(url, None if key is None else key.get_secret_value(), jobs, wait, out)))
     jobs = checked(documents, settings.limits)
-    sys.exit(asyncio.run(_run(open_producer(settings.queue, SystemClock()), jobs, wait)))
+    sys.exit(asyncio.run(_queue(settings, jobs, wait)))
 
 
 def _new_id() -> str:
@@ -84,10 +89,20 @@ async def _post(url: str, key: str | None, jobs: Sequence[tuple[str, bytes, int]
     return 1 if any(one.failed for one in ended) else 0
 
 
-async def _run(producer: Producer, jobs: Sequence[tuple[str, bytes, int]], wait: bool) -> int:
+async def _queue(settings: Settings, jobs: Sequence[tuple[str, bytes, int]], wait: bool) -> int:
+    """Put them on the configured queue."""
+    from worker.cli.ends import open_ends
+
+    clock = CorrectedClock(SystemClock())
+    async with open_ends(settings, clock, wanted=wait) as ends:
+        return await _run(open_producer(settings.queue, clock, store=settings.store), jobs, wait, ends)
+
+
+async def _run(producer: Producer, jobs: Sequence[tuple[str, bytes, int]], wait: bool, ends: Ends | None = None) -> int:
     try:
         conflicts = await send(producer, jobs)
-        waited = await follow(producer, [job_id for job_id, _, _ in jobs if job_id not in conflicts]) if wait else []
+        sent = [job_id for job_id, _, _ in jobs if job_id not in conflicts]
+        waited = await follow(producer, sent, ends) if wait else []
     finally:
         await producer.aclose()
     return 1 if conflicts or any(not _succeeded(job) for job in waited) else 0
@@ -109,20 +124,30 @@ async def send(producer: Producer, jobs: Sequence[tuple[str, bytes, int]]) -> se
     return conflicts
 
 
-async def follow(producer: Producer, ids: Sequence[str]) -> list[JobState | None]:
-    """Wait until each of these jobs has ended, showing how far they are; how they ended."""
+async def follow(producer: Producer, ids: Sequence[str], ends: Ends | None = None) -> list[JobState | None]:
+    """Wait until each of these jobs has ended, showing how far they are; how they ended, None where nobody knows."""
     ended: dict[str, JobState | None] = {}
     with _progress(len(ids)) as advance:
         while running := [job_id for job_id in ids if job_id not in ended]:
             for job_id in running:
-                job = await producer.state(job_id)
-                if job is None or job.status in OVER:
+                is_over, job = await _end_of(job_id, producer, ends)
+                if is_over:
                     ended[job_id] = job
                     advance()
             if len(ended) < len(ids):
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(LOOK_EVERY_S if ends is None else LOOK_INTO_STORE_EVERY_S)
     print_rows(("id", "status", "seconds", "result"), [_row(job_id, ended[job_id]) for job_id in ids])
     return [ended[job_id] for job_id in ids]
+
+
+async def _end_of(job_id: str, producer: Producer, ends: Ends | None) -> tuple[bool, JobState | None]:
+    """Whether the job is over, and how."""
+    job = await producer.state(job_id)
+    if ends is not None and (job is None or (job.status in OVER and job.result is None)):
+        found = await ends.of(job_id)
+        if found is not None or (job is None and ends.alone):
+            return found is not None, found
+    return job is None or job.status in OVER, job
 
 
 @contextmanager

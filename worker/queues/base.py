@@ -30,7 +30,8 @@ class Delivery:
     unsupported document. What the queue cannot tell is None. ``last_attempt``: a charged end now is the
     last one; ``last_delivery``: no further hand-over may follow; ``over_limit``: this one already is too many.
     ``sources``: where the queue's operator says that the job's models are to be had. ``client_id``: what the job is
-    called by who brought it, where it runs under an id of ours.
+    called by who brought it, where it runs under an id of ours. ``attempts_most``: where the queue keeps no causes, how
+    many charged attempts end the job; whoever can find the earlier ones then sets ``attempts`` and ``last_attempt``.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Delivery:
     over_limit: bool = False
     sources: tuple[Download, ...] = ()
     client_id: str | None = None
+    attempts_most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,15 @@ class Recalling(Protocol):
 
         To be called before the first `receive`. Raises `QueueUnavailable`.
         """
+        ...
+
+
+@runtime_checkable
+class Leaving(Protocol):
+    """A queue that pushes the next job as soon as one is over."""
+
+    def leave(self) -> None:
+        """No further `receive` will follow."""
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,12 +30,10 @@ _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_[0-9]+_[A-Z
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Which variables are ours: a prefix, some ``others``, and what only ``later`` versions know."""
+    """Which variables are ours: a prefix, and some ``others``."""
 
     prefix: str
     others: frozenset[str] = frozenset()
-    later: frozenset[str] = frozenset()
-    later_values: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
 
 def validated(settings_cls: type[S], tree: Tree) -> tuple[S, tuple[FieldError, ...]]:
@@ -89,9 +87,6 @@ class EnvironmentSource(PydanticBaseSettingsSource):
             value = self._from_file(variable) if f"{variable.name}_FILE" in self._environ else value
         elif value is not None:
             value = value.strip()
-        if value is not None and value in self._dialect.later_values.get(variable.name, ()):
-            self.mistakes.append(FieldError(variable.name, f"{value!r} is not in this version"))
-            value = None
         return value, field_name, False
 
     def _from_file(self, variable: Variable) -> str | None:
@@ -113,11 +108,9 @@ class EnvironmentSource(PydanticBaseSettingsSource):
         return value
 
     def _judge_the_rest(self) -> None:
-        known, later = set(names_of(self._variables)), self._dialect.later
+        known = set(names_of(self._variables))
         for name in sorted(set(self._environ) - known):
-            if name in later:
-                self.mistakes.append(FieldError(name, "is not in this version"))
-            elif near := nearest(name, known | later):
+            if near := nearest(name, known):
                 self.mistakes.append(FieldError(name, f"is unknown; {near} may be meant"))
             else:
                 self.unknown.append(name)

@@ -24,6 +24,7 @@ from worker.settings.http import HttpSettings
 from worker.settings.inherited import Inherited
 from worker.settings.models import ModelsSettings
 from worker.settings.node import FitnessSettings, NodeSettings, SaladSettings
+from worker.settings.queue import QueueSettings
 from worker.settings.storage import StorageSettings
 from worker.settings.units import Duration, Rate, RatePer, Size, WebUrl
 from worker.signature import read_secrets
@@ -129,44 +130,6 @@ class EngineSettings(Group):
         return tuple(f"http://[::1]:{port}" for port in ports)
 
 
-class QueueSettings(Group):
-    kind: Literal["none", "sqlite", "availability"] = var(
-        "WORKER_QUEUE",
-        "none",
-        "where jobs come from: over HTTP alone, the embedded queue, or a scheduling server that gives each node the job whose model it has",
-    )
-    window: int = var("WORKER_QUEUE_WINDOW", 3, "at most so many deliveries generating or ready to", ge=1, le=32)
-    parked: int = var(
-        "WORKER_QUEUE_PARKED",
-        2,
-        "deliveries waiting for a model, beside the window; later jobs overtake them",
-        ge=0,
-        le=32,
-    )
-    visibility: Duration = var(
-        "WORKER_QUEUE_VISIBILITY",
-        timedelta(seconds=120),
-        "lease, renewed at a quarter of it",
-        shown="120s",
-        ge=timedelta(seconds=1),
-        le=timedelta(hours=12),
-    )
-    max_attempts: int = var("WORKER_QUEUE_MAX_ATTEMPTS", 3, "charged attempts", ge=1)
-    max_deliveries: int = var(
-        "WORKER_QUEUE_MAX_DELIVERIES", 10, "hand-overs, then dead-lettered as `delivery_limit`", ge=1
-    )
-    sqlite_path: Path = var("WORKER_SQLITE_PATH", Path("./sd-worker.db"), "the queue's file", shown="./sd-worker.db")
-    availability_url: WebUrl | None = var(
-        "WORKER_AVAILABILITY_URL", None, "of the scheduling server, such as `sd-dispatcher`; needed with `availability`"
-    )
-    availability_token: SecretStr | None = var(
-        "WORKER_AVAILABILITY_TOKEN", None, "a node's token for it", shown="the platform's identity token"
-    )
-    availability_user_token: SecretStr | None = var(
-        "WORKER_AVAILABILITY_USER_TOKEN", None, "a user's token for it: for `sd-worker submit` and `queue`"
-    )
-
-
 class OutputSettings(Group):
     format: Literal["keep", "png", "jpeg", "webp"] = var(
         "WORKER_OUTPUT_FORMAT", "keep", "`keep` stores the server's bytes untouched"
@@ -251,9 +214,10 @@ class Settings(SettingsTree):
 
     @property
     def store(self) -> StorageSettings:
-        """The storage as it is in effect: without a queue, ``auto`` puts images into the answers to HTTP jobs."""
+        """The storage as it is in effect: ``auto`` puts images into the answer where that is all there is,
+        to a caller over HTTP or to the platform's queue."""
         storage = self.storage
-        if self.queue.kind != "none" or storage.kind != "auto" or storage.bucket is not None:
+        if self.queue.kind not in ("none", "salad") or storage.kind != "auto" or storage.bucket is not None:
             return storage
         return storage.model_copy(update={"kind": "inline"})
 

@@ -98,3 +98,7 @@ class SaladSettings(Group):
     project_name: str | None = var("SALAD_PROJECT_NAME", None, "its name")
     metadata_uri: WebUrl = var("SALAD_METADATA_URI", "http://169.254.169.254:80", "the instance metadata service")
     storage_uri: WebUrl = var("SALAD_STORAGE_URI", "https://storage-api.salad.com", "its temporary storage service, S4")
+    service_endpoint: str = var(
+        "SALAD_SERVICE_ENDPOINT", "job-queue-worker-api.salad.com:443", "the job queue's service, host and port"
+    )
+    service_use_tls: bool = var("SALAD_SERVICE_USE_TLS", True, "whether it speaks TLS", shown="true")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 SALAD_VARIABLES = (
     *("SALAD_MACHINE_ID", "SALAD_INSTANCE_ID", "SALAD_CONTAINER_GROUP_ID", "SALAD_CONTAINER_GROUP_NAME"),
     *("SALAD_ORGANIZATION_ID", "SALAD_ORGANIZATION_NAME", "SALAD_PROJECT_ID", "SALAD_PROJECT_NAME"),
-    *("SALAD_METADATA_URI", "SALAD_STORAGE_URI"),
+    *("SALAD_METADATA_URI", "SALAD_STORAGE_URI", "SALAD_SERVICE_ENDPOINT", "SALAD_SERVICE_USE_TLS"),
 )
 """What is read of the variables of SaladCloud, which sets them all but the last line's."""
 

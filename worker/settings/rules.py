@@ -97,13 +97,35 @@ def _scheduling_server(settings: Settings) -> Found:
         yield FieldError("WORKER_AVAILABILITY_URL", "is needed with WORKER_QUEUE=availability")
 
 
+@_rule("WORKER_QUEUE", "WORKER_SQS_QUEUE_URL")
+def _sqs_queue(settings: Settings) -> Found:
+    if settings.queue.kind == "sqs" and settings.queue.sqs_queue_url is None:
+        yield FieldError("WORKER_SQS_QUEUE_URL", "is needed with WORKER_QUEUE=sqs")
+
+
+@_rule("WORKER_QUEUE", "WORKER_REDIS_URL")
+def _redis_server(settings: Settings) -> Found:
+    if settings.queue.kind == "redis" and settings.queue.redis_url is None:
+        yield FieldError("WORKER_REDIS_URL", "is needed with WORKER_QUEUE=redis")
+
+
+@_rule("WORKER_QUEUE", "WORKER_PLATFORM")
+def _salads_own_queue(settings: Settings) -> Found:
+    if settings.queue.kind == "salad" and settings.platform != "salad":
+        yield FieldError("WORKER_QUEUE", "is salad, which is there on SaladCloud alone (WORKER_PLATFORM=salad)")
+
+
+OF_A_FLEET = ("availability", "sqs", "redis")
+"""Queues whose results must outlive the node."""
+
+
 @_rule("WORKER_QUEUE", "WORKER_STORAGE", "WORKER_S3_BUCKET")
 def _store_of_a_fleet(settings: Settings) -> Found:
-    storage = settings.storage
-    if settings.queue.kind == "availability" and storage.kind == "auto" and storage.bucket is None:
+    storage, kind = settings.storage, settings.queue.kind
+    if kind in OF_A_FLEET and storage.kind == "auto" and storage.bucket is None:
         yield FieldError(
             "WORKER_STORAGE",
-            "is needed with WORKER_QUEUE=availability, or WORKER_S3_BUCKET: images would die with the node",
+            f"is needed with WORKER_QUEUE={kind}, or WORKER_S3_BUCKET: images would die with the node",
         )
 
 
@@ -249,7 +271,7 @@ def _scheduling_server_unused(settings: Settings) -> Found:
 
 @_rule(into=HINTS)
 def _folder_of_a_fleet(settings: Settings) -> Found:
-    if settings.queue.kind == "availability" and settings.storage.chosen == "directory":
+    if settings.queue.kind in OF_A_FLEET and settings.storage.chosen == "directory":
         yield FieldError("WORKER_STORAGE", "is a directory: unless all nodes share it, images die with the node")
 
 

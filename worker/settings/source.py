@@ -11,7 +11,6 @@ from worker.errors import ConfigError, FieldError
 from worker.settings import inherited, rules
 from worker.settings.environment import Dialect, EnvironmentSource, names_of, validated
 from worker.settings.groups import Settings, variables
-from worker.settings.later import LATER, LATER_VALUES
 from worker.settings.platform import SALAD_VARIABLES, is_salad, with_defaults
 
 PREFIX = "WORKER_"
@@ -20,7 +19,7 @@ SECRET_PREFIXES = ("AWS_",)
 SECRETS = frozenset({"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKEN_FILE"})
 """Known to every tool of the field by these names, so that they have no prefix."""
 
-WORKER = Dialect(PREFIX, SECRETS | set(SALAD_VARIABLES), LATER, LATER_VALUES)
+WORKER = Dialect(PREFIX, SECRETS | set(SALAD_VARIABLES))
 
 
 @dataclass(frozen=True, slots=True)

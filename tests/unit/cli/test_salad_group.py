@@ -91,11 +91,12 @@ def test_a_group_for_the_gateway(group: Group) -> None:
 
 
 def test_a_group_for_a_queue_of_the_platform(group: Group) -> None:
-    """Its jobs are posted to the worker for as long as the worker does not take them itself, which is told."""
-    found, said = group("--queue", "my-queue", WORKER_HTTP_PORT="8080")
+    """The worker takes its jobs itself, job documents unless they are sent elsewhere, with or without a key."""
+    found, said = group("--queue", "my-queue", WORKER_HTTP_PORT="8080", WORKER_API_KEY="sesame")
     assert found["queue_connection"] == {"path": "/v1/jobs", "port": 8080, "queue_name": "my-queue"}
     assert "networking" not in found
-    assert said.startswith("warning: WORKER_QUEUE: is no salad: SaladCloud's own queue worker has to bring the jobs")
+    assert _variables(found)["WORKER_QUEUE"] == "salad"
+    assert said == "fill in: <IMAGE>, <GPU_CLASS_ID>, <WORKER_API_KEY>\n"
 
 
 def test_a_group_whose_nodes_fetch_their_jobs(group: Group) -> None:
@@ -247,8 +248,8 @@ def test_a_value_that_the_platform_does_not_take_is_told_with_a_way_out(
         ((), {"WORKER_HTTP_PORT": "0"}, "WORKER_HTTP_PORT"),
         (("--gateway",), {"WORKER_HTTP_HOST": "0.0.0.0"}, "WORKER_HTTP_HOST"),
         (("--gateway",), {"WORKER_QUEUE": "sqlite"}, "WORKER_HTTP_JOBS"),
-        (("--queue", "jobs"), {"WORKER_QUEUE": "sqlite"}, "WORKER_HTTP_JOBS"),
-        (("--queue", "jobs"), {"WORKER_API_KEY": "sesame"}, "WORKER_API_KEY"),
+        (("--queue", "jobs"), {"WORKER_QUEUE": "sqlite"}, "WORKER_QUEUE"),
+        ((), {"WORKER_QUEUE": "salad"}, "WORKER_QUEUE"),
         ((), {"WORKER_DISK_SIZE": "300GB"}, "WORKER_DISK_SIZE"),
         ((), {"WORKER_ENGINE_MEMORY_MAX": "60GB"}, "WORKER_ENGINE_MEMORY_MAX"),
         ((), {"WORKER_QUEUE": "kafka"}, "WORKER_QUEUE"),

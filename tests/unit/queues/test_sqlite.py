@@ -23,7 +23,7 @@ from worker.queues.policy import Policy
 from worker.queues.sqlite import SqliteProducer, SqliteQueue, rows
 from worker.queues.sqlite.schema import APPLICATION_ID, VERSION, connect, writing
 from worker.queues.sqlite.thread import translating
-from worker.settings.groups import QueueSettings
+from worker.settings.queue import QueueSettings
 
 BRIEF = timedelta(milliseconds=20)
 NOW = timedelta(0)

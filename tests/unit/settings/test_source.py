@@ -11,7 +11,6 @@ from worker.errors import ConfigError
 from worker.settings import Settings, from_environment, load_settings
 from worker.settings.environment import nearest
 from worker.settings.groups import EngineSettings, Variable, WebhookSettings, secrets_of, variables
-from worker.settings.later import LATER, LATER_VALUES
 from worker.settings.platform import SALAD_VARIABLES
 from worker.settings.source import known_names, server_environment, without_coerced
 from worker.settings.units import Rate
@@ -70,11 +69,11 @@ def test_constructing_settings_reads_no_environment(monkeypatch: pytest.MonkeyPa
 
 def test_empty_means_unset() -> None:
     """A variable that holds nothing, or only blanks, counts as unset, an unknown one too."""
-    assert load_settings(dict.fromkeys((*known_names(), *LATER, "WORKER_ENGINE_ULR"), "  ")) == Settings()
+    assert load_settings(dict.fromkeys((*known_names(), "WORKER_ENGINE_ULR"), "  ")) == Settings()
 
 
 def test_one_error_holds_every_mistake() -> None:
-    """Wrong values, unknown names, values of later versions and broken rules are told together, each by variable."""
+    """Wrong values, unknown names, and broken rules are told together, each by variable."""
     found = mistakes_of(
         WORKER_ENGINE="nonsense",
         WORKER_ENGINE_ULR="http://[::1]:1",
@@ -96,23 +95,6 @@ def test_one_error_holds_every_mistake() -> None:
 def test_a_wrong_value_breaks_no_rule_besides() -> None:
     """A rule is left out while a variable that it reads is wrong by itself."""
     assert set(mistakes_of(WORKER_JOB_TIMEOUT="soon", WORKER_JOB_TIMEOUT_MAX="1m")) == {"WORKER_JOB_TIMEOUT"}
-
-
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in LATER_VALUES.items() for v in sorted(values)])
-def test_values_of_later_versions_are_refused_by_name(name: str, value: str) -> None:
-    """What the contract names and this version has not yet is never taken for something else."""
-    assert mistakes_of(**{name: value}) == {name: f"{value!r} is not in this version"}
-
-
-@pytest.mark.parametrize("name", sorted(LATER))
-def test_variables_of_later_versions_are_refused(name: str) -> None:
-    """Nobody is left to believe that such a variable has an effect."""
-    assert mistakes_of(**{name: "x"}) == {name: "is not in this version"}
-
-
-def test_later_and_present_variables_do_not_overlap() -> None:
-    """A release that adds a variable takes it out of the list of later ones."""
-    assert not LATER & set(known_names())
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.faulty import faulty_proxy, refusal
 from tests.support.s3 import Bucket, set_credentials
-from worker.aws import S3Documents
 from worker.clock import CorrectedClock, SystemClock
+from worker.documents import S3Documents
 from worker.errors import AuthFailed, DownloadFailed, InvalidJob
 
 pytest_plugins = ("tests.support.s3_fixtures",)
