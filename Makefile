@@ -52,9 +52,9 @@ test-images: $(READY)
 
 lock:
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url pyproject.toml --extra dev --extra dispatcher -o requirements.lock
+	  --no-emit-index-url pyproject.toml --extra dev --extra dispatcher --extra redis --extra salad -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url pyproject.toml -c requirements.lock -o bundle/requirements.lock
+	  --no-emit-index-url pyproject.toml --extra redis --extra salad -c requirements.lock -o bundle/requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url bundle/tools.in -c requirements.lock -o bundle/tools.lock
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from worker.aws import S3Documents
 from worker.cli.local import Finding
 from worker.clock import CorrectedClock, SystemClock
+from worker.documents import S3Documents
 from worker.engines.base import Reach
 from worker.errors import AuthFailed, DependencyFailed
 from worker.fitness import Site, checks_of

@@ -11,6 +11,7 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.receiver import Answer, ScriptedServer
 from tests.support.scheduling import FullServer, a_node
+from worker.clock import CorrectedClock
 from worker.errors import AuthFailed, FieldError, InvalidJob, QueueUnavailable
 from worker.queues import open_producer, open_queue
 from worker.queues.availability import AvailabilityProducer
@@ -92,7 +93,10 @@ async def test_it_is_opened_from_the_settings() -> None:
                 "WORKER_QUEUE_VISIBILITY": "33s",
             }
         ).queue
-        queue, producer = open_queue(settings, a_node(), FakeClock()), open_producer(settings, FakeClock())
+        queue, producer = (
+            open_queue(settings, a_node(), CorrectedClock(FakeClock())),
+            open_producer(settings, CorrectedClock(FakeClock())),
+        )
         assert server.requests == []
         assert await producer.submit("a", b'{"params": {"prompt": "x"}}')
         assert await queue.check()

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.clock import START, FakeClock
 from tests.support.queues import result_of, taken
+from worker.clock import CorrectedClock
 from worker.errors import ConfigError, InternalError, QueueUnavailable, WorkerError
 from worker.node import Identity
 from worker.outfit import ThisNode
@@ -301,10 +302,10 @@ async def test_opened_by_settings(path: Path) -> None:
     settings = QueueSettings(
         kind="sqlite", sqlite_path=path, visibility=timedelta(seconds=33), max_attempts=1, max_deliveries=1
     )
-    producer = open_producer(settings, FakeClock())
+    producer = open_producer(settings, CorrectedClock(FakeClock()))
     assert content_of(path) is None
     await producer.submit("a", b"{}")
-    queue = open_queue(settings, node, FakeClock())
+    queue = open_queue(settings, node, CorrectedClock(FakeClock()))
     delivery = await taken(queue)
     assert (delivery.visibility, delivery.last_attempt, delivery.last_delivery) == (timedelta(seconds=33), True, True)
     await queue.nack(delivery, NOW, "internal", charged=True)
