@@ -314,7 +314,9 @@ async def test_dead_letters_whose_queue_is_gone(sqs_server: Server, line: Line) 
     assert [one["event"] for one in logs] == ["dead_letters_gone"]
 
 
-@pytest.mark.parametrize("deed", [Refused("RequestThrottled"), Refused("InternalFailure", 500), Lost()], ids=str)
+@pytest.mark.parametrize(
+    "deed", [Refused("RequestThrottled"), Refused("InternalFailure", 500), Lost()], ids=["throttled", "failed", "lost"]
+)
 async def test_a_dead_letter_that_is_not_taken_now_is_sent_again(
     sqs_server: Server, line: Line, deed: Refused | Lost
 ) -> None:

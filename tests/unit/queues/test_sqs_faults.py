@@ -282,7 +282,7 @@ async def test_no_credentials_at_all(line: Line, monkeypatch: pytest.MonkeyPatch
     set_credentials(monkeypatch)
 
 
-@pytest.mark.parametrize(("deed", "kind"), [(GONE[0], ConfigError), (REFUSED[0], AuthFailed)], ids=str)
+@pytest.mark.parametrize(("deed", "kind"), [(GONE[0], ConfigError), (REFUSED[0], AuthFailed)], ids=["gone", "refused"])
 async def test_a_check_ends_the_start_where_nothing_can_ever_work(
     sqs_server: Server, line: Line, deed: Refused, kind: type[WorkerError]
 ) -> None:
