@@ -157,23 +157,43 @@ async def test_an_output_that_is_too_large() -> None:
         assert bench.service.calls == {("AcceptJobs", "OK"): 1, ("CompleteJob", "OK"): 1}
 
 
-@pytest.mark.parametrize(
-    ("refusal", "code"),
-    [(StatusCode.RESOURCE_EXHAUSTED, "result_too_large"), (StatusCode.INVALID_ARGUMENT, "internal")],
-)
-async def test_an_output_that_the_service_refuses(refusal: StatusCode, code: str) -> None:
+async def test_an_output_that_the_service_refuses() -> None:
     """The error takes its place; where that is refused too, the job is given back."""
     async with benched() as bench:
         queue = bench.driver()
         bench.service.submit("a", BODY)
         bench.service.submit("b", BODY)
-        bench.service.failing["CompleteJob"].append(refusal)
+        bench.service.failing["CompleteJob"].append(StatusCode.INVALID_ARGUMENT)
         await queue.ack(await handed(queue), result_of("a"))
         output = bench.service.jobs["a"].output
-        assert (output["status"], output["error"]["code"]) == ("failed", code)
-        bench.service.failing["CompleteJob"].extend([refusal, refusal])
+        assert (output["status"], output["error"]["code"]) == ("failed", "internal")
+        bench.service.failing["CompleteJob"].extend([StatusCode.INVALID_ARGUMENT] * 2)
         await queue.ack(await handed(queue), result_of("b"))
         assert bench.service.jobs["b"].events == ["created", "started", "failed", "started"]
+
+
+async def test_a_service_that_takes_less_than_it_says() -> None:
+    """A large output is replaced by what says so."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        bench.service.failing["CompleteJob"].append(StatusCode.RESOURCE_EXHAUSTED)
+        result = result_of("a").model_copy(update={"metadata": {"x": "y" * 2**20}})
+        await queue.complete(await handed(queue), result.to_json(), lambda error: json.dumps(error.code).encode())
+        assert bench.service.jobs["a"].output == "result_too_large"
+
+
+async def test_a_service_that_is_asked_too_much() -> None:
+    """It refuses a small output with the same status, for now: what the job made is not given up."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.failing["CompleteJob"].append(StatusCode.RESOURCE_EXHAUSTED)
+        with pytest.raises(QueueUnavailable, match="RESOURCE_EXHAUSTED"):
+            await queue.ack(delivery, result_of("a"))
+        await queue.ack(delivery, result_of("a"))
+        assert bench.service.jobs["a"].output["status"] == "succeeded"
 
 
 async def test_no_json_is_refused() -> None:
@@ -209,6 +229,22 @@ async def test_a_job_pushed_again() -> None:
         await queue.extend(delivery)
         await queue.ack(delivery, result_of("a"))
         assert bench.service.jobs["a"].attempts == 1
+
+
+async def test_a_lost_job_is_pushed_again() -> None:
+    """While its holder does not know yet that it was lost: it is a new hand-over, which nobody overlooks."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        stale = await handed(queue)
+        receiving = asyncio.create_task(handed(queue), name="receiving")
+        bench.service.cut_off()
+        await wait_until(lambda: bench.service.jobs["a"].attempts == 2)
+        with pytest.raises(LeaseLost):
+            await queue.extend(stale)
+        anew = await receiving
+        await queue.ack(anew, result_of("a"))
+        assert bench.service.jobs["a"].events == ["created", "started", "failed", "started", "succeeded"]
 
 
 async def test_a_large_input_comes_whole() -> None:

@@ -164,6 +164,40 @@ async def test_extend_waits_for_a_word() -> None:
         await queue.ack(delivery, result_of("a"))
 
 
+async def test_a_service_of_few_words() -> None:
+    """It has taken the stream if it answers anything else: it need not say so before there is something to say."""
+    async with benched() as bench:
+        queue = bench.driver(unsaid=timedelta(milliseconds=20))
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.is_mute = True
+        bench.service.end_streams()
+        await wait_until(lambda: len(bench.service.named) == 2)
+        await queue.extend(delivery)
+        assert bench.service.calls["RejectJob", "NOT_FOUND"] == 1
+        await queue.ack(delivery, result_of("a"))
+        assert bench.service.jobs["a"].status == "succeeded"
+
+
+async def test_a_silent_stream_of_a_service_that_answers_nothing() -> None:
+    """It was asked whether it has taken the stream, and nothing is believed."""
+    async with benched() as bench:
+        queue = bench.driver(unsaid=timedelta(milliseconds=20), sure=NOTHING)
+        bench.service.submit("a", BODY)
+        delivery = await handed(queue)
+        bench.service.is_mute = True
+        bench.service.answers.clear()
+        bench.service.end_streams()
+        await wait_until(lambda: bench.service.asked_to_end == 1)
+        with pytest.raises(QueueUnavailable, match="has not said"):
+            await queue.extend(delivery)
+        bench.service.failing["RejectJob"].append(StatusCode.UNAVAILABLE)
+        bench.service.answers.set()
+        await extended(queue, delivery)
+        assert bench.service.calls["RejectJob", "UNAVAILABLE"] == 1
+        await queue.ack(delivery, result_of("a"))
+
+
 async def extended(queue: SaladQueue, delivery: Delivery) -> None:
     """Keep it, however often that has to be tried."""
 

@@ -19,7 +19,7 @@ from tests.support.virtual import virtual
 from worker.errors import LeaseLost, QueueUnavailable, WorkerError
 from worker.queues.salad import service_v1alpha_pb2 as made
 from worker.queues.salad.outputs import instead_of, refused
-from worker.queues.salad.service import BUGS, ERRORS, OutputRefused, translating
+from worker.queues.salad.service import BUGS, ERRORS, OutputRefused, Said, Word, translating
 from worker.queues.salad.service_v1alpha_pb2 import Job
 from worker.queues.salad.silence import FIRST_S, LEAST_S, MOST_S, Silence
 from worker.queues.salad.stream import Stream
@@ -118,9 +118,9 @@ def test_how_long_silence_is_borne() -> None:
 
 
 class Scripted:
-    """Streams that say a word after each of their pauses, or end; the last one says nothing for ever."""
+    """Streams that say a word after each of their pauses, or are taken at once, or end; the last one says nothing."""
 
-    def __init__(self, *streams: list[float]) -> None:
+    def __init__(self, *streams: list[float | Said]) -> None:
         self.streams = list(streams)
         self.opened: list[float] = []
         self.jobs: list[str] = []
@@ -132,12 +132,15 @@ class Scripted:
             retries=Retries(first=timedelta(seconds=1), most=timedelta(seconds=8), jitter=0),
         )
 
-    async def _open(self) -> AsyncGenerator[Job | None, None]:
+    async def _open(self) -> AsyncGenerator[Word, None]:
         self.opened.append(asyncio.get_running_loop().time())
         pauses = self.streams.pop(0) if self.streams else [float("inf")]
         for number, pause in enumerate(pauses):
+            if isinstance(pause, Said):
+                yield pause
+                continue
             await asyncio.sleep(min(pause, 1e6))
-            yield Job(job_id=str(number)) if number else None
+            yield Job(job_id=str(number)) if number else Said.HEARTBEAT
 
 
 @virtual
@@ -164,13 +167,28 @@ async def test_a_silent_stream_is_opened_anew() -> None:
     await script.stream.aclose()
 
 
+@virtual
+async def test_a_stream_that_was_taken_needs_no_word() -> None:
+    """It is alive without one until the limit, which grows all the same; nobody hears of a failure."""
+    quiet: list[float | Said] = [Said.TAKEN, float("inf")]
+    script = Scripted(quiet, quiet, quiet)
+    script.stream.start()
+    alive = []
+    for _ in range(4):
+        await asyncio.sleep(59)
+        alive.append(script.stream.is_alive)
+    assert (len(script.opened), alive) == (3, [True] * 4)
+    assert (script.stream.failure, script.stream.failures) == (None, 0)
+    await script.stream.aclose()
+
+
 async def test_a_word_after_too_long_a_silence_is_not_believed() -> None:
     """As when the process was frozen: the service may have given its job to another meanwhile."""
     thawed, opened, jobs = asyncio.Event(), asyncio.Queue[None](), list[str]()
 
-    async def open_() -> AsyncGenerator[Job | None, None]:
+    async def open_() -> AsyncGenerator[Word, None]:
         opened.put_nowait(None)
-        yield None
+        yield Said.HEARTBEAT
         await thawed.wait()
         thawed.clear()
         yield Job(job_id="a")

@@ -27,7 +27,7 @@ from worker.node import Node
 from worker.queues.base import Delivery, Received
 from worker.queues.policy import Policy
 from worker.queues.salad.outputs import instead_of, output_of, refused
-from worker.queues.salad.service import JobGone, OutputRefused, Service
+from worker.queues.salad.service import UNSAID, JobGone, OutputRefused, Service
 from worker.queues.salad.service_v1alpha_pb2 import Job
 from worker.queues.salad.silence import Silence
 from worker.queues.salad.stream import RETRIES, Stream
@@ -97,6 +97,7 @@ class SaladQueue:
         wait: timedelta = WAIT,
         linger: timedelta = LINGER,
         sure: timedelta = SURE,
+        unsaid: timedelta = UNSAID,
         retries: Retries = RETRIES,
         silence: Silence | None = None,
         rng: random.Random | None = None,
@@ -105,7 +106,7 @@ class SaladQueue:
         self._policy = policy or Policy()
         self._wait_s, self._linger_s, self._sure_s = (one.total_seconds() for one in (wait, linger, sure))
         self._rng = rng or random.SystemRandom()
-        self._service = Service(salad, node)
+        self._service = Service(salad, node, unsaid=unsaid)
         self._stream = Stream(
             lambda: self._service.accept(self._named),
             self._came,
@@ -167,12 +168,13 @@ class SaladQueue:
         )
 
     def _came(self, job: Job) -> None:
-        """A job was pushed; the one that is out, again, is none."""
+        """A job was pushed; the one that is out, again, is none, unless it was lost meanwhile."""
         held = self._held
-        if held is not None and held.id == job.job_id and not held.ending:
+        is_ours = held is not None and not (held.ending or held.lost)
+        if held is not None and is_ours and held.id == job.job_id:
             log.info("job_pushed_again", job=job.job_id)
             return
-        if held is not None and not held.ending:
+        if held is not None and is_ours:
             log.warning("job_lost", job=held.id, instead=job.job_id)
             held.lost = True
         self._arrived = job

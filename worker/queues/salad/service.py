@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import timedelta
+from enum import Enum
 from typing import Any, Protocol
 
 import grpc
@@ -28,14 +29,22 @@ from worker.queues.salad.service_v1alpha_pb2 import (
     RejectJobRequest,
 )
 from worker.settings.node import SaladSettings
+from worker.tasks import cancel_all
 
 LARGEST = 10 * 2**20
 """Bytes of a message that the service takes."""
 
+LEAST_TAKEN = 2**20
+"""Bytes of a message that are never too many: a service that says so means that it is asked too much."""
+
 PATIENCE = timedelta(seconds=30)
+UNSAID = timedelta(seconds=3)
+"""How long a stream may say nothing before the service is asked whether it has taken it."""
+
 NOBODY = "00000000-0000-0000-0000-000000000000"
 """The id of no job."""
 
+_END: Any = aio.EOF  # type: ignore[attr-defined]
 _SERVICE = "/salad.grpc.saladcloud_job_queue_worker.v1alpha.JobQueueWorkerService/"
 _TOLD_MOST = 200
 _TARGET = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}")
@@ -128,6 +137,16 @@ def _error(place: str, code: StatusCode, details: str | None) -> WorkerError:
     return ERRORS[code](f"{place}: {code.name}{f' ({told})' if told else ''}")
 
 
+class Said(Enum):
+    """What a stream says beside jobs."""
+
+    HEARTBEAT = "heartbeat"
+    TAKEN = "taken"
+
+
+Word = Job | Said
+
+
 class Tokens(Protocol):
     """As `Node.identity_token`."""
 
@@ -141,16 +160,23 @@ class Service:
     made at the first call; `ConfigError` for an address that is none.
     """
 
-    def __init__(self, settings: SaladSettings, node: Node, *, patience: timedelta = PATIENCE) -> None:
+    def __init__(
+        self, settings: SaladSettings, node: Node, *, patience: timedelta = PATIENCE, unsaid: timedelta = UNSAID
+    ) -> None:
         self.place = settings.service_endpoint
         self._tls = settings.service_use_tls
         self._tokens: Tokens = node.identity_token
-        self._patience_s = patience.total_seconds()
+        self._patience_s, self._unsaid_s = patience.total_seconds(), unsaid.total_seconds()
         self._channel: aio.Channel | None = None
         self._is_closed = False
 
-    async def accept(self, current: Callable[[], str]) -> AsyncGenerator[Job | None, None]:
-        """The messages of one stream, None for a heartbeat; ``current`` names the job that we have, else nothing."""
+    async def accept(self, current: Callable[[], str]) -> AsyncGenerator[Word, None]:
+        """The words of one stream; ``current`` names the job that we have, else nothing.
+
+        `Said.TAKEN`, once at most, is no word of the stream: it stands in for the first one, which need not come for as
+        long as there is nothing to say. Another call was answered meanwhile, on the connection that had carried the
+        request for the stream before, and the stream was not refused.
+        """
         token = await self._token()
         try:
             async with aclosing(self._messages(current(), token)) as messages:
@@ -170,7 +196,12 @@ class Service:
         request = CompleteJobRequest(job_id=job_id, output=output)
         if request.ByteSize() > LARGEST:
             raise OutputRefused(f"{len(output)} bytes are more than the service takes", too_large=True)
-        await self._call("CompleteJob", request)
+        try:
+            await self._call("CompleteJob", request)
+        except OutputRefused as refusal:
+            if refusal.too_large and request.ByteSize() <= LEAST_TAKEN:
+                raise QueueUnavailable(refusal.message) from None
+            raise
 
     async def reject(self, job_id: str) -> None:
         """The job is given back: the service hands it over again, unless that was its last time."""
@@ -201,7 +232,7 @@ class Service:
             raise QueueUnavailable("no identity token of this node is to be had now (SALAD_METADATA_URI)")
         return token
 
-    async def _messages(self, current: str, token: str) -> AsyncGenerator[Job | None, None]:
+    async def _messages(self, current: str, token: str) -> AsyncGenerator[Word, None]:
         accept: Any = self._opened().unary_stream(
             _SERVICE + "AcceptJobs",
             request_serializer=AcceptJobsRequest.SerializeToString,
@@ -209,11 +240,32 @@ class Service:
         )
         with translating(self.place):
             call = accept(AcceptJobsRequest(current_job_id=current), metadata=_metadata(token))
+            reading = asyncio.create_task(call.read(), name="salad-read")
+            asking = asyncio.create_task(self._answers(), name="salad-ask")
             try:
-                async for message in call:
-                    yield message.job if message.HasField("job") else None
+                await asyncio.wait({reading, asking}, return_when=asyncio.FIRST_COMPLETED)
+                asking.cancel()
+                if not reading.done():
+                    yield Said.TAKEN
+                message = await reading
+                while message is not _END:
+                    yield message.job if message.HasField("job") else Said.HEARTBEAT
+                    message = await call.read()
             finally:
                 call.cancel()
+                await cancel_all({reading, asking})
+
+    async def _answers(self) -> None:
+        """Ask from time to time what changes nothing, until that is answered."""
+        while True:
+            await asyncio.sleep(self._unsaid_s)
+            try:
+                await self.reject(NOBODY)
+            except (JobGone, OutputRefused):
+                return
+            except QueueUnavailable:
+                continue
+            return
 
     async def _call(self, method: str, request: CompleteJobRequest | RejectJobRequest) -> None:
         token = await self._token()

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import structlog
 
 from worker.errors import QueueUnavailable
-from worker.queues.salad.service import JobGone, QueueRefused
+from worker.queues.salad.service import JobGone, QueueRefused, Said, Word
 from worker.queues.salad.service_v1alpha_pb2 import Job
 from worker.queues.salad.silence import Silence
 from worker.queues.wakeup import Wakeup
@@ -32,7 +32,7 @@ _END: Any = object()
 
 
 class Stream:
-    """``open_`` opens a stream and gives its messages, None for a heartbeat; ``on_job`` is given each job.
+    """``open_`` opens a stream and gives its words; ``on_job`` is given each job.
 
     ``on_gone`` hears that the service knows nothing of the job that was named, and says whether one was. All times are
     the event loop's. `changed` wakes whoever waits for anything here.
@@ -40,7 +40,7 @@ class Stream:
 
     def __init__(
         self,
-        open_: Callable[[], AsyncGenerator[Job | None, None]],
+        open_: Callable[[], AsyncGenerator[Word, None]],
         on_job: Callable[[Job], None],
         on_gone: Callable[[], bool],
         *,
@@ -57,6 +57,7 @@ class Stream:
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._short = self._wordless = 0
+        self._has_spoken = False
         self._heard_at: float | None = None
         self.changed = Wakeup()
         self.failures = 0
@@ -69,7 +70,7 @@ class Stream:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the stream that is open now has said a word, and not too long ago."""
+        """Whether the stream that is open now was taken or has said a word, and not too long ago."""
         now = asyncio.get_running_loop().time()
         return self._heard_at is not None and now - self._heard_at <= self._silence.limit_s
 
@@ -128,7 +129,7 @@ class Stream:
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
-        last = loop.time()
+        last, self._has_spoken = loop.time(), False
         async with aclosing(self._open()) as messages:
             while True:
                 limit_s = self._silence.limit_s
@@ -142,22 +143,29 @@ class Stream:
                 now = loop.time()
                 if now - last > limit_s * 1.2:
                     self._say_dead(last, now)
-                self._hear(now, now - last)
+                if message is Said.TAKEN:
+                    self._believe(now)
+                else:
+                    self._hear(now, now - last)
                 last = now
-                if message is not None:
+                if isinstance(message, Job):
                     self._on_job(message)
-                self.changed.notify()
 
     def _say_dead(self, last: float, now: float) -> NoReturn:
         """Raises: also for a word that comes after such a silence, when the service may have given us up."""
-        if self._heard_at is None:
+        if not self._has_spoken:
             self._silence.mute()
         raise QueueUnavailable(f"the stream has said nothing for {now - last:.0f} s")
 
     def _hear(self, now: float, after_s: float) -> None:
-        if self._heard_at is not None:
+        if self._has_spoken:
             self._silence.heard(after_s)
+        self._has_spoken = True
+        self._believe(now)
+
+    def _believe(self, now: float) -> None:
         self._heard_at, self.failure = now, None
+        self.changed.notify()
 
     def _failed(self, error: QueueUnavailable) -> None:
         level = log.error if isinstance(error, QueueRefused) else log.warning
