@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.test_salad_queue import at_work, body
-from tests.support.lines import VISIBILITY_S
+from tests.support.lines_base import VISIBILITY_S
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.chaos

@@ -58,7 +58,7 @@ async def test_document_of_another_program(tmp_path: Path) -> None:
     async with workshop(tmp_path, queue="redis") as shop:
         line = stream_of(shop)
         good = json.dumps({"id": "theirs", "params": {"prompt": "theirs", "width": 64, "height": 64, "steps": 4}})
-        stream = line.variables["WORKER_REDIS_STREAM"]
+        stream = line.place.stream
         line.server.ask("XADD", stream, "*", "job", good)
         line.server.ask("XADD", stream, "*", "document", json.dumps({"id": "broken", "params": {"steps": "many"}}))
         entry: bytes = line.server.ask("XADD", stream, "*", "data", "no document")

@@ -66,11 +66,11 @@ async def crash_at_random(shop: Workshop, rng: random.Random, kills: int) -> int
     """So many lives of one worker after the other, jobs always waiting; how many had come to work."""
     at_work = 0
     for _ in range(kills):
-        if len(await shop.producer.jobs("waiting", 10)) < 10:
+        if await shop.line.waiting() < 10:
             await shop.submit_many(10)
-        before = await shop.hand_overs()
+        before = await shop.line.hand_overs()
         at_work += await killed_sometime(shop, rng)
-        shop.held.append(len(await shop.hand_overs() - before))
+        shop.held.append(len(await shop.line.hand_overs() - before))
     await shop.finished()
     return at_work
 

@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from pathlib import Path
-from typing import Literal, Protocol, assert_never
+from typing import Literal, assert_never
 
-from tests.support.dispatching import NODE, USER, dispatching
+from tests.support.lines_base import MOST, VISIBILITY_S, Line, Telling, away
+from tests.support.lines_salad import on_salad
+from tests.support.lines_served import Served
+from tests.support.lines_sqs import on_sqs
 from tests.support.redis import RedisServer
+from tests.support.virtual import takes
 from worker.clock import SystemClock
-from worker.queues.availability import AvailabilityProducer
-from worker.queues.base import JobState, Producer
 from worker.queues.redis import RedisProducer
-from worker.queues.sqlite.driver import SqliteProducer
+from worker.queues.sqlite.driver import BUSY, SqliteProducer
 
-VISIBILITY_S = 2
-MOST = 1000
-Kind = Literal["sqlite", "availability", "redis"]
+Kind = Literal["sqlite", "availability", "redis", "sqs", "salad"]
 
 
-class Line(Protocol):
-    """A queue on which several workers may be."""
-
-    @property
-    def producer(self) -> Producer: ...
-
-    @property
-    def variables(self) -> Mapping[str, str]:
-        """What configures a worker for it."""
-        ...
-
-    async def states(self, job_ids: Iterable[str]) -> list[JobState]:
-        """Every job there is, with its result; ``job_ids`` are those that should be."""
-        ...
-
-    def quiet(self) -> AbstractAsyncContextManager[None]:
-        """A time in which a worker may be stopped without keeping all others from the queue."""
-        ...
-
-
-class File:
+class File(Telling):
     """The embedded queue."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.producer = SqliteProducer(path, SystemClock())
-        self.variables = {
+
+    def variables(self, worker: str) -> dict[str, str]:
+        return {
             "WORKER_QUEUE": "sqlite",
             "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
             "WORKER_QUEUE_MAX_DELIVERIES": str(MOST),
-            "WORKER_SQLITE_PATH": str(path),
+            "WORKER_SQLITE_PATH": str(self.path),
         }
-
-    async def states(self, job_ids: Iterable[str]) -> list[JobState]:
-        return await self.producer.jobs(limit=1_000_000)
 
     @asynccontextmanager
     async def quiet(self) -> AsyncIterator[None]:
@@ -65,49 +45,37 @@ class File:
             yield
             db.execute("ROLLBACK")
 
-
-class Served:
-    """A dispatcher; its workers have nodes' tokens."""
-
-    def __init__(self, url: str) -> None:
-        self.producer = AvailabilityProducer(url, SystemClock(), token=USER)
-        self.variables = {
-            "WORKER_QUEUE": "availability",
-            "WORKER_AVAILABILITY_URL": url,
-            "WORKER_AVAILABILITY_TOKEN": NODE,
-        }
-
-    async def states(self, job_ids: Iterable[str]) -> list[JobState]:
-        """One by one, since the list has no results; what is there beside them comes from the list."""
-        wanted = set(job_ids)
-        others = [one for one in await self.producer.jobs(limit=1000) if one.id not in wanted]
-        found = [await self.producer.state(job_id) for job_id in sorted(wanted)]
-        return [*(state for state in found if state is not None), *others]
-
-    def quiet(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext()
+    async def restart(self) -> None:
+        """The file is locked for longer than anybody waits for it."""
+        async with self.quiet():
+            await takes(BUSY.total_seconds() + 0.5)
 
 
-class Stream:
+class Stream(Telling):
     """A Redis; it writes every order to disk before it answers."""
 
     def __init__(self, server: RedisServer) -> None:
-        self.server, place = server, server.place()
-        self.producer = RedisProducer(place)
-        self.variables = {
+        self.server, self.place = server, server.place()
+        self.producer = RedisProducer(self.place)
+
+    def variables(self, worker: str) -> dict[str, str]:
+        return {
             "WORKER_QUEUE": "redis",
             "WORKER_QUEUE_VISIBILITY": f"{VISIBILITY_S}s",
             "WORKER_QUEUE_MAX_DELIVERIES": str(MOST),
-            "WORKER_REDIS_URL": place.url,
-            "WORKER_REDIS_STREAM": place.stream,
-            "WORKER_REDIS_GROUP": place.group,
+            "WORKER_REDIS_URL": self.place.url,
+            "WORKER_REDIS_STREAM": self.place.stream,
+            "WORKER_REDIS_GROUP": self.place.group,
         }
-
-    async def states(self, job_ids: Iterable[str]) -> list[JobState]:
-        return await self.producer.jobs(limit=1_000_000)
 
     def quiet(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
+
+    async def restart(self) -> None:
+        """It is killed."""
+        await asyncio.to_thread(self.server.stop)
+        await away()
+        await asyncio.to_thread(self.server.start)
 
 
 @asynccontextmanager
@@ -121,13 +89,8 @@ async def lined(kind: Kind, folder: Path, database: str | None = None) -> AsyncI
             finally:
                 await file.producer.aclose()
         case "availability":
-            lease, most = f"{VISIBILITY_S}s", str(MOST)
-            async with dispatching(database or folder, LEASE=lease, MAX_DELIVERIES=most, MAX_STEPS="100000") as talk:
-                served = Served(talk.url)
-                try:
-                    yield served
-                finally:
-                    await served.producer.aclose()
+            async with Served(folder, database) as served:
+                yield served
         case "redis":
             with RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always") as server:
                 stream = Stream(server)
@@ -135,5 +98,11 @@ async def lined(kind: Kind, folder: Path, database: str | None = None) -> AsyncI
                     yield stream
                 finally:
                     await stream.producer.aclose()
+        case "sqs":
+            async with on_sqs() as messages:
+                yield messages
+        case "salad":
+            async with on_salad() as pushed:
+                yield pushed
         case _:
             assert_never(kind)

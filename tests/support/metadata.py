@@ -117,9 +117,9 @@ class MetadataService(ScriptedServer):
         return problem(400, "validation_failed")
 
 
-def token(number: int) -> str:
+def token(number: int, subject: str = MACHINE) -> str:
     """A JWT by its shape, with the claims that the platform's have; nobody could verify it."""
-    claims = {"sub": MACHINE, "aud": ORGANIZATION, "salad_machine_id": MACHINE, "salad_workload_id": GROUP, "n": number}
+    claims = {"sub": subject, "aud": ORGANIZATION, "salad_machine_id": MACHINE, "salad_workload_id": GROUP, "n": number}
     claims |= {"salad_organization_id": ORGANIZATION, "salad_organization_name": "acme"}
     return f"{_part({'alg': 'ES256', 'kid': 'k1'})}.{_part(claims)}.c2lnbmF0dXJl{number}"
 

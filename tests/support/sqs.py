@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Start = Callable[[str, list[tuple[str, str]]], Any]
 Answered = Sequence[bytes]
+LOOK_S = 0.02
+"""How often it is looked for messages that are seen again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +147,32 @@ class Server:
             deed = deed.then
         if isinstance(deed, Refused):
             return deed.send(start)
-        with self._one_at_a_time(environ):
-            answer: Answered = self._moto(environ, (lambda *_: None) if isinstance(deed, Lost) else start)
+        answer = self._carried_out(environ, (lambda *_: None) if isinstance(deed, Lost) else start)
         if isinstance(deed, Hung) and deed.after:
             deed.wait()
-        if isinstance(deed, Lost):
-            list(answer)
-            return Refused("InternalFailure", 500).send(start)
-        return answer
+        return Refused("InternalFailure", 500).send(start) if isinstance(deed, Lost) else answer
 
-    @contextmanager
-    def _one_at_a_time(self, environ: dict[str, Any]) -> Iterator[None]:
-        """Moto hands a message to two who ask at the same time; only who waits for one is not kept waiting here."""
+    def _carried_out(self, environ: dict[str, Any], start: Start) -> Answered:
+        """Moto hands a message to two who ask at the same time, so that one asks after the other.
+
+        Who waits for a message does so here, and asks once there is one or the time is over.
+        """
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = io.BytesIO(body)
-        if json.loads(body or "{}").get("WaitTimeSeconds"):
-            yield
-            return
-        with self._turn:
-            yield
+        asked = json.loads(body or "{}")
+        wait_s = asked.get("WaitTimeSeconds", 0)
+        given = json.dumps({**asked, "WaitTimeSeconds": 0}).encode() if wait_s else body
+        until = time.monotonic() + wait_s
+        heads: list[Any] = []
+        while True:
+            if wait_s:
+                _wait_for_message(asked["QueueUrl"], until)
+            once = {**environ, "wsgi.input": io.BytesIO(given), "CONTENT_LENGTH": str(len(given))}
+            with self._turn:
+                answer = list(self._moto(once, lambda *head: heads.append(head)))
+            if time.monotonic() >= until or b'"Messages"' in b"".join(answer) or not heads[-1][0].startswith("200"):
+                start(*heads[-1])
+                return answer
+            time.sleep(LOOK_S)
 
     def stop(self) -> None:
         self.bent.mend()
@@ -176,6 +185,27 @@ def _is_now(stamp: str) -> bool:
     """Whether a signature is of the last or next quarter of an hour."""
     at = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     return abs(SystemClock().now() - at) < timedelta(minutes=15)
+
+
+def _queue(url: str) -> Any:
+    """The queue of this URL as moto has it in this process; None where it has none."""
+    models: Any = importlib.import_module("moto.sqs.models")
+    account, _, name = urlsplit(url).path.strip("/").partition("/")
+    found = [one.queues[name] for one in models.sqs_backends[account].values() if name in one.queues]
+    return found[0] if found else None
+
+
+def messages(url: str) -> list[Any]:
+    """The messages of a queue as moto has them: seen, hidden or delayed."""
+    return list(_queue(url)._messages)
+
+
+def _wait_for_message(url: str, until: float) -> None:
+    """Until there is one to be received, or the time is over."""
+    queue = _queue(url)
+    while queue is not None and time.monotonic() < until and not queue.messages:
+        with queue._messages_lock:
+            queue._messages_lock.wait(LOOK_S)
 
 
 @contextmanager

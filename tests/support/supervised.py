@@ -21,7 +21,7 @@ from typing import Any, Literal
 import httpx
 
 from tests.support.ledger import Ledger
-from tests.support.lines import VISIBILITY_S
+from tests.support.lines_base import VISIBILITY_S
 from tests.support.workshop import ROOT, SECRET, Hook, Life
 from worker import http
 from worker.clock import SystemClock

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from tests.support.failing_worker import Failure
 from tests.support.ledger import Ledger, Made, Told
-from tests.support.lines import Kind, Line, lined
+from tests.support.lines import Kind, lined
+from tests.support.lines_base import Line
 from tests.support.receiver import Answer, Receiver, Request
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY, Bucket, made_bucket, running_moto, running_rclone
 from tests.support.waiting import wait_until
@@ -139,10 +140,6 @@ class Workshop:
     def producer(self) -> Producer:
         return self.line.producer
 
-    async def hand_overs(self) -> set[tuple[str, int]]:
-        """Those that are out: job and number."""
-        return {(state.id, state.deliveries) for state in await self.producer.jobs("leased")}
-
     async def submit(self, job_id: str, *, code: str | None = None, **fields: Any) -> None:
         """A small job whose prompt is its id; ``code`` is how it must end, None: well."""
         params = {"prompt": job_id, "width": 64, "height": 64, "steps": 4, "batch_size": self.pictures}
@@ -166,7 +163,7 @@ class Workshop:
             "WORKER_ENGINE": "sdnext",
             "WORKER_ENGINE_URL": self.simulators[0].url,
             "WORKER_HTTP_PORT": "0",
-            **self.line.variables,
+            **self.line.variables(worker),
             "WORKER_S3_BUCKET": self.bucket.name,
             "WORKER_S3_ENDPOINT_URL": self.bucket.endpoint_url,
             "WORKER_S3_REGION": REGION,
@@ -198,8 +195,7 @@ class Workshop:
             if len(self.receiver.ended()) < len(self.wanted):
                 return False
             while open_jobs:
-                state = await self.producer.state(open_jobs[-1])
-                if state is None or state.status not in ("done", "dead"):
+                if not await self.line.is_over(open_jobs[-1]):
                     return False
                 open_jobs.pop()
             return True
@@ -208,7 +204,8 @@ class Workshop:
             await wait_until(over, timeout)
         except TimeoutError:
             silent = sorted(self.wanted.keys() - self.receiver.ended())
-            states = [f"{one.id} {one.status} {one.code}" for one in await self.producer.jobs() if one.id in open_jobs]
+            known = await self.line.states(open_jobs, {})
+            states = [f"{one.id} {one.status} {one.code}" for one in known if one.id in open_jobs]
             raise AssertionError(f"open after {timeout} s: {states}; nothing told of {silent}") from None
 
     async def freeze(self, life: Life) -> None:
@@ -232,7 +229,7 @@ class Workshop:
         objects = {key: body for key, body in read.items() if body is not None}
         return Ledger(
             wanted=dict(self.wanted),
-            states=await self.line.states(self.wanted),
+            states=await self.line.states(self.wanted, objects),
             objects=objects,
             stood_since={key: self._stored_at(key, times[key]) for key in objects},
             told=self.receiver.told,
