@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from worker.job import Job
@@ -12,33 +13,63 @@ from worker.result import Result
 from worker.storage.base import Archive, Storage
 
 
-async def informed(delivery: Delivery, job: Job, storage: Storage, patience: Patience) -> Delivery:
-    """The delivery with the attempts that its queue could not tell.
+async def informed(
+    delivery: Delivery, job: Job, storage: Storage, patience: Patience
+) -> tuple[Delivery, Result | None]:
+    """The delivery with the attempts that its queue could not tell, and how they ended the job, if they did.
 
-    They stand in the store: each failure's document has those before it. Where the store keeps none, every
-    delivery counts. Raises as `Storage` does.
+    They stand in the store, which every worker sees. Where it keeps none, every delivery counts. Raises as `Storage`
+    does.
     """
     most = delivery.attempts_most
     if most is None:
-        return delivery
+        return delivery, None
     if not isinstance(storage, Archive):
         deliveries = delivery.deliveries
-        return replace(delivery, last_attempt=deliveries is not None and deliveries >= most)
-    archive, found = storage, None
+        return replace(delivery, last_attempt=deliveries is not None and deliveries >= most), None
+    archive, found = storage, list[Result]()
     if delivery.redelivered is not False:
-        found = await patience.once(storage, lambda: archive.find_result(job.id))
-    attempts = attempts_told(found, job, delivery)
-    return replace(delivery, attempts=attempts, last_attempt=sum(one.charged for one in attempts) + 1 >= most)
+        found = of_run(await patience.once(storage, lambda: archive.find_failures(job.id)), job, delivery)
+    attempts = attempts_told(found)
+    charged = sum(one.charged for one in attempts)
+    told = replace(delivery, attempts=attempts, last_attempt=charged + 1 >= most)
+    return told, end_told(found, is_used_up=charged >= most)
 
 
-def attempts_told(failure: Result | None, job: Job, delivery: Delivery) -> tuple[Attempt, ...]:
-    """Every attempt that the latest failure's document tells of, its own the last.
+def of_run(failures: Iterable[Result], job: Job, delivery: Delivery) -> list[Result]:
+    """Those of this submission of the job: none of another document under its id, none from before a requeue."""
+    return [
+        one
+        for one in failures
+        if one.error is not None and one.run == delivery.run and one.job_sha256 in (None, job.sha256)
+    ]
 
-    None of another document under the same id, and none from before the job was put on the queue anew.
+
+def attempts_told(failures: Sequence[Result]) -> tuple[Attempt, ...]:
+    """Every attempt that the documents tell of, the earliest first; each tells of its own and of those before it.
+
+    All of them are asked: of two workers that failed at the same time neither knew of the other.
     """
-    if failure is None or failure.error is None or failure.job_sha256 not in (None, job.sha256):
-        return ()
-    if delivery.queued_at is not None and failure.created_at < delivery.queued_at:
-        return ()
-    own = Attempt(failure.worker.id, failure.finished_at, failure.error.code, is_charged(failure))
-    return (*(Attempt(one.worker, one.ended, one.code, bool(one.charged)) for one in failure.attempts), own)
+    told: dict[tuple[str, object, str | None], Attempt] = {}
+    for failure in failures:
+        for one in failure.attempts:
+            told[one.worker, one.ended, one.code] = Attempt(one.worker, one.ended, one.code, bool(one.charged))
+        own = own_attempt(failure)
+        told[own.worker, own.ended, own.code] = own
+    return tuple(sorted(told.values(), key=lambda one: (one.ended is not None, one.ended)))
+
+
+def own_attempt(failure: Result) -> Attempt:
+    """The attempt whose end the document is."""
+    code = None if failure.error is None else failure.error.code
+    return Attempt(failure.worker.id, failure.finished_at, code, is_charged(failure))
+
+
+def end_told(failures: Sequence[Result], *, is_used_up: bool) -> Result | None:
+    """The failure that ended the job, where its worker was lost before it could tell the queue."""
+    ends = [one for one in failures if one.error is not None and not one.error.retryable]
+    if not ends and is_used_up:
+        ends = [one for one in failures if is_charged(one)]
+    if not ends or ends[-1].error is None:
+        return None
+    return ends[-1].model_copy(update={"error": ends[-1].error.model_copy(update={"retryable": False})})

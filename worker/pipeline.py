@@ -50,6 +50,7 @@ from worker.queues.base import Delivery
 from worker.report import used
 from worker.result import FileResult, ImageResult, Result
 from worker.settlement import (
+    Failure,
     Journey,
     Outcome,
     Success,
@@ -106,8 +107,8 @@ async def work_and_settle(journey: Journey, tools: Tools) -> None:
     tools.pace.observe(settle=settle_s + journey.clock.seconds.get(Hop.UPLOAD, 0.0))
 
 
-async def outcome_of(work: Awaitable[Success]) -> Outcome:
-    """The success, or the error that ended the work; what nobody foresaw becomes a bug with its traceback."""
+async def outcome_of(work: Awaitable[Success | Failure]) -> Outcome:
+    """What it comes to, or the error that ended the work; what nobody foresaw becomes a bug with its traceback."""
     try:
         return await work
     except LeaseLost:
@@ -137,14 +138,16 @@ async def released_by_outage(journey: Journey, tools: Tools) -> None:
     raise Draining("the engine is away")
 
 
-async def produce(journey: Journey, tools: Tools) -> Success:
+async def produce(journey: Journey, tools: Tools) -> Success | Failure:
     """The straight line from a delivery to a safe result."""
     with journey.clock.hop(Hop.ADMIT):
         job, storage = await admit(journey, tools)
         standing = await standing_success(job, storage, journey, tools)
         if standing is not None:
             return standing
-        journey.delivery = await informed(journey.delivery, job, storage, tools.patience)
+        journey.delivery, ended = await informed(journey.delivery, job, storage, tools.patience)
+        if ended is not None:
+            return Failure(ended)
         job, mentions = await accepted(job, journey, tools)
         failpoints.reached("admitted")
     async with AsyncExitStack() as held:

@@ -93,7 +93,10 @@ class WorkerResult(_Part):
 
 
 class Result(_Part):
-    """``client_id`` is what the caller of an HTTP job calls it, where it ran under an id of ours."""
+    """``client_id`` is what the caller of an HTTP job calls it, where it ran under an id of ours.
+
+    ``run``: which submission of the job failed, by its queue's name for it, where only such documents tell of attempts.
+    """
 
     v: Literal[1] = 1
     id: str
@@ -109,6 +112,7 @@ class Result(_Part):
     attempts: tuple[AttemptResult, ...] = ()
     worker: WorkerResult
     job_sha256: str | None = None
+    run: str | None = None
     metadata: Any = None
     created_at: AwareDatetime
     finished_at: AwareDatetime

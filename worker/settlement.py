@@ -95,7 +95,14 @@ class Success:
     standing: bool = False
 
 
-Outcome = Success | WorkerError
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an earlier delivery ended the job, that did not come to tell its queue."""
+
+    result: Result
+
+
+Outcome = Success | Failure | WorkerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,8 @@ async def settle(outcome: Outcome, journey: Journey, bench: Bench) -> None:
     with journey.clock.hop(Hop.SETTLE):
         if isinstance(outcome, Success):
             code = await _settle_success(outcome, journey, bench)
+        elif isinstance(outcome, Failure):
+            code = await _tell_failure(outcome.result, journey, bench)
         else:
             code = await _settle_error(outcome, journey, bench)
     _log_settled(outcome, code, journey, bench)
@@ -217,11 +226,17 @@ def retry_delay(error: WorkerError, delivery: Delivery, rng: random.Random) -> t
 async def _reject(error: WorkerError, journey: Journey, bench: Bench) -> str:
     result = failure_of(error, journey, bench)
     if not isinstance(error, IdConflict):
-        await _keep_failure(result, journey, bench)
-        if not await _tell("failed", result, journey, bench):
-            if bench.drain.begun:
-                return await _release(journey, bench)
-            result = result.model_copy(update={"warnings": (*result.warnings, UNDELIVERED)})
+        return await _tell_failure(result, journey, bench)
+    await _answer(Effect.REJECT, lambda: bench.queue.reject(journey.delivery, result), journey, bench)
+    return "failed"
+
+
+async def _tell_failure(result: Result, journey: Journey, bench: Bench) -> str:
+    await _keep_failure(result, journey, bench)
+    if not await _tell("failed", result, journey, bench):
+        if bench.drain.begun:
+            return await _release(journey, bench)
+        result = result.model_copy(update={"warnings": (*result.warnings, UNDELIVERED)})
     await _answer(Effect.REJECT, lambda: bench.queue.reject(journey.delivery, result), journey, bench)
     return "failed"
 
@@ -312,6 +327,7 @@ def failure_of(error: WorkerError, journey: Journey, bench: Bench) -> Result:
         attempts=attempts_of(journey.delivery),
         worker=worker_of(bench.identity),
         job_sha256=journey.job.sha256 if journey.job else None,
+        run=journey.delivery.run,
         metadata=job.metadata if job else None,
         created_at=journey.delivery.queued_at or journey.received_at,
         finished_at=bench.clock.now(),
@@ -344,7 +360,7 @@ def worker_of(identity: Identity) -> WorkerResult:
 
 def _log_settled(outcome: Outcome, ended: str, journey: Journey, bench: Bench) -> None:
     """The one canonical line of a job."""
-    error = outcome if isinstance(outcome, WorkerError) else None
+    error = outcome if isinstance(outcome, WorkerError) else outcome.result.error
     bench.metrics.settled(ended, error.code if error else None)
     journey.live.ended(ended, error.code if error else None)
     hops = {str(hop): round(seconds, 3) for hop, seconds in journey.clock.seconds.items()}
@@ -357,7 +373,7 @@ def _log_settled(outcome: Outcome, ended: str, journey: Journey, bench: Bench) -
         error=error.message if error else None,
         images=len(outcome.result.images) if isinstance(outcome, Success) else 0,
         files=len(outcome.result.files) if isinstance(outcome, Success) else 0,
-        standing=outcome.standing if isinstance(outcome, Success) else False,
+        standing=outcome.standing if isinstance(outcome, Success) else isinstance(outcome, Failure),
         warnings=journey.warnings,
         deliveries=journey.delivery.deliveries,
         attempt=journey.attempt,

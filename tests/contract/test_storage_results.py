@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -67,13 +68,29 @@ async def test_a_success_is_found_with_links_that_are_signed_anew(storage: Kept)
 
 
 async def test_of_failures_the_latest_counts(storage: Kept) -> None:
-    """By its number, not by its name."""
+    """By its number, not by its name, where they are of the same time; all of them are found in that order."""
     job = a_job("job-2")
-    for attempt in (1, 2, 10):
+    for attempt in (10, 1, 2):
         await storage.put_failure(job, a_failure(job).model_copy(update={"warnings": (f"attempt {attempt}",)}), attempt)
     found = await storage.find_result("job-2")
     assert found is not None
     assert (found.status, found.warnings) == ("failed", ("attempt 10",))
+    told = await storage.find_failures("job-2")
+    assert [one.warnings for one in told] == [("attempt 1",), ("attempt 2",), ("attempt 10",)]
+
+
+async def test_of_failures_of_two_runs_the_later_runs_count(storage: Kept) -> None:
+    """Numbers begin anew when a job is put on its queue again, and what an earlier run left behind stays."""
+    job = a_job("job-7")
+    first = a_failure(job)
+    again = {"created_at": first.created_at + timedelta(hours=1), "warnings": ("again",)}
+    for attempt in (1, 2, 3):
+        await storage.put_failure(job, first, attempt)
+    await storage.put_failure(job, first.model_copy(update=again), 1)
+    found = await storage.find_result("job-7")
+    assert found is not None
+    assert found.warnings == ("again",)
+    assert [one.warnings for one in await storage.find_failures("job-7")] == [(), (), ("again",)]
 
 
 async def test_nothing_is_found_of_other_jobs(storage: Kept) -> None:

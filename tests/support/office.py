@@ -25,6 +25,7 @@ from worker.result import Result
 from worker.status import Phase
 from worker.storage.base import Archive
 from worker.storage.inline import InlineStorage
+from worker.storage.keys import in_order
 from worker.web import problems
 from worker.webhooks import Defaults
 
@@ -42,9 +43,16 @@ class SharedStorage(FakeStorage):
 
     async def find_result(self, job_id: str) -> Result | None:
         await self._call("find_result")
-        failures = sorted(key for key in self.objects if key.startswith(f"{job_id}/failure-"))
-        body = self.objects.get(f"{job_id}/result.json") or (self.objects[failures[-1]] if failures else None)
-        return None if body is None else Result.model_validate_json(body)
+        body = self.objects.get(f"{job_id}/result.json")
+        return next(reversed(self._failures(job_id)), None) if body is None else Result.model_validate_json(body)
+
+    async def find_failures(self, job_id: str) -> tuple[Result, ...]:
+        await self._call("find_failures")
+        return self._failures(job_id)
+
+    def _failures(self, job_id: str) -> tuple[Result, ...]:
+        names = [key for key in self.objects if key.startswith(f"{job_id}/failure-")]
+        return in_order(self.objects[name] for name in sorted(names))
 
 
 class Office(World):

@@ -32,6 +32,7 @@ class Delivery:
     ``sources``: where the queue's operator says that the job's models are to be had. ``client_id``: what the job is
     called by who brought it, where it runs under an id of ours. ``attempts_most``: where the queue keeps no causes, how
     many charged attempts end the job; whoever can find the earlier ones then sets ``attempts`` and ``last_attempt``.
+    ``run``: what such a queue calls this submission of the job and no other, also of the same document.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Delivery:
     sources: tuple[Download, ...] = ()
     client_id: str | None = None
     attempts_most: int | None = None
+    run: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,10 @@ class Archive(Protocol):
         """How the job ended as far as it stands here, links signed anew: its success, else its latest failure."""
         ...
 
+    async def find_failures(self, job_id: str) -> tuple[Result, ...]:
+        """The failures under this id, the latest last: of every run, and of other documents too."""
+        ...
+
 
 class Stores(Protocol):
     """The places there are: ``default`` is the operator's, `of` the one that a job's images and documents go to."""

@@ -23,7 +23,7 @@ from worker.errors import DiskFull, InvalidJob, UploadFailed
 from worker.job import Job
 from worker.result import FileResult, ImageResult, Result
 from worker.storage.base import R, Storable
-from worker.storage.keys import HASH_LENGTH, Keys, latest_of, standing, told
+from worker.storage.keys import HASH_LENGTH, Keys, failures_among, in_order, standing, told
 
 Named = TypeVar("Named", ImageResult, FileResult)
 
@@ -80,6 +80,9 @@ class DirectoryStorage:
         """As `Archive.find_result`."""
         return await asyncio.to_thread(self._find_result, job_id)
 
+    async def find_failures(self, job_id: str) -> tuple[Result, ...]:
+        return await asyncio.to_thread(self._failures, job_id)
+
     async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         key = self._keys.artifact(job, artifact)
         path = self._path(key)
@@ -124,11 +127,13 @@ class DirectoryStorage:
         success = None if body is None else told(body)
         if success is not None:
             return self._linked(success)
+        return next(reversed(self._failures(job_id)), None)
+
+    def _failures(self, job_id: str) -> tuple[Result, ...]:
         folder = self._path(self._keys.failures_of(job_id)).parent
         with _translated(folder):
-            latest = latest_of(path.name for path in folder.iterdir()) if folder.is_dir() else None
-        body = None if latest is None else _read(self._path(self._keys.failure_of(job_id, latest)))
-        return None if body is None else told(body)
+            numbers = failures_among(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return in_order(_read(self._path(self._keys.failure_of(job_id, number))) for number in numbers)
 
     def _linked(self, result: Result) -> Result:
         images = tuple(self._relinked(image) for image in result.images)

@@ -25,6 +25,7 @@ _REQUIRED = ("id", "index", "hash")
 _KNOWN = frozenset({"prefix", "ext", *_REQUIRED})
 _FAILURE = re.compile(r"failure-(\d{1,9})\.json")
 _MAX_KEY = 1024
+FAILURES_MOST = 100
 _ADVICE = "write it like " + DEFAULT_PATTERN
 
 
@@ -106,10 +107,19 @@ def told(body: bytes) -> Result | None:
         return None
 
 
-def latest_of(names: Iterable[str]) -> int | None:
-    """The number of the latest failure among names of documents; None where there is none."""
+def failures_among(names: Iterable[str]) -> list[int]:
+    """The numbers of the failures among names of documents, the smallest first; at most the `FAILURES_MOST` largest."""
     found = (_FAILURE.fullmatch(name.rpartition("/")[2]) for name in names)
-    return max((int(match[1]) for match in found if match is not None), default=None)
+    return sorted(int(match[1]) for match in found if match is not None)[-FAILURES_MOST:]
+
+
+def in_order(bodies: Iterable[bytes | None]) -> tuple[Result, ...]:
+    """The failures that stored documents are, given by their numbers; the latest last.
+
+    Numbers begin anew with each run of a job: what came later, the documents themselves tell.
+    """
+    found = [one for one in (told(body) for body in bodies if body is not None) if one is not None]
+    return tuple(sorted(found, key=lambda one: (one.created_at, one.finished_at)))
 
 
 def _document(body: bytes) -> dict[str, Any] | None:

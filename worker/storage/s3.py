@@ -30,7 +30,7 @@ from worker.job import Job
 from worker.result import FileResult, ImageResult, Result
 from worker.retry import Policy, retrying
 from worker.storage.base import R, Storable
-from worker.storage.keys import Keys, latest_of, standing, told
+from worker.storage.keys import Keys, failures_among, in_order, standing, told
 from worker.tasks import gather_bare
 
 if TYPE_CHECKING:
@@ -145,9 +145,14 @@ class S3Storage:
         async def look_up() -> Result | None:
             seen = await self._read(self._keys.mark_of(job_id))
             found = None if seen is None else told(seen.body)
-            return await self._latest_failure(job_id) if found is None else await self._relinked(found)
+            if found is None:
+                return next(reversed(await self._failures(job_id)), None)
+            return await self._relinked(found)
 
         return await self._retrying(look_up, self._patience.document)
+
+    async def find_failures(self, job_id: str) -> tuple[Result, ...]:
+        return await self._retrying(partial(self._failures, job_id), self._patience.document)
 
     async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         key = self._keys.artifact(job, artifact)
@@ -231,7 +236,7 @@ class S3Storage:
         found = None if seen is None else standing(job, seen.body)
         return result if found is None else await self._relinked(found)
 
-    async def _latest_failure(self, job_id: str) -> Result | None:
+    async def _failures(self, job_id: str) -> tuple[Result, ...]:
         prefix = self._keys.failures_of(job_id)
 
         def listed(s3: S3Client) -> list[str]:
@@ -239,15 +244,12 @@ class S3Storage:
             return [one["Key"] for one in found.get("Contents", ())]
 
         names = await self._ask(listed)
-        if isinstance(names, Refusal):
-            if names.status != 403 or names.of_credentials:
-                raise self._failure(names, prefix)
-            tries = [self._read(self._keys.failure_of(job_id, attempt)) for attempt in range(PROBED, 0, -1)]
-            seen = next((one for one in await gather_bare(tries, name="s3-failure") if one is not None), None)
-        else:
-            latest = latest_of(names)
-            seen = None if latest is None else await self._read(self._keys.failure_of(job_id, latest))
-        return None if seen is None else told(seen.body)
+        if isinstance(names, Refusal) and (names.status != 403 or names.of_credentials):
+            raise self._failure(names, prefix)
+        numbers = range(1, PROBED + 1) if isinstance(names, Refusal) else failures_among(names)
+        reads = [self._read(self._keys.failure_of(job_id, number)) for number in numbers]
+        found = await gather_bare(reads, name="s3-failure")
+        return in_order(seen.body for seen in found if seen is not None)
 
     def _condition(self, seen: _Seen | None) -> dict[str, str]:
         if self._honours is False:

@@ -28,7 +28,7 @@ from worker.job import Job
 from worker.result import FileResult, ImageResult, Result
 from worker.retry import Policy, retrying
 from worker.storage.base import R, Storable
-from worker.storage.keys import Keys, standing, told
+from worker.storage.keys import Keys, in_order, standing, told
 from worker.tasks import gather_bare
 
 log = structlog.get_logger(__name__)
@@ -125,9 +125,14 @@ class S4Storage:
         async def look_up() -> Result | None:
             body = await self._files.get(self._keys.mark_of(job_id))
             found = None if body is None else told(body)
-            return await self._latest_failure(job_id) if found is None else await self._relinked(found)
+            if found is None:
+                return next(reversed(await self._failures(job_id)), None)
+            return await self._relinked(found)
 
         return await self._retrying(look_up, self._patience.document)
+
+    async def find_failures(self, job_id: str) -> tuple[Result, ...]:
+        return await self._retrying(partial(self._failures, job_id), self._patience.document)
 
     async def put_artifact(self, job: Job, artifact: Storable[R]) -> R:
         key = self._keys.artifact(job, artifact)
@@ -182,10 +187,9 @@ class S4Storage:
             return result
         return await self._standing(job) or result
 
-    async def _latest_failure(self, job_id: str) -> Result | None:
-        tries = [self._files.get(self._keys.failure_of(job_id, attempt)) for attempt in range(PROBED, 0, -1)]
-        found = next((body for body in await gather_bare(tries, name="s4-failure") if body is not None), None)
-        return None if found is None else told(found)
+    async def _failures(self, job_id: str) -> tuple[Result, ...]:
+        tries = [self._files.get(self._keys.failure_of(job_id, number)) for number in range(1, PROBED + 1)]
+        return in_order(await gather_bare(tries, name="s4-failure"))
 
     async def _relinked(self, result: Result) -> Result:
         images = await gather_bare([self._linked(one) for one in result.images], name="s4-link")

@@ -54,6 +54,7 @@ def delivery_of(message: Mapping[str, Any], policy: Policy, visibility: timedelt
         last_delivery=received >= most,
         over_limit=received > policy.max_deliveries,
         attempts_most=policy.max_attempts,
+        run=run_of(message),
     )
 
 
@@ -61,6 +62,11 @@ def job_id_of(message: Mapping[str, Any]) -> str:
     """What the sender calls the job beside its document, else the queue's own name for the message."""
     told = message.get("MessageAttributes", {}).get(ID, {}).get("StringValue")
     return usable_id(told) or str(message["MessageId"])
+
+
+def run_of(message: Mapping[str, Any]) -> str:
+    """The name of this sending of the message: not every service gives one that it moved back a new id."""
+    return f"{message['MessageId']} {message.get('Attributes', {}).get('SentTimestamp', '')}".strip()
 
 
 def body_of(message: Mapping[str, Any]) -> bytes:
