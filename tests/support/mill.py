@@ -1,0 +1,211 @@
+"""Very many jobs through three workers, while workers, the queue's server, the store and the receiver fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from tests.support.lines import Kind
+from tests.support.shaky import Chance, ShakyHook, ShakyStore, shaky_store
+from tests.support.waiting import wait_until
+from tests.support.workshop import MODEL, Life, Workshop, workshop
+from worker.retry import Policy, retrying
+from worker.simulators import Knobs
+
+T = TypeVar("T")
+Sort = Literal["good", "twice", "refused", "cancelled", "faulty", "hopeless"]
+"""good       made at once
+twice      submitted a second time, the same document
+refused    no engine takes it
+cancelled  its owner withdraws it as soon as it is submitted
+faulty     the server hands over nothing for one or two attempts of it
+hopeless   the server hands over nothing for any of them
+"""
+SHARES: dict[Sort, float] = {
+    "good": 90.5,
+    "twice": 3.0,
+    "refused": 2.5,
+    "cancelled": 2.5,
+    "faulty": 1.0,
+    "hopeless": 0.5,
+}
+SLOW: tuple[Sort, ...] = ("faulty", "hopeless")
+"""They rest between their attempts, so none of them is among the last tenth."""
+
+STOCK = 1000
+"""Jobs that are submitted and not over."""
+
+AWHILE_S = 900.0
+LATEST_S = 0.3
+"""Kills come up to so long after the end of a job that they follow, so that they hit at any instant."""
+
+TRIES = Policy(attempts=10_000, first=timedelta(seconds=0.05), most=timedelta(seconds=0.5))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One job; ``faults``: how many attempts fail."""
+
+    id: str
+    sort: Sort
+    faults: int = 0
+
+
+def planned(count: int, rng: random.Random) -> list[Planned]:
+    """So many jobs of all sorts, none of whose ids is within another."""
+    plan = []
+    for number in range(count):
+        sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        if sort in SLOW and number > count * 0.9:
+            sort = "good"
+        faults = {"faulty": rng.choice((1, 2)), "hopeless": 3}.get(sort, 0)
+        plan.append(Planned(f"job-{number:05d}", sort, faults))
+    return plan
+
+
+@dataclass(eq=False)
+class Hand:
+    """One worker's place: whoever dies there is followed by another one under the same node id.
+
+    ``deaths`` are the times of the kills, in Unix seconds.
+    """
+
+    shop: Workshop
+    name: str
+    changes: dict[str, str]
+    life: Life | None = None
+    deaths: list[float] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
+
+    async def keep(self, over: asyncio.Event) -> None:
+        """One life after the other, until all is over; then the last one drains."""
+        while not over.is_set():
+            async with self.shop.worker(self.name, **self.changes) as life:
+                self.life = life
+                self.logs.append(life.log)
+                await wait_until(lambda: life.over or over.is_set(), AWHILE_S)
+                if life.over:
+                    assert life.process.returncode == -signal.SIGKILL, f"{self.name} ended by itself\n{life.tail()}"
+                else:
+                    assert await life.stop() == 0, life.tail()
+
+    def kill(self) -> bool:
+        """Kill whoever is there; False where nobody is just now."""
+        life = self.life
+        if life is None or life.over:
+            return False
+        life.process.kill()
+        self.deaths.append(time.time())
+        self.shop.kills += 1
+        return True
+
+
+@dataclass
+class Mill:
+    """``run`` brings the plan to its end; what is seen then is for the tally."""
+
+    shop: Workshop
+    store: ShakyStore
+    hook: ShakyHook
+    plan: Sequence[Planned]
+    rng: random.Random
+    hands: list[Hand] = field(default_factory=list)
+    submitted: int = 0
+    withdrawn: list[Planned] = field(default_factory=list)
+    restarts: int = 0
+    seconds: float = 0.0
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, *, kills: int, restarts: int) -> None:
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for hand in self.hands:
+                group.create_task(hand.keep(self._over), name=f"hand-{hand.name}")
+            group.create_task(self._submit_all(), name="submitting")
+            await self._harm(kills, restarts)
+            await wait_until(self._is_over, AWHILE_S, self._story)
+            self.seconds = time.monotonic() - began
+            self._over.set()
+
+    @property
+    def ended(self) -> int:
+        """How many jobs are known to be over."""
+        told = self.hook.ended()
+        return len(told) + sum(one.id not in told for one in self.withdrawn)
+
+    async def _submit_all(self) -> None:
+        for one in self.plan:
+            await wait_until(lambda: self.submitted - self.ended < STOCK, AWHILE_S, self._story)
+            await self._submit(one)
+            self.submitted += 1
+
+    async def _submit(self, one: Planned) -> None:
+        codes = {"refused": "invalid_job", "cancelled": "cancelled", "hopeless": "output_empty"}
+        steps = 10_000 if one.sort == "refused" else 2
+        if one.faults:
+            times = None if one.sort == "hopeless" else 2 * one.faults
+            self.shop.simulators[0].knobs.arm("empty", times=times, prompt=one.id)
+        for _ in range(2 if one.sort == "twice" else 1):
+            await self._surely(lambda: self.shop.submit(one.id, code=codes.get(one.sort), steps=steps))
+        if one.sort == "cancelled":
+            if await self._surely(lambda: self.shop.producer.cancel(one.id)):
+                self.withdrawn.append(one)
+
+    async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The queue may be away."""
+        return await retrying(call, TRIES, budget=timedelta(seconds=60), rng=self.rng)
+
+    async def _harm(self, kills: int, restarts: int) -> None:
+        """Kill and restart as the work goes on, at seeded points of it."""
+        harms = ["kill"] * kills + ["restart"] * restarts
+        self.rng.shuffle(harms)
+        first, last = len(self.plan) // 50, len(self.plan) * 19 // 20
+        for at, harm in zip(sorted(self.rng.sample(range(first, last), len(harms))), harms, strict=True):
+            await wait_until(lambda: self.ended >= at, AWHILE_S, self._story)  # noqa: B023
+            if harm == "restart":
+                await self.shop.line.restart()
+                self.restarts += 1
+            else:
+                due = time.monotonic() + self.rng.uniform(0, LATEST_S)
+                await wait_until(lambda: time.monotonic() >= due)  # noqa: B023
+                await wait_until(lambda: self.rng.choice(self.hands).kill(), 60)
+
+    async def _is_over(self) -> bool:
+        if self.submitted < len(self.plan) or self.ended < len(self.plan):
+            return False
+        line = self.shop.line
+        open_jobs = [await line.producer.jobs(status, 1) for status in ("waiting", "delayed", "leased")]
+        return not (any(open_jobs) or await line.waiting() or await line.hand_overs())
+
+    def _story(self) -> str:
+        ended = self.hook.ended() | {one.id for one in self.withdrawn}
+        silent = [one.id for one in self.plan[: self.submitted] if one.id not in ended]
+        tails = "\n".join(hand.life.tail()[-1500:] for hand in self.hands if hand.life is not None)
+        return f"{self.ended} of {self.submitted} submitted jobs ended; nothing of {silent[:10]}\n{tails}"
+
+
+@asynccontextmanager
+async def milling(folder: Path, queue: Kind, count: int, seed: int) -> AsyncIterator[Mill]:
+    """Three workers' places, each with an image server; the store and the receiver fail every now and then."""
+    rng = random.Random(seed)
+    knobs = Knobs(step_seconds=0.0, load_seconds=0.0, gzip=False)
+    chances = [Chance(rng.getrandbits(32)) for _ in range(2)]
+    async with (
+        workshop(folder, knobs, models=(MODEL,) * 3, queue=queue) as shop,
+        ShakyHook(chances[0]) as hook,
+        shaky_store(shop.bucket.endpoint_url, chances[1]) as store,
+    ):
+        shop.receiver = hook
+        mill = Mill(shop, store, hook, planned(count, rng), rng)
+        for number, simulator in enumerate(shop.simulators, 1):
+            changes = {"WORKER_ENGINE_URL": simulator.url, "WORKER_S3_ENDPOINT_URL": store.url}
+            mill.hands.append(Hand(shop, f"w{number}", changes))
+        yield mill

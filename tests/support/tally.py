@@ -1,0 +1,270 @@
+"""The account of a mill: every job by itself, then all of them together.
+
+It goes by what queue, store, receiver and image servers saw. What the queue cannot tell of a job is told by the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tests.support.ledger import Told
+from tests.support.lines_base import OVER, VISIBILITY_S
+from tests.support.mill import Hand, Mill, Planned, Sort
+from worker.queues.base import Attempt, JobState
+from worker.signature import webhook_id
+from worker.wire import NODE_RESTARTED
+
+CANCELLED = "cancelled"
+ENDS: dict[Sort, tuple[str, ...]] = {
+    "good": ("succeeded",),
+    "twice": ("succeeded",),
+    "refused": ("invalid_job",),
+    "cancelled": ("succeeded", CANCELLED),
+    "faulty": ("succeeded",),
+    "hopeless": ("output_empty",),
+}
+"""How a job of each sort may end. The owner of one that is withdrawn may come too late."""
+
+MOST_CHARGED = 3
+LATE_S = 5.0
+"""How long after a death its leases may be ended, beside their visibility."""
+
+FORGIVEN = (None, NODE_RESTARTED)
+"""Codes of a hand-over that was lost with its worker."""
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What was seen of one job; times are Unix seconds. ``objects`` are those under its id, by their names there."""
+
+    planned: Planned
+    state: JobState | None = None
+    is_withdrawn: bool = False
+    told: list[Told] = field(default_factory=list)
+    made: list[float] = field(default_factory=list)
+    objects: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def end(self) -> str | None:
+        """How the queue says it ended; None where it has not."""
+        if self.state is None or self.state.status not in OVER:
+            return None
+        return self.state.code or "succeeded"
+
+    @property
+    def pictures(self) -> set[str]:
+        return {name for name in self.objects if not name.endswith(".json")}
+
+    def document(self) -> dict[str, Any] | None:
+        """The success that is stored of it."""
+        path = self.objects.get("result.json")
+        found: dict[str, Any] | None = None if path is None else json.loads(path.read_bytes())
+        return found
+
+
+@dataclass
+class Tally:
+    """``breaches`` are the promises that were not kept, in words; empty when all is well."""
+
+    mill: Mill
+    jobs: dict[str, Evidence]
+    unknown: list[str]
+    keeps_causes: bool
+    breaches: list[str] = field(default_factory=list)
+    strays: int = 0
+
+    def __post_init__(self) -> None:
+        self.breaches += [f"nobody asked for {what}" for what in self.unknown]
+        self.breaches += [f"a webhook was refused: {why}" for why in self.mill.hook.refused]
+        for one in self.jobs.values():
+            self.breaches += [f"{one.planned.id} ({one.planned.sort}) {what}" for what in breaches_of(one)]
+            self.strays += len(one.pictures - named(one))
+        if self.keeps_causes:
+            self.breaches += hand_over_breaches(self)
+
+    @property
+    def ends(self) -> Counter[str]:
+        return Counter(one.end or "open" for one in self.jobs.values())
+
+    @property
+    def webhooks(self) -> Counter[str]:
+        """How often each type was taken."""
+        return Counter(told.type for one in self.jobs.values() for told in one.told)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Every hand-over of which the queue or the store tells."""
+        return [one for job in self.jobs.values() if job.state for one in job.state.attempts]
+
+    def figures(self) -> str:
+        """One line."""
+        mill, lost = self.mill, held(self)
+        codes = Counter(one.code or "lost" for one in self.attempts)
+        store, hook = mill.store.chance, mill.hook.chance
+        said = [
+            f"{len(self.jobs)} jobs ({_counted(Counter(one.sort for one in mill.plan))})",
+            f"ends {_counted(self.ends)}",
+            f"{mill.shop.kills} kills",
+            f"{mill.restarts} restarts",
+            f"store failed {store.met.total()} of {store.asked}",
+            f"receiver failed {hook.met.total()} of {hook.asked}",
+            f"{codes.total()} hand-overs told of ({_counted(codes)})",
+            f"webhooks {_counted(self.webhooks)}",
+            f"{self.strays} strays",
+        ]
+        if self.keeps_causes and lost:
+            said.append(f"{mean(lost):.2f} jobs held at a death, {max(lost)} at most")
+        return ", ".join([*said, f"{mill.seconds:.0f} s, {len(self.jobs) / mill.seconds:.1f} jobs/s"])
+
+
+def _counted(counter: Mapping[str, int]) -> str:
+    return " ".join(f"{count} {name}" for name, count in sorted(counter.items()))
+
+
+async def tallied(mill: Mill) -> Tally:
+    """Everything as it stands now."""
+    jobs = {one.id: Evidence(one) for one in mill.plan}
+    unknown: list[str] = []
+    for withdrawn in mill.withdrawn:
+        jobs[withdrawn.id].is_withdrawn = True
+    documents: dict[str, bytes] = {}
+    for path in mill.shop.stored.glob("*/*"):
+        if path.parent.name in jobs:
+            jobs[path.parent.name].objects[path.name] = path
+        else:
+            unknown.append(str(path))
+        if path.suffix == ".json":
+            documents[f"{path.parent.name}/{path.name}"] = path.read_bytes()
+    for state in await mill.shop.line.states(jobs, documents):
+        if state.id not in jobs or jobs[state.id].state is not None:
+            unknown.append(f"{state} in the queue")
+        else:
+            jobs[state.id].state = state
+    for told in mill.hook.told:
+        jobs[told.data["id"]].told.append(told)
+    for simulator in mill.shop.simulators:
+        for one in simulator.stats.generations:
+            if one.prompt in jobs:
+                jobs[one.prompt].made.append(one.started)
+    return Tally(mill, jobs, unknown, keeps_causes=mill.shop.line.keeps_causes)
+
+
+def named(one: Evidence) -> set[str]:
+    """The pictures that its result names."""
+    document = one.document()
+    return set() if document is None else {image["key"].rpartition("/")[2] for image in document["images"]}
+
+
+def breaches_of(one: Evidence) -> Iterator[str]:
+    """Which promises were not kept about this job."""
+    end = one.end
+    if end is None:
+        yield f"was lost: {one.state}"
+        return
+    allowed = ENDS[one.planned.sort]
+    if end not in allowed or (end == CANCELLED and not one.is_withdrawn):
+        yield f"ended as {end}, not as {allowed}"
+    types = {told.type for told in one.told}
+    due = {"succeeded": {"job.succeeded"}, CANCELLED: set[str]()}.get(end, {"job.failed"})
+    if types != due:
+        yield f"ended as {end} and was told of as {sorted(types)}"
+    ids = {told.id for told in one.told}
+    if ids != {webhook_id(kind.removeprefix("job."), one.planned.id) for kind in due}:
+        yield f"has the webhook ids {sorted(ids)}"
+    yield from _of_success(one) if end == "succeeded" else _of_failure(one, end)
+    if one.state is not None:
+        yield from _of_attempts(one, one.state.attempts)
+
+
+def _of_success(one: Evidence) -> Iterator[str]:
+    document = one.document()
+    if document is None or (document["id"], document["status"]) != (one.planned.id, "succeeded"):
+        yield f"succeeded without a result: {document}"
+        return
+    versions = [document["images"], *(told.data["images"] for told in one.told)]
+    if one.state is not None and one.state.result is not None:
+        versions.append(one.state.result.model_dump(mode="json")["images"])
+    digests = {tuple(image["sha256"] for image in images) for images in versions}
+    if len(digests) != 1 or len(document["images"]) != 1:
+        yield f"has the images {digests}"
+    for image in document["images"]:
+        path = one.objects.get(image["key"].rpartition("/")[2])
+        data = b"" if path is None else path.read_bytes()
+        if (len(data), hashlib.sha256(data).hexdigest()) != (image["bytes"], image["sha256"]):
+            yield f"names {image['key']}, which is not so"
+    stood = min([one.objects["result.json"].stat().st_mtime, *(told.at for told in one.told)])
+    late = [round(at - stood, 3) for at in one.made if at > stood]
+    if late:
+        yield f"was made again {late} s after its success stood"
+
+
+def _of_failure(one: Evidence, end: str) -> Iterator[str]:
+    if "result.json" in one.objects:
+        yield f"ended as {end} and has a result"
+    if end != CANCELLED and not any(name.startswith("failure-") for name in one.objects):
+        yield "failed without a document"
+    codes = {told.data["error"]["code"] for told in one.told}
+    if codes - {end}:
+        yield f"ended as {end} and was told of as {codes}"
+
+
+def _of_attempts(one: Evidence, attempts: Sequence[Attempt]) -> Iterator[str]:
+    """No node's loss is charged, and all that are charged are those that the plan has."""
+    charged = [attempt.code for attempt in attempts if attempt.charged]
+    due = {"refused": ["invalid_job"], "hopeless": ["output_empty"] * MOST_CHARGED}.get(one.planned.sort, [])
+    if one.planned.sort == "faulty":
+        due = ["output_empty"] * min(len(charged), one.planned.faults)
+    if charged != due:
+        yield f"was charged with {charged}, not {due}"
+    early = [attempt.code for attempt in attempts[:-1] if attempt.code in ("succeeded", "invalid_job", CANCELLED)]
+    if early:
+        yield f"ended early: {early}"
+
+
+def hand_over_breaches(tally: Tally) -> Iterator[str]:
+    """Every hand-over has an end that is accounted for, and each that was lost was lost with its worker."""
+    abandoned = {name for hand in tally.mill.hands for name in _abandoned(hand)}
+    for one in tally.jobs.values():
+        attempts = () if one.state is None else one.state.attempts
+        ended = attempts[-1].code if attempts else None
+        if one.end != CANCELLED and ended != one.end:
+            yield f"{one.planned.id} ended as {one.end}, and its last hand-over as {ended}"
+        for attempt in attempts:
+            if attempt.code in FORGIVEN and _death(tally, attempt) is None and one.planned.id not in abandoned:
+                yield f"{one.planned.id} was lost by {attempt.worker}, which did not die"
+
+
+def _abandoned(hand: Hand) -> Iterator[str]:
+    """Jobs whose lease this worker heard was lost."""
+    for log in hand.logs:
+        for line in log.read_text().splitlines():
+            if '"job_abandoned"' in line:
+                yield json.loads(line)["job"]
+
+
+def _death(tally: Tally, attempt: Attempt) -> tuple[str, float] | None:
+    """The death by which a hand-over was lost."""
+    hand = next(hand for hand in tally.mill.hands if hand.name == attempt.worker)
+    at = 0.0 if attempt.ended is None else attempt.ended.timestamp()
+    before = [death for death in hand.deaths if death - 1 <= at <= death + VISIBILITY_S + LATE_S]
+    return (hand.name, before[-1]) if before else None
+
+
+def held(tally: Tally) -> list[int]:
+    """How many jobs each killed worker held at its death."""
+    lost: dict[tuple[str, float], int] = defaultdict(int)
+    for attempt in _lost(tally.attempts):
+        if (death := _death(tally, attempt)) is not None:
+            lost[death] += 1
+    return [lost[hand.name, death] for hand in tally.mill.hands for death in hand.deaths]
+
+
+def _lost(attempts: Iterable[Attempt]) -> Iterator[Attempt]:
+    return (one for one in attempts if one.code in FORGIVEN)
