@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from google.protobuf import empty_pb2
-from grpc import StatusCode, aio, method_handlers_generic_handler
+from grpc import StatusCode, aio, method_handlers_generic_handler, ssl_server_credentials
 from grpc import unary_stream_rpc_method_handler as streaming
 from grpc import unary_unary_rpc_method_handler as unary
 
+from tests.support.certificates import Certificate
 from worker.queues.base import JobState
 from worker.queues.salad.service_v1alpha_pb2 import (
     AcceptJobsRequest,
@@ -70,7 +71,14 @@ class SaladJobQueue:
     mute, streams are taken and nothing is ever said on them.
     """
 
-    def __init__(self, *, heartbeat_s: float = 0.05, grace_s: float = 30.0, attempts: int = ATTEMPTS) -> None:
+    def __init__(
+        self,
+        *,
+        heartbeat_s: float = 0.05,
+        grace_s: float = 30.0,
+        attempts: int = ATTEMPTS,
+        certificate: Certificate | None = None,
+    ) -> None:
         self.heartbeat_s = heartbeat_s
         self.grace_s = grace_s
         self.attempts = attempts
@@ -95,6 +103,7 @@ class SaladJobQueue:
         self._lines: dict[str, _Line] = {}
         self._open: Counter[str] = Counter()
         self._server: aio.Server | None = None
+        self._certificate = certificate
         self._port = 0
 
     async def __aenter__(self) -> Self:
@@ -114,8 +123,14 @@ class SaladJobQueue:
             "RejectJob": unary(self._reject, RejectJobRequest.FromString, empty_pb2.Empty.SerializeToString),
         }
         self._server.add_generic_rpc_handlers((method_handlers_generic_handler(SERVICE, handlers),))
-        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        self._port = self._listening(self._server, f"127.0.0.1:{self._port}")
         await self._server.start()
+
+    def _listening(self, server: aio.Server, address: str) -> int:
+        """Its port; with TLS where there is a certificate."""
+        if (mine := self._certificate) is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, ssl_server_credentials([(mine.key, mine.chain)]))
 
     async def stop(self) -> None:
         """Be gone, as after a crash: every connection breaks."""

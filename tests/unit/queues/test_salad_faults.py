@@ -9,9 +9,11 @@ import pytest
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
+from tests.support.certificates import Authority
 from tests.support.clock import FakeClock
 from tests.support.queues import result_of
 from tests.support.salad_bench import BODY, ENDS, NOTHING, NOW, VERBS, Node, benched, handed, impatient
+from tests.support.salad_queue import SaladJobQueue
 from tests.support.waiting import wait_until
 from worker.errors import AuthFailed, ConfigError, LeaseLost, QueueUnavailable
 from worker.queues.base import Delivery
@@ -318,12 +320,24 @@ async def test_something_else_at_the_address() -> None:
 
 
 async def test_no_tls_where_it_is_wanted() -> None:
-    """A service that does not speak TLS cannot be reached with it."""
+    """A service that does not speak TLS cannot be reached with it, and is said so."""
     async with benched() as bench:
         queue = SaladQueue(SaladSettings(service_endpoint=bench.service.target), Node(), FakeClock())
-        with pytest.raises(QueueUnavailable):
+        with pytest.raises(QueueUnavailable, match="does not speak TLS"):
             await queue.check()
         await queue.aclose()
+
+
+async def test_a_certificate_of_an_unknown_authority() -> None:
+    """It is refused with the reason, not with a line of the library's code."""
+    async with SaladJobQueue(certificate=Authority().vouches_for(["localhost"])) as service:
+        target = f"localhost:{service.target.rpartition(':')[2]}"
+        queue = SaladQueue(SaladSettings(service_endpoint=target), Node(), FakeClock())
+        with pytest.raises(QueueUnavailable) as caught:
+            await queue.check()
+        await queue.aclose()
+    refusal = "its certificate is not to be trusted: unable to get local issuer certificate"
+    assert caught.value.message == f"{target}: UNAVAILABLE ({refusal})"
 
 
 async def test_what_cannot_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,9 +132,23 @@ def translating(place: str) -> Iterator[None]:
         raise _error(place, StatusCode.CANCELLED, None) from None
 
 
+_TLS_REFUSALS = (
+    (re.compile(r"Hostname Verification Check failed"), "its certificate is for another name"),
+    (re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: ([a-z -]+))?"), "its certificate is not to be trusted"),
+    (re.compile(r"WRONG_VERSION_NUMBER"), "it does not speak TLS"),
+)
+"""What the library says of them, far behind in a long line, and what that means."""
+
+
 def _error(place: str, code: StatusCode, details: str | None) -> WorkerError:
-    told = " ".join(redact(details or "").split())[:_TOLD_MOST]
+    said = " ".join(redact(details or "").split())
+    told = next((_in_words(found, words) for what, words in _TLS_REFUSALS if (found := what.search(said))), said)
+    told = told[:_TOLD_MOST]
     return ERRORS[code](f"{place}: {code.name}{f' ({told})' if told else ''}")
+
+
+def _in_words(found: re.Match[str], words: str) -> str:
+    return ": ".join((words, *(why for why in found.groups() if why)))
 
 
 class Said(Enum):
