@@ -215,7 +215,7 @@ async def test_a_lease_that_was_not_renewed_is_lost_unasked(sqs_server: Server, 
 
 
 async def test_a_message_that_lay_in_a_frozen_process_is_no_lease(sqs_server: Server, line: Line) -> None:
-    """Its time counts from when its poll must have been over, not from when the process woke up."""
+    """Its time counts from when it was asked for, not from when the process woke up."""
     line.put(DOCUMENT)
     seconds = [0.0]
     hung = Hung(after=True)
@@ -223,10 +223,46 @@ async def test_a_message_that_lay_in_a_frozen_process_is_no_lease(sqs_server: Se
     async with taking(line, seconds=lambda: seconds[0]) as queue:
         receiving = asyncio.create_task(queue.receive(), name="receiving")
         await wait_until(hung.began.is_set)
-        seconds[0] = 3600.0
+        seconds[0] = 121.0
         hung.release()
         delivery = (await receiving).delivery
         assert delivery is not None
+        with pytest.raises(LeaseLost):
+            await queue.extend(delivery)
+
+
+async def test_what_comes_too_late_is_not_given_back(sqs_server: Server, line: Line) -> None:
+    """Another may hold it by now, and an old receipt would take it away from him."""
+    line.put(DOCUMENT)
+    seconds = [0.0]
+    hung = Hung(after=True)
+    sqs_server.bent.do("ReceiveMessage", hung, times=1)
+    async with taking(line, seconds=lambda: seconds[0]) as queue:
+        receiving = asyncio.create_task(queue.receive(), name="receiving")
+        await wait_until(hung.began.is_set)
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+        seconds[0] = 121.0
+        hung.release()
+        await queue.settled()
+    assert line.counts() == (0, 1)
+
+
+async def test_a_renewal_under_way_does_not_overtake(sqs_server: Server, line: Line) -> None:
+    """What is given back stays given back, though SQS is still about to renew its lease."""
+    line.put(DOCUMENT)
+    hung = Hung()
+    async with taking(line) as queue:
+        delivery = await taken(queue)
+        sqs_server.bent.do("ChangeMessageVisibility", hung, times=1)
+        renewing = asyncio.create_task(queue.extend(delivery), name="renewing")
+        await wait_until(hung.began.is_set)
+        giving = asyncio.create_task(queue.nack(delivery, NOW, "draining", charged=False), name="giving")
+        done, _ = await asyncio.wait({giving}, timeout=0.1)
+        hung.release()
+        await asyncio.gather(renewing, giving)
+        assert line.counts() == (1, 0)
+        assert not done
         with pytest.raises(LeaseLost):
             await queue.extend(delivery)
 

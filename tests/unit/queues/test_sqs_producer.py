@@ -10,18 +10,24 @@ import pytest
 from tests.support.queues import result_of, taken
 from tests.support.s3 import Bucket
 from tests.support.sqs import Line, Refused, Server, made_line, submitting, taking
-from worker.errors import AuthFailed, ConfigError, InvalidJob, QueueUnavailable, UploadFailed
+from worker.errors import AuthFailed, ConfigError, Fault, InvalidJob, QueueUnavailable, UploadFailed
 from worker.queues.policy import Policy
 from worker.queues.sqs import Overflow
 from worker.queues.sqs.client import Traits, traits_of
 from worker.queues.sqs.messages import body_of, dead_letter, dead_state, delivery_of, revived
 from worker.queues.sqs.producer import sendable
+from worker.result import ErrorResult, Result
 
 pytest_plugins = ("tests.support.sqs_fixtures", "tests.support.s3_fixtures")
 
 NOW = timedelta(0)
 DOCUMENT = b'{"params": {"prompt": "a cat"}}'
 FAILED = result_of("a", "failed", code="invalid_job")
+
+
+def failed_for(reason: str) -> Result:
+    error = ErrorResult(code="invalid_job", message=reason, retryable=False, fault=Fault.JOB)
+    return FAILED.model_copy(update={"error": error})
 
 
 async def killed(line: Line, *job_ids: str) -> None:
@@ -209,11 +215,65 @@ def test_any_other_list_stays_what_it_is(text: str) -> None:
     assert body_of({"Body": text}) == text.encode()
 
 
+def test_the_envelope_of_sns() -> None:
+    """A topic puts each message into one, unless its subscription has raw delivery."""
+    inside = '{"params": {"prompt": "語"}}'
+    told = {"Type": "Notification", "MessageId": "m", "TopicArn": "arn:aws:sns:eu-west-1:1:jobs", "Message": inside}
+    assert body_of({"Body": json.dumps(told)}) == inside.encode()
+    for other in (told | {"Type": "SubscriptionConfirmation"}, told | {"Message": 1}):
+        assert body_of({"Body": json.dumps(other)}) == json.dumps(other).encode()
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"),
+    [
+        (0, []),
+        (45, ["sd-code", "sd-deliveries"]),
+        (100, ["sd-code", "sd-fault", "sd-deliveries", "sd-worker"]),
+        (10_000, ["sd-code", "sd-fault", "sd-deliveries", "sd-worker", "sd-message", "trace"]),
+    ],
+)
+def test_a_dead_letter_of_a_large_message_says_what_fits(room: int, kept: list[str]) -> None:
+    """The message itself always fits, and what says why comes before what the sender said."""
+    given = {"trace": {"DataType": "String", "StringValue": "x" * 300}}
+    message = {"MessageId": "m", "Body": "語" * 1000, "MessageAttributes": given, "Attributes": {}}
+    letter = dead_letter(message, failed_for("w" * 400), fifo=False, most=3000 + room)
+    assert list(letter.get("MessageAttributes", {})) == kept
+
+
+def test_a_reason_that_sqs_would_not_take() -> None:
+    """It may name a field by characters that no message holds."""
+    failed = failed_for("params.\x00\ufffe: unknown field")
+    letter = dead_letter({"MessageId": "m", "Body": "{}", "Attributes": {}}, failed, fifo=False, most=1000)
+    assert letter["MessageAttributes"]["sd-message"]["StringValue"] == "params.\ufffd\ufffd: unknown field"
+
+
+@pytest.mark.parametrize(
+    ("receives", "policys", "queues", "is_last", "is_over"),
+    [(3, 4, 50, False, False), (4, 4, 50, True, False), (5, 4, 50, True, True), (3, 4, 3, True, False)],
+)
+def test_the_last_delivery_is_that_of_the_smaller_limit(
+    receives: int, policys: int, queues: int, is_last: bool, is_over: bool
+) -> None:
+    """Of WORKER_QUEUE_MAX_DELIVERIES and maxReceiveCount; beyond the first it is one too many."""
+    message = {"MessageId": "m", "ReceiptHandle": "r", "Attributes": {"ApproximateReceiveCount": str(receives)}}
+    traits = Traits(told=True, dead_letters="d", most_receives=queues)
+    delivery = delivery_of(message, Policy(max_deliveries=policys), NOW, traits)
+    assert (delivery.last_delivery, delivery.over_limit) == (is_last, is_over)
+
+
+def test_each_sending_is_a_run_of_its_own() -> None:
+    """Also where a service moves a dead letter back under the id that it had."""
+    sent = [{"MessageId": "m", "ReceiptHandle": "r", "Attributes": {"SentTimestamp": at}} for at in ("1", "2")]
+    runs = [delivery_of(one, Policy(), NOW, Traits(told=False)).run for one in sent]
+    assert runs == ["m 1", "m 2"]
+
+
 def test_attributes_have_room_for_ten() -> None:
     """Those that say why come first; the sender's as far as there is room."""
     given = {f"a{n}": {"DataType": "Binary", "BinaryValue": b"x", "Extra": 1} for n in range(10)}
     message = {"MessageId": "m", "Body": "{}", "MessageAttributes": given, "Attributes": {}}
-    letter = dead_letter(message, FAILED, fifo=True)
+    letter = dead_letter(message, FAILED, fifo=True, most=5000)
     assert len(letter["MessageAttributes"]) == 10
     assert letter["MessageAttributes"]["sd-code"]["StringValue"] == "invalid_job"
     assert letter["MessageAttributes"]["a0"] == {"DataType": "Binary", "BinaryValue": b"x"}

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -36,8 +37,9 @@ WAIT = timedelta(seconds=5)
 """Of one poll. A longer one costs less, but the end of a drain waits for the end of it."""
 
 ROOM = timedelta(seconds=5)
-"""For an answer to come when a poll's time is over; one that comes later lay in a process that stood still."""
+"""For an answer to come when a poll's time is over."""
 
+SHORTEST = timedelta(seconds=1)
 TRAITS_LAST = timedelta(minutes=5)
 VISIBILITY_MOST = LONGEST / 2
 GIVING_BACK = timedelta(seconds=30)
@@ -46,27 +48,30 @@ _CONDEMNED_MOST = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A message that SQS has handed over: at the latest then, in seconds, and not before the poll was ``sent``."""
+    """A message that SQS has handed over, not before the poll was ``sent``: from then on, in seconds, it is leased."""
 
     message: Mapping[str, Any]
     traits: Traits
     sent: float
-    at: float
 
 
 @dataclass(slots=True)
 class _Held:
-    """``received`` begins the 12 hours that SQS grants at most; the lease ends at ``until``."""
+    """``received`` begins the 12 hours that SQS grants at most; the lease ends at ``until``.
+
+    ``turn``: two requests that are under way together may come to SQS in either order.
+    """
 
     received: float
     until: float
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SqsQueue:
     """`Queue` over SQS, standard or FIFO. It has no `Producer` side: what is submitted is `SqsProducer`'s.
 
-    ``wait`` bounds one poll; what was to come when it was given up is waited for by `aclose`, so that it goes back.
-    ``elapsed`` gives the seconds by which leases are measured, the event loop's where it is None. A refusal of our
+    ``wait`` bounds one poll, as half a visibility does; what was to come when it was given up is waited for by
+    `aclose`, so that it goes back. ``elapsed`` gives the seconds by which leases are measured, the event loop's where it is None. A refusal of our
     credentials is `AuthFailed`, a queue that does not exist `ConfigError`; both are also `QueueUnavailable`, but for
     those of `check`.
     """
@@ -88,10 +93,10 @@ class SqsQueue:
     ) -> None:
         self._policy = policy or Policy()
         self._visibility = timedelta(seconds=max(1, int(min(self._policy.visibility, VISIBILITY_MOST).total_seconds())))
-        self._wait = wait
+        self._wait = min(wait, max(self._visibility / 2, SHORTEST))
         self._rng = rng or random.SystemRandom()
         self._elapsed_in = elapsed
-        self._client = SqsClient(url, clock, connect=connect, answer=answer, poll=wait)
+        self._client = SqsClient(url, clock, connect=connect, answer=answer, poll=self._wait)
         self._polls: Polls[_Claim | None] = Polls(self._poll, self._came_late)
         self._held: dict[str, _Held] = {}
         self._condemned: dict[str, None] = {}
@@ -111,30 +116,37 @@ class SqsQueue:
             self._came_late(claim)
             return Received()
         delivery = delivery_of(claim.message, self._policy, self._visibility, claim.traits)
-        self._held[delivery.receipt.handle] = _Held(claim.sent, claim.at + self._visibility.total_seconds())
+        self._held[delivery.receipt.handle] = _Held(claim.sent, self._end_of(claim))
         return Received(delivery)
 
     async def _poll(self) -> _Claim | None:
         self._traits = traits = await self._fresh_traits()
         sent = self._elapsed()
         messages = await self._client.receive(wait=self._wait, visibility=self._visibility)
-        if not messages:
-            return None
-        latest = sent + (self._wait + ROOM).total_seconds()
-        return _Claim(messages[0], traits, sent, min(self._elapsed(), latest))
+        return _Claim(messages[0], traits, sent) if messages else None
+
+    def _end_of(self, claim: _Claim) -> float:
+        return claim.sent + self._visibility.total_seconds()
 
     def _came_late(self, claim: _Claim | None) -> None:
         """Nobody waits for it: it is given back. Its receive has been counted, which SQS cannot undo."""
         if claim is None:
             return
-        task = asyncio.create_task(self._give_back(claim.message), name="sqs-give-back")
+        task = asyncio.create_task(self._give_back(claim), name="sqs-give-back")
         self._returns.add(task)
         task.add_done_callback(self._returns.discard)
 
-    async def _give_back(self, message: Mapping[str, Any]) -> None:
+    async def _give_back(self, claim: _Claim) -> None:
+        message = claim.message
+
+        async def show() -> None:
+            if self._elapsed() >= self._end_of(claim):
+                raise LeaseLost
+            await self._client.hide(message["ReceiptHandle"], timedelta(0))
+
         try:
             await retrying(
-                lambda: self._client.hide(message["ReceiptHandle"], timedelta(0)),
+                show,
                 Retries(attempts=8),
                 budget=min(GIVING_BACK, self._visibility),
                 rng=self._rng,
@@ -149,25 +161,23 @@ class SqsQueue:
 
     async def extend(self, delivery: Delivery) -> Orders | None:
         """Renews for another visibility while SQS's 12 hours last; who would outlast them loses the lease before."""
-        held = self._holding(delivery)
-        sent, visibility_s = self._elapsed(), self._visibility.total_seconds()
-        if held.received + LONGEST.total_seconds() - sent < visibility_s:
-            log.warning("lease_at_its_end", job=delivery.id, held_s=round(sent - held.received))
-            self._let_go(delivery)
-            raise LeaseLost("SQS hides a message for 12 hours at most")
-        await self._answered(delivery, self._client.hide(delivery.receipt.handle, self._visibility), over=False)
-        held.until = sent + visibility_s
+        async with self._turn(delivery, is_last=False) as held:
+            sent, visibility_s = self._elapsed(), self._visibility.total_seconds()
+            if held.received + LONGEST.total_seconds() - sent < visibility_s:
+                log.warning("lease_at_its_end", job=delivery.id, held_s=round(sent - held.received))
+                raise LeaseLost("SQS hides a message for 12 hours at most")
+            await self._client.hide(delivery.receipt.handle, self._visibility)
+            held.until = sent + visibility_s
         return None
 
     async def ack(self, delivery: Delivery, result: Result) -> None:
-        self._holding(delivery)
-        await self._answered(delivery, self._client.delete(delivery.receipt.handle))
+        async with self._turn(delivery):
+            await self._client.delete(delivery.receipt.handle)
 
     async def nack(self, delivery: Delivery, delay: timedelta, code: str, *, charged: bool) -> None:
-        held = self._holding(delivery)
-        left = timedelta(seconds=held.received + LONGEST.total_seconds() - self._elapsed()) - ROOM
-        delay = max(timedelta(0), min(delay, left))
-        await self._answered(delivery, self._client.hide(delivery.receipt.handle, delay))
+        async with self._turn(delivery) as held:
+            left = timedelta(seconds=held.received + LONGEST.total_seconds() - self._elapsed()) - ROOM
+            await self._client.hide(delivery.receipt.handle, max(timedelta(0), min(delay, left)))
 
     async def reject(self, delivery: Delivery, result: Result) -> None:
         """To the dead letters, where the queue has some that we may send to.
@@ -181,15 +191,17 @@ class SqsQueue:
         if traits.dead_letters is None:
             if not traits.told:
                 self._say_once("dead_letters_unknown", needs="sqs:GetQueueAttributes")
-        elif not await self._buried(receipt.message, result, traits.dead_letters):
+        elif not await self._buried(receipt.message, result, traits.dead_letters, traits.message_most):
             self._condemn(receipt.message["MessageId"])
-            await self._answered(delivery, self._client.hide(receipt.handle, timedelta(0)))
+            async with self._turn(delivery):
+                await self._client.hide(receipt.handle, timedelta(0))
             return
-        await self._answered(delivery, self._client.delete(receipt.handle))
+        async with self._turn(delivery):
+            await self._client.delete(receipt.handle)
 
-    async def _buried(self, message: Mapping[str, Any], result: Result, url: str) -> bool:
+    async def _buried(self, message: Mapping[str, Any], result: Result, url: str, most: int) -> bool:
         """Send a dead letter; False where only SQS itself can. Raises where that may be different later."""
-        refusal = await self._client.send(dead_letter(message, result, fifo=url.endswith(".fifo")), url=url)
+        refusal = await self._client.send(dead_letter(message, result, fifo=url.endswith(".fifo"), most=most), url=url)
         if refusal is None:
             return True
         if plain(refusal.code) in NO_QUEUE:
@@ -269,15 +281,18 @@ class SqsQueue:
     def _let_go(self, delivery: Delivery) -> None:
         self._held.pop(delivery.receipt.handle, None)
 
-    async def _answered(self, delivery: Delivery, call: Awaitable[None], *, over: bool = True) -> None:
-        """Wait for a call about a delivery, which ours is no more when it was the last or SQS says that it is lost."""
-        try:
-            await call
-        except LeaseLost:
-            self._let_go(delivery)
-            raise
-        if over:
-            self._let_go(delivery)
+    @asynccontextmanager
+    async def _turn(self, delivery: Delivery, *, is_last: bool = True) -> AsyncIterator[_Held]:
+        """Ask about a delivery, which ours is no more when that was the last or SQS says that it is lost."""
+        async with self._holding(delivery).turn:
+            held = self._holding(delivery)
+            try:
+                yield held
+            except LeaseLost:
+                self._let_go(delivery)
+                raise
+            if is_last:
+                self._let_go(delivery)
 
     def _say_once(self, event: str, **fields: str) -> None:
         if event not in self._said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,9 @@ ID, SEEN = "sd-id", "sd-requeued"
 
 CODE, FAULT, REASON, WORKER, RECEIVES = "sd-code", "sd-fault", "sd-message", "sd-worker", "sd-deliveries"
 """Attributes of a dead letter: why it died, by whose fault, where, and after how many deliveries."""
+
+NOT_TAKEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that SQS takes in no message."""
 
 ATTRIBUTES_MOST = 10
 _REASON_MOST = 500
@@ -70,16 +74,22 @@ def run_of(message: Mapping[str, Any]) -> str:
 
 
 def body_of(message: Mapping[str, Any]) -> bytes:
-    """The document; where Amazon's extended clients have put it into S3, what points at it there in our own way."""
+    """The document, taken out of the envelope that SNS puts it into.
+
+    Where Amazon's extended clients have put it into S3, what points at it there in our own way.
+    """
     text: str = message.get("Body", "")
-    if text.startswith("[") and len(text) < 4096:
-        try:
-            found = pydantic_core.from_json(text)
-        except ValueError:
-            return text.encode()
-        match found:
-            case [str(kind), {"s3BucketName": str(bucket), "s3Key": str(key)}] if kind in _POINTERS:
-                return pydantic_core.to_json({"job_url": f"s3://{bucket}/{key}"})
+    if not (text.startswith("[") and len(text) < 4096) and '"TopicArn"' not in text:
+        return text.encode()
+    try:
+        found = pydantic_core.from_json(text)
+    except ValueError:
+        return text.encode()
+    match found:
+        case [str(kind), {"s3BucketName": str(bucket), "s3Key": str(key)}] if kind in _POINTERS:
+            return pydantic_core.to_json({"job_url": f"s3://{bucket}/{key}"})
+        case {"Type": "Notification", "TopicArn": str(), "Message": str(inner)}:
+            return inner.encode("utf-8", "surrogatepass")
     return text.encode()
 
 
@@ -88,19 +98,33 @@ def named(job_id: str) -> dict[str, Any]:
     return {ID: _text(job_id)}
 
 
-def dead_letter(message: Mapping[str, Any], result: Result, *, fifo: bool) -> dict[str, Any]:
-    """The message as it goes to the dead letters: as it came, with why it died as far as attributes have room."""
+def dead_letter(message: Mapping[str, Any], result: Result, *, fifo: bool, most: int) -> dict[str, Any]:
+    """The message as it goes to the dead letters: as it came, with why it died as far as there is room.
+
+    SQS takes ten attributes, and ``most`` bytes of them and the body; what the sender gave comes after ours.
+    """
     error = result.error
     told = {
+        ID: message.get("MessageAttributes", {}).get(ID, {}).get("StringValue"),
         CODE: job_code(result, dead=True),
         FAULT: error and str(error.fault),
-        REASON: error and error.message[:_REASON_MOST],
-        WORKER: result.worker.id,
         RECEIVES: str(receives_of(message)),
+        WORKER: result.worker.id,
+        REASON: error and NOT_TAKEN.sub("\N{REPLACEMENT CHARACTER}", error.message[:_REASON_MOST]),
     }
     said = {name: _text(value) for name, value in told.items() if value}
-    given = list(_without(message, *told).items())[: ATTRIBUTES_MOST - len(said)]
-    return sent_again(message, dict(given) | said) | (_grouped(message, message["MessageId"]) if fifo else {})
+    room = most - len(message["Body"].encode())
+    kept: dict[str, Any] = {}
+    for name, value in (said | _without(message, *told)).items():
+        if len(kept) < ATTRIBUTES_MOST and (size := _size(name, value)) <= room:
+            kept[name], room = value, room - size
+    return sent_again(message, kept) | (_grouped(message, message["MessageId"]) if fifo else {})
+
+
+def _size(name: str, value: Mapping[str, Any]) -> int:
+    """Bytes of an attribute, as SQS counts them."""
+    text, data = value.get("StringValue", ""), value.get("BinaryValue", b"")
+    return len(name) + len(value["DataType"]) + len(text.encode()) + len(data)
 
 
 def revived(message: Mapping[str, Any], key: str, *, fifo: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +20,7 @@ from worker.queues.base import JobState
 from worker.queues.policy import fingerprint
 from worker.queues.sqs.client import BATCH, SqsClient, Traits
 from worker.queues.sqs.errors import VARIABLE, error_of
-from worker.queues.sqs.messages import dead_state, job_id_of, named, revived
+from worker.queues.sqs.messages import NOT_TAKEN, dead_state, job_id_of, named, revived
 
 PEEKED_FOR = timedelta(seconds=60)
 """How long dead letters that were looked at stay hidden when nobody gives them back."""
@@ -31,8 +30,6 @@ PEEK_WAIT = timedelta(seconds=1)
 
 _ATTRIBUTES = 1024
 """Bytes that our attributes take at most: they count as the message's."""
-
-_NOT_TAKEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +173,4 @@ def sendable(body: bytes) -> str:
         text = body.decode()
     except UnicodeDecodeError:
         text = body.decode("utf-8", "surrogatepass")
-    return json.dumps(json.loads(text)) if _NOT_TAKEN.search(text) else text
+    return json.dumps(json.loads(text)) if NOT_TAKEN.search(text) else text
