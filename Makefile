@@ -8,6 +8,9 @@ WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --tb=short --show-capture=no
 QUICK := tests/unit tests/property tests/scenario tests/contract
 
+# Hundreds of processes are started by the tests: none of them should have to compile what another has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-fleet test check test-chaos test-binary test-browser test-images binary lock clean
 
 demo: $(READY)
