@@ -1,15 +1,18 @@
-"""compose.yaml: one node, a store and a receiver of webhooks."""
+"""compose.yaml: one node, a queue, a store and a receiver of webhooks."""
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.support.dockerfiles import ENGINES, ROOT, dockerfile
+from tests.support.redis import RedisServer
+from worker.queues.redis import RedisQueue
 from worker.settings import load_settings
 
 TEXT = (ROOT / "compose.yaml").read_text()
@@ -35,7 +38,7 @@ def test_the_worker_of_each_server_is_set_up_rightly(engine: str) -> None:
     assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert service["build"]["args"].keys() <= dockerfile(engine).arguments().keys()
     settings = load_settings(dockerfile(engine).variables("ENV") | service["environment"])
-    assert settings.store.chosen == "s3"
+    assert (settings.queue.kind, settings.store.chosen) == ("redis", "s3")
     assert settings.takes_http_jobs
     assert [one.field for one in settings.warnings] == ["WORKER_WEBHOOK_SECRET"]
 
@@ -52,6 +55,32 @@ def test_the_services_agree_on_names_keys_and_ports() -> None:
     assert f"/data/{environment['WORKER_S3_BUCKET']} " in command
     assert f"--auth-key {environment['AWS_ACCESS_KEY_ID']},{environment['AWS_SECRET_ACCESS_KEY']}" in command
     assert environment["WORKER_WEBHOOK_URL"] == f"http://webhook:{services['webhook']['environment']['HTTP_PORT']}/"
+
+
+async def test_the_queue_loses_no_job(tmp_path: Path) -> None:
+    """Its options are good ones by the driver's own check, on a real server, and survive that server's crash."""
+    service = filled()["services"]["queue"]
+    program, *options = service["command"]
+    place = load_settings(worker("comfyui")["environment"]).queue.redis_url
+    assert (program, place and place.get_secret_value()) == ("redis-server", "redis://queue:6379")
+    assert service["volumes"] == ["queue:/data"]
+    with RedisServer(tmp_path, *options) as server:
+        queue = RedisQueue(server.place(), worker="w1")
+        assert ";" not in await queue.check()
+        await queue.submit("a", b"{}")
+        server.stop()
+        server.start()
+        assert [job.id for job in await queue.jobs()] == ["a"]
+        await queue.aclose()
+
+
+def test_the_queue_is_one_that_the_driver_takes() -> None:
+    """An official image of a release that it knows, with a health check that such a server answers."""
+    service = filled()["services"]["queue"]
+    found = re.fullmatch(r"docker\.io/library/redis:(\d+)\.(\d+)", service["image"])
+    assert found is not None
+    assert (int(found[1]), int(found[2])) >= (7, 0)
+    assert service["healthcheck"]["test"] == ["CMD", "redis-cli", "-e", "ping"]
 
 
 def test_a_stop_leaves_time_for_the_drain() -> None:
