@@ -228,7 +228,7 @@ def test_the_envelope_of_sns() -> None:
     ("room", "kept"),
     [
         (0, []),
-        (45, ["sd-code", "sd-deliveries"]),
+        (41, ["sd-code", "sd-fault"]),
         (100, ["sd-code", "sd-fault", "sd-deliveries", "sd-worker"]),
         (10_000, ["sd-code", "sd-fault", "sd-deliveries", "sd-worker", "sd-message", "trace"]),
     ],
