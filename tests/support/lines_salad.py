@@ -85,7 +85,8 @@ def _state(job: QueuedJob) -> JobState:
     """What became of it is told by its output."""
     if job.status == "succeeded":
         return ended_by(Result.model_validate_json(json.dumps(job.output)), job.attempts)
-    return JobState(job.id, STATUSES[job.status], job.attempts, (), None, None)
+    code = "cancelled" if job.status == "cancelled" else None
+    return JobState(job.id, STATUSES[job.status], job.attempts, (), code, None)
 
 
 @asynccontextmanager

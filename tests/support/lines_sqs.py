@@ -11,6 +11,7 @@ from typing import Any
 from tests.support import sqs
 from tests.support.lines_base import MOST, VISIBILITY_S, attempts_told, away, ended_by, failure_of, success_of
 from tests.support.s3 import REGION
+from worker.errors import QueueUnavailable
 from worker.queues.base import JobState
 from worker.queues.sqs.messages import ID, dead_state, named
 
@@ -90,7 +91,12 @@ class Sender:
         self._line = line
 
     async def submit(self, job_id: str, body: bytes, *, priority: int = 0) -> bool:
-        await asyncio.to_thread(self._line.place.put, body.decode(), MessageAttributes=named(job_id))
+        from botocore.exceptions import ClientError
+
+        try:
+            await asyncio.to_thread(self._line.place.put, body.decode(), MessageAttributes=named(job_id))
+        except ClientError as error:
+            raise QueueUnavailable(str(error)) from None
         return True
 
     async def state(self, job_id: str) -> JobState | None:
