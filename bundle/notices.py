@@ -1,7 +1,7 @@
 """NOTICES: the licences of everything in the file, from each package's own metadata.
 
 What has no metadata (Python, and the C libraries that it links or takes along) has its text in `licenses/`, named in
-`NATIVE`; the same folder holds the text of a package that ships none.
+`NATIVE`; the same folder holds what a package has linked in (`LINKED`), and the text of a package that ships none.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ NATIVE: dict[str, tuple[str, ...]] = {
 }
 """What a Python links, and how its shared library's name begins."""
 
+LINKED: dict[str, tuple[str, ...]] = {
+    "grpcio": ("abseil", "address-sorting", "boringssl", "c-ares", "re2", "utf8-range"),
+}
+"""What a package has linked into its own files without its licences; zlib and protobuf's upb are named anyway."""
+
 ONLY_SHARED = ("libxcrypt", "openssl", "openssl-1.1")
 """Named where their library was copied; the others always, for one that is linked statically does not show."""
 
@@ -50,7 +55,12 @@ class Notice:
 
 def written(folder: Path, packages: Path) -> str:
     """The text of NOTICES for this tree. Raises `BuildError` naming everything in it that has no licence text."""
-    notices = [_python(), *_natives(folder), *map(_of, sorted(distributions(path=[str(packages)]), key=_name))]
+    found = sorted(distributions(path=[str(packages)]), key=_name)
+    notices = [
+        _python(),
+        *_natives(folder),
+        *(notice for package in found for notice in (_of(package), *_within(package))),
+    ]
     missing = [notice.name for notice in notices if not notice.text] + strangers(folder)
     if missing:
         raise BuildError(f"no licence text for {', '.join(missing)}: put one into {TEXTS}")
@@ -76,8 +86,18 @@ def _natives(folder: Path) -> Iterator[Notice]:
     ours = "openssl" if ssl.OPENSSL_VERSION_INFO >= (3,) else "openssl-1.1"
     for name, stems in NATIVE.items():
         if name in (ours, *(NATIVE.keys() - ONLY_SHARED)) or any(library.startswith(stems) for library in copied):
-            licence, _, body = (TEXTS / f"{name}.txt").read_text().partition("\n")
-            yield Notice(name, "", licence, body)
+            yield _kept(name)
+
+
+def _within(package: Distribution) -> Iterator[Notice]:
+    for name in LINKED.get(_name(package), ()):
+        yield _kept(name, f"(in {_name(package)})")
+
+
+def _kept(name: str, version: str = "") -> Notice:
+    """Of a text in `TEXTS`, whose first line is the licence's name."""
+    licence, _, body = (TEXTS / f"{name}.txt").read_text().partition("\n")
+    return Notice(name, version, licence, body)
 
 
 def _of(package: Distribution) -> Notice:

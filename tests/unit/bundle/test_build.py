@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -23,10 +24,10 @@ def wheel_files(name: str) -> tuple[tuple[int, ...], list[Path]]:
     """The oldest glibc that a wheel's tag promises, and its ELF files."""
     package = distribution(name)
     tags = [line for line in (package.read_text("WHEEL") or "").splitlines() if line.startswith("Tag: ")]
+    named = [part.replace("manylinux2014_", "manylinux_2_17_") for tag in tags for part in tag.split(".")]
     promised = min(
         (int(major), int(minor))
-        for tag in tags
-        for part in tag.split(".")
+        for part in named
         if "manylinux_" in part
         for major, minor in [part.partition("manylinux_")[2].split("_")[:2]]
     )
@@ -34,7 +35,7 @@ def wheel_files(name: str) -> tuple[tuple[int, ...], list[Path]]:
     return promised, files
 
 
-@pytest.mark.parametrize("name", ["pydantic-core", "pillow", "rpds-py"])
+@pytest.mark.parametrize("name", ["pydantic-core", "pillow", "rpds-py", "grpcio", "protobuf"])
 def test_wheels_need_no_later_glibc_than_their_tag_says(name: str) -> None:
     """What the parser finds agrees with the tools that named these files."""
     promised, files = wheel_files(name)
@@ -126,6 +127,24 @@ def test_every_package_has_its_licence_in_the_notices(tmp_path: Path) -> None:
     assert "some-package 1.0: MIT" in text
     assert "Copyright of Some Body" in text
     assert all(name in text for name in ("Python Software Foundation", "OpenSSL", "Julian R Seward"))
+
+
+def test_what_a_package_has_linked_in_is_named_beside_it(tmp_path: Path) -> None:
+    """Its own licence tells of its own code alone."""
+    package(tmp_path, "grpcio", "Copyright of gRPC")
+    text = notices.written(tmp_path, tmp_path)
+    assert re.findall(r"^  (\S+) \(in grpcio\): (.+)$", text, re.MULTILINE) == [
+        ("abseil", "Apache-2.0"),
+        ("address-sorting", "BSD-3-Clause"),
+        ("boringssl", "Apache-2.0"),
+        ("c-ares", "MIT"),
+        ("re2", "BSD-3-Clause"),
+        ("utf8-range", "MIT"),
+    ]
+    assert all(who in text for who in ("The RE2 Authors", "Daniel Stenberg", "Yibo Cai", "The BoringSSL Authors"))
+    package(tmp_path, "another", "Copyright of Some Body")
+    shutil.rmtree(tmp_path / "grpcio-1.0.dist-info")
+    assert "c-ares" not in notices.written(tmp_path, tmp_path)
 
 
 def test_a_package_without_a_licence_fails_the_build(tmp_path: Path) -> None:
