@@ -1,4 +1,4 @@
-"""A node that stands still before, during and after each effect, past its lease, while another does its job."""
+"""A node that stands still at each hop and in each effect, past its lease, while another does its job."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 @pytest.mark.parametrize(
     ("store", "queue"),
-    [("rclone", "sqlite"), ("moto", "sqlite"), ("rclone", "availability")],
-    ids=["rclone", "moto", "availability"],
+    [
+        ("rclone", "sqlite"),
+        ("moto", "sqlite"),
+        ("rclone", "availability"),
+        ("rclone", "redis"),
+        ("rclone", "sqs"),
+        ("rclone", "salad"),
+    ],
+    ids=["sqlite", "sqlite-moto", "availability", "redis", "sqs", "salad"],
 )
 @pytest.mark.parametrize("cell", CELLS)
 async def test_frozen(cell: str, store: Store, queue: Kind, tmp_path: Path, figures: Figures) -> None:
-    """What a published result names stays byte for byte, and there is one webhook id.
+    """The thawed one settles nothing, what a published result names stays byte for byte, and there is one webhook id.
 
     The result document itself stays too, but for one case: its write was under way in the zombie, and the store
     ignores the condition.

@@ -1,32 +1,29 @@
-"""SIGKILL at some of the failpoints and instants; `make test-chaos` tries all of them and very many."""
+"""SIGKILL at some of the hops and instants; `make test-chaos` tries all of them and very many."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from tests.support.crashes import crash_at, crash_at_random, knobs
+from tests.support.crashes import crash_at_random, knobs
 from tests.support.lines import Kind
+from tests.support.matrix import ATTEMPTS, crash_matrix
 from tests.support.workshop import workshop
+from worker.failpoints import POINTS
 
-CELLS: list[tuple[str, Kind]] = [
-    ("admitted", "sqlite"),
-    ("generated", "availability"),
-    ("after_upload", "sqlite"),
-    ("after_mark", "availability"),
-    ("before_ack", "sqlite"),
-    ("after_reject", "sqlite"),
-]
+_rng = random.Random(21)
+SAMPLE = [(queue, _rng.choice(POINTS), _rng.choice(ATTEMPTS)) for queue in get_args(Kind)]
+"""A cell of the matrix for each queue."""
 
 
-@pytest.mark.parametrize(("point", "queue"), CELLS)
-async def test_killed_at_a_failpoint(point: str, queue: Kind, tmp_path: Path) -> None:
-    """Whatever was done before the kill, every job ends exactly once and its success is made once."""
+@pytest.mark.parametrize(("queue", "point", "attempt"), SAMPLE)
+async def test_killed_at_a_hop(queue: Kind, point: str, attempt: int, tmp_path: Path) -> None:
+    """Whatever was done before the kill, the job ends exactly once, is made once, and is not charged for it."""
     async with workshop(tmp_path, queue=queue) as shop:
-        await crash_at(shop, point)
-        assert await shop.breaches() == []
+        assert await crash_matrix(shop, point, (attempt,)) == []
 
 
 async def test_killed_at_random(tmp_path: Path) -> None:

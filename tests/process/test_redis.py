@@ -1,4 +1,4 @@
-"""Real workers on a real Redis: killed, frozen, and with the server away."""
+"""Real workers on a real Redis: with the server away, and with documents of other programs."""
 
 from __future__ import annotations
 
@@ -6,36 +6,14 @@ import asyncio
 import json
 from pathlib import Path
 
-import pytest
-
-from tests.support.crashes import crash_at
-from tests.support.freezing import frozen_at
 from tests.support.lines import Stream
 from tests.support.waiting import wait_until
-from tests.support.workshop import MODEL, OTHER_MODEL, Workshop, workshop
+from tests.support.workshop import Workshop, workshop
 
 
 def stream_of(shop: Workshop) -> Stream:
     assert isinstance(shop.line, Stream)
     return shop.line
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("point", ["generated", "after_mark", "before_ack", "after_ack"])
-async def test_killed_at_a_failpoint(point: str, tmp_path: Path) -> None:
-    """Whatever was done before the kill, every job ends exactly once and its success is made once."""
-    async with workshop(tmp_path, queue="redis") as shop:
-        await crash_at(shop, point)
-        assert await shop.breaches() == []
-
-
-@pytest.mark.chaos
-async def test_frozen(tmp_path: Path) -> None:
-    """A worker that stood still past its lease publishes and settles nothing."""
-    async with workshop(tmp_path, models=(MODEL, OTHER_MODEL), queue="redis") as shop:
-        published, ledger = await frozen_at(shop, "before_mark")
-    assert published.changed(ledger) == set()
-    assert ledger.breaches() == []
 
 
 async def test_server_away_in_the_middle(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Workers that are killed, at a named failpoint or at any instant, until every job has ended all the same."""
+"""Workers that are killed, at a named failpoint or at any instant, and what is left to others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STARTING, LONGEST_S = 0.2, 1.0
 """The share of lives that end within a second of their start; the others do so within a second of work."""
 
 
-async def one_life(shop: Workshop, failure: Failure, name: str = "w1") -> None:
+async def one_life(shop: Workshop, failure: Failure, name: str = "w1", *, hasty: bool = False) -> None:
     """A life that ends at a failpoint, which it has to reach."""
-    async with shop.worker(name, failure) as life:
+    async with shop.worker(name, failure, hasty=hasty) as life:
         code = await life.died()
         assert code == -signal.SIGKILL, f"{failure} was not reached: {code}\n{life.tail()}"
     shop.kills += 1
@@ -34,32 +34,6 @@ async def killed_sometime(shop: Workshop, rng: random.Random, name: str = "w1") 
         assert code == -signal.SIGKILL, f"it ended by itself with {code}\n{life.tail()}"
     shop.kills += 1
     return shop.generations() > begun
-
-
-async def crash_at(shop: Workshop, point: str) -> None:
-    """Two lives that end at the point and one that does the rest; each job has two pictures.
-
-    On a machine that has no time the first life may bring all of its jobs to the point at once: the second has others.
-    """
-    shop.pictures = 2
-    await shop.submit_many(8)
-    await submit_refused(shop, range(3))
-    second = 2
-    if point.endswith("nack"):
-        await shop.submit("doubtful")
-        shop.simulators[0].knobs.arm("empty", times=4, prompt="doubtful")
-        second = 1
-    await one_life(shop, Failure(point, 1))
-    await shop.submit_many(4)
-    await submit_refused(shop, range(3, 5))
-    await one_life(shop, Failure(point, second))
-    await shop.finished()
-
-
-async def submit_refused(shop: Workshop, numbers: range) -> None:
-    """Jobs that no engine takes."""
-    for number in numbers:
-        await shop.submit(f"refused-{number}", code="invalid_job", steps=10_000)
 
 
 async def crash_at_random(shop: Workshop, rng: random.Random, kills: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from contextlib import AsyncExitStack
 
 from tests.support.failing_worker import Failure
 from tests.support.ledger import Ledger
+from tests.support.lines_base import VISIBILITY_S
 from tests.support.turnstile import Turnstile, turnstile
 from tests.support.waiting import wait_until
 from tests.support.workshop import Life, Workshop
-from worker.failpoints import Effect
+from worker.failpoints import POINTS, Effect
 
 SIDE = 512
 """Pictures of half a megabyte, which no socket swallows whole."""
@@ -26,10 +28,16 @@ PLACES: dict[Effect, Place] = {
 }
 """The effects that are requests, by which one can be told from others."""
 
+HOPS = tuple(point for point in POINTS if "_" not in point)
 CELLS = [
+    *HOPS,
     *(f"{when}_{effect}" for effect in PLACES for when in ("before", "during", "after")),
     *(f"{when}_{effect}" for effect in (Effect.ACK, Effect.REJECT) for when in ("before", "after")),
 ]
+
+
+TOLD = ("after_ack", "after_reject")
+"""Where the queue has been told how the job ended."""
 
 
 class Published:
@@ -51,16 +59,15 @@ async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
 
     It happens at the worker's second job, when all its connections are made. The two have servers that draw
     different pictures of the same job, as two GPUs may. The thawed one's upload may be sent before it hears that its
-    lease is lost, or be given up unsent.
+    lease is lost, or be given up unsent; it settles nothing.
     """
     when, _, effect = cell.partition("_")
     failures = [] if when == "during" else [Failure(cell, hit=2, deed="hold")]
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(turnstile(shop.bucket.endpoint_url))
         hook = await stack.enter_async_context(turnstile(shop.receiver.url()))
-        zombie = await stack.enter_async_context(
-            shop.worker("zombie", *failures, WORKER_S3_ENDPOINT_URL=store.url, WORKER_WEBHOOK_URL=f"{hook.url}/hook")
-        )
+        places = {"WORKER_S3_ENDPOINT_URL": store.url, "WORKER_WEBHOOK_URL": f"{hook.url}/hook"}
+        zombie = await stack.enter_async_context(shop.worker("zombie", *failures, hasty=True, **places))
         await _submit(shop, "first", effect)
         await shop.ended(zombie)
         if when == "during":
@@ -69,25 +76,33 @@ async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
             await _submit(shop, "job", effect)
             await zombie.held()
             await shop.freeze(zombie)
-        async with shop.worker("heir", WORKER_ENGINE_URL=shop.simulators[1].url) as heir:
-            await wait_until(lambda: heir.over or heir.events("listening"), timeout=30)
-            await shop.ended(heir)
-            if cell not in ("after_ack", "after_reject"):
-                state = await shop.producer.state("job")
-                assert state is not None
-                assert state.attempts[-1].worker == "heir"
-            published = Published(await shop.ledger())
-            passed = store.passed
-            zombie.thaw()
-            for place in (store, hook):
-                place.release()
-            if cell == "before_upload":
-                await wait_until(lambda: store.passed > passed or at_rest(zombie), timeout=30)
-            await wait_until(lambda: zombie.over or at_rest(zombie), timeout=30)
-            for place in (store, hook):
-                await place.idle()
-            assert [await life.stop() for life in (heir, zombie)] == [0, 0], zombie.tail()
+        other = {"WORKER_ENGINE_URL": shop.simulators[1].url}
+        heir = await stack.enter_async_context(shop.worker("heir", hasty=True, **other))
+        await _outlasted(shop, heir)
+        published = Published(await shop.ledger())
+        passed = store.passed
+        zombie.thaw()
+        for place in (store, hook):
+            place.release()
+        if cell == "before_upload":
+            await wait_until(lambda: store.passed > passed or at_rest(zombie), timeout=30)
+        await wait_until(lambda: zombie.over or at_rest(zombie), timeout=30)
+        for place in (store, hook):
+            await place.idle()
+        assert [await life.stop() for life in (heir, zombie)] == [0, 0], zombie.tail()
+        assert settled_by(zombie) == (["first", "job"] if cell in TOLD else ["first"]), zombie.tail()
+        assert settled_by(heir) == ([] if cell in TOLD else ["job"]), heir.tail()
     return published, await shop.ledger(one_result=False)
+
+
+async def _outlasted(shop: Workshop, heir: Life) -> None:
+    """Wait until the heir has done what is left, and the frozen one's lease is over by any clock."""
+    loop = asyncio.get_running_loop()
+    since = loop.time()
+    await shop.line.give_up("zombie")
+    await wait_until(lambda: heir.over or heir.events("listening"), timeout=30)
+    await shop.ended(heir)
+    await wait_until(lambda: loop.time() > since + VISIBILITY_S * 1.5)
 
 
 async def _submit(shop: Workshop, job_id: str, effect: str) -> None:
@@ -102,6 +117,11 @@ async def _freeze_during(life: Life, shop: Workshop, effect: str, place: Turnsti
     await wait_until(lambda: place.held.is_set() or life.over, timeout=30)
     assert place.held.is_set(), life.tail()
     await shop.freeze(life)
+
+
+def settled_by(life: Life) -> list[str]:
+    """The jobs that it says it has settled."""
+    return [one["job"] for one in life.events("job_settled")]
 
 
 def at_rest(life: Life) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from worker.queues.base import JobState
 
-ENDS = ("succeeded", "invalid_job", "output_empty")
+ENDS = ("succeeded", "invalid_job", "output_empty", "generation_rejected")
 """Codes by which a hand-over ends its job for good, among those that these jobs meet."""
 
 

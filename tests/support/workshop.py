@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.support.failing_worker import Failure
+from tests.support.failing_worker import HASTY, Failure
 from tests.support.ledger import Ledger, Made, Told
 from tests.support.lines import Kind, lined
 from tests.support.lines_base import Line
@@ -177,11 +177,12 @@ class Workshop:
         }
 
     @asynccontextmanager
-    async def worker(self, name: str, *failures: Failure, **changes: str) -> AsyncIterator[Life]:
+    async def worker(self, name: str, *failures: Failure, hasty: bool = False, **changes: str) -> AsyncIterator[Life]:
         """A worker at work, failing as told; what is left of it at the end of the block is killed."""
         self.lives += 1
         log = self.folder / f"{name}-{self.lives}.log"
-        module = ("tests.support.failing_worker", *map(str, failures)) if failures else ("worker",)
+        said = (*([HASTY] if hasty else []), *map(str, failures))
+        module = ("tests.support.failing_worker", *said) if said else ("worker",)
         async with living(*module, "run", environment=self.environment(name, **changes), log=log) as life:
             yield life
 
@@ -214,10 +215,10 @@ class Workshop:
             life.process.send_signal(signal.SIGSTOP)
             await wait_until(life.stands_still)
 
-    async def finished(self, name: str = "w1", **changes: str) -> None:
+    async def finished(self, name: str = "w1", *, hasty: bool = False, **changes: str) -> None:
         """Let a worker that nothing befalls do what is left, and drain; its coverage is measured where ours is."""
         measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
-        async with self.worker(name, **measured, **changes) as life:
+        async with self.worker(name, hasty=hasty, **measured, **changes) as life:
             await self.ended(life)
             await wait_until(lambda: life.over or life.events("listening"), timeout=60)
             assert await life.stop() == 0, life.tail()
