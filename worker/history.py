@@ -28,7 +28,7 @@ async def informed(
         deliveries = delivery.deliveries
         return replace(delivery, last_attempt=deliveries is not None and deliveries >= most), None
     archive, found = storage, list[Result]()
-    if delivery.redelivered is not False:
+    if delivery.redelivered or (delivery.redelivered is None and delivery.deliveries != 1):
         found = of_run(await patience.once(storage, lambda: archive.find_failures(job.id)), job, delivery)
     attempts = attempts_told(found)
     charged = sum(one.charged for one in attempts)

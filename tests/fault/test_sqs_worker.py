@@ -73,6 +73,17 @@ async def test_jobs_are_done_and_told(worker: RunningWorker[Any], line: Line, pr
     assert (dead.id, dead.code) == ("bad", "invalid_job")
 
 
+async def test_a_job_that_was_sent_twice(worker: RunningWorker[Any], line: Line, producer: SqsProducer) -> None:
+    """The second message of a job that is done is settled by what stands: nothing is made again."""
+    await producer.submit("a", document("a"))
+    await over(line)
+    made = len(worker.sim.stats.generations)
+    await producer.submit("a", document("a"))
+    await over(line)
+    assert worker.told("a") == ["job.succeeded"] * 2
+    assert len(worker.sim.stats.generations) == made
+
+
 async def test_attempts_are_counted_by_their_documents(
     worker: RunningWorker[Any], line: Line, producer: SqsProducer
 ) -> None:

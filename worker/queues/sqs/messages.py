@@ -44,7 +44,11 @@ class Receipt:
 
 
 def delivery_of(message: Mapping[str, Any], policy: Policy, visibility: timedelta, traits: Traits) -> Delivery:
-    """The delivery that a message is; what SQS counts are all its receives, whatever became of them."""
+    """The delivery that a message is; what SQS counts are all its receives, whatever became of them.
+
+    That it was never received before does not say that its job was not done: whoever sent it may have sent it twice,
+    and a standard queue may hand it over twice at once.
+    """
     received = max(receives_of(message), 1)
     most = min(policy.max_deliveries, traits.most_receives or policy.max_deliveries)
     return Delivery(
@@ -54,7 +58,7 @@ def delivery_of(message: Mapping[str, Any], policy: Policy, visibility: timedelt
         receipt=Receipt(message["ReceiptHandle"], dict(message)),
         queued_at=sent_at(message),
         deliveries=received,
-        redelivered=received > 1 or SEEN in message.get("MessageAttributes", {}),
+        redelivered=True if received > 1 or SEEN in message.get("MessageAttributes", {}) else None,
         last_delivery=received >= most,
         over_limit=received > policy.max_deliveries,
         attempts_most=policy.max_attempts,
