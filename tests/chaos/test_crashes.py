@@ -65,7 +65,7 @@ async def test_matrix(point: str, queue: Kind, tmp_path: Path, figures: Figures)
     figures(line(f"matrix, {point} x {queue} x {len(ATTEMPTS)} attempts", shop, ledger, began))
 
 
-@pytest.mark.parametrize("queue", ["sqlite", "availability"])
+@pytest.mark.parametrize("queue", get_args(Kind))
 async def test_two_workers_one_of_them_killed(queue: Kind, tmp_path: Path, figures: Figures) -> None:
     """Sixty jobs on one queue; one worker is killed again and again, the other goes on."""
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A node that stands still at an effect and comes back when another has done its job; `make test-chaos` has all."""
+"""A node that stands still and comes back when another has done its job; `make test-chaos` has all cells."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from pathlib import Path
 import pytest
 
 from tests.support.freezing import frozen_at
+from tests.support.lines import Kind
 from tests.support.workshop import MODEL, OTHER_MODEL, workshop
 
+CELLS: list[tuple[Kind, str]] = [
+    ("sqlite", "during_upload"),
+    ("availability", "before_mark"),
+    ("redis", "during_webhook"),
+    ("sqs", "before_ack"),
+    ("salad", "generated"),
+]
 
-@pytest.mark.parametrize("cell", ["during_upload", "before_mark", "during_webhook"])
-async def test_frozen(cell: str, tmp_path: Path) -> None:
-    """What the published result names stays byte for byte, and there is one success webhook id."""
-    async with workshop(tmp_path, models=(MODEL, OTHER_MODEL)) as shop:
+
+@pytest.mark.parametrize(("queue", "cell"), CELLS)
+async def test_frozen(queue: Kind, cell: str, tmp_path: Path) -> None:
+    """It settles nothing, what the published result names stays byte for byte, and there is one webhook id."""
+    async with workshop(tmp_path, models=(MODEL, OTHER_MODEL), queue=queue) as shop:
         published, ledger = await frozen_at(shop, cell)
     assert published.changed(ledger) == set()
     assert published.marks.keys() == {"first/result.json", "job/result.json"}

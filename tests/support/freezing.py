@@ -29,6 +29,8 @@ PLACES: dict[Effect, Place] = {
 """The effects that are requests, by which one can be told from others."""
 
 HOPS = tuple(point for point in POINTS if "_" not in point)
+"""Where a job has no effect that others see."""
+
 CELLS = [
     *HOPS,
     *(f"{when}_{effect}" for effect in PLACES for when in ("before", "during", "after")),
