@@ -6,14 +6,15 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tests.support.lines import Kind
+from tests.support.lines_salad import Pushed
 from tests.support.shaky import Chance, ShakyHook, ShakyStore, shaky_store
 from tests.support.waiting import wait_until
 from tests.support.workshop import MODEL, Life, Workshop, workshop
@@ -21,9 +22,10 @@ from worker.retry import Policy, retrying
 from worker.simulators import Knobs
 
 T = TypeVar("T")
-Sort = Literal["good", "twice", "refused", "cancelled", "faulty", "hopeless"]
+Sort = Literal["good", "twice", "late", "refused", "cancelled", "faulty", "hopeless"]
 """good       made at once
-twice      submitted a second time, the same document
+twice      submitted a second time at once, the same document
+late       submitted a second time once it is over
 refused    no engine takes it
 cancelled  its owner withdraws it as soon as it is submitted
 faulty     the server hands over nothing for one or two attempts of it
@@ -31,7 +33,8 @@ hopeless   the server hands over nothing for any of them
 """
 SHARES: dict[Sort, float] = {
     "good": 90.5,
-    "twice": 3.0,
+    "twice": 1.5,
+    "late": 1.5,
     "refused": 2.5,
     "cancelled": 2.5,
     "faulty": 1.0,
@@ -40,6 +43,10 @@ SHARES: dict[Sort, float] = {
 SLOW: tuple[Sort, ...] = ("faulty", "hopeless")
 """They rest between their attempts, so none of them is among the last tenth."""
 
+AGAIN = "-again"
+"""Ends the platform's name of the second job of one document."""
+
+STEPS = 2
 STOCK = 1000
 """Jobs that are submitted and not over."""
 
@@ -59,11 +66,11 @@ class Planned:
     faults: int = 0
 
 
-def planned(count: int, rng: random.Random) -> list[Planned]:
-    """So many jobs of all sorts, none of whose ids is within another."""
+def planned(count: int, rng: random.Random, shares: Mapping[Sort, float] = SHARES) -> list[Planned]:
+    """So many jobs of these sorts, none of whose ids is within another."""
     plan = []
     for number in range(count):
-        sort = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        sort = rng.choices(list(shares), list(shares.values()))[0]
         if sort in SLOW and number > count * 0.9:
             sort = "good"
         faults = {"faulty": rng.choice((1, 2)), "hopeless": 3}.get(sort, 0)
@@ -80,7 +87,7 @@ class Hand:
 
     shop: Workshop
     name: str
-    changes: dict[str, str]
+    changes: dict[str, Any]
     life: Life | None = None
     deaths: list[float] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
@@ -119,6 +126,7 @@ class Mill:
     rng: random.Random
     hands: list[Hand] = field(default_factory=list)
     submitted: int = 0
+    all_submitted: bool = False
     withdrawn: list[Planned] = field(default_factory=list)
     restarts: int = 0
     seconds: float = 0.0
@@ -142,22 +150,41 @@ class Mill:
         return len(told) + sum(one.id not in told for one in self.withdrawn)
 
     async def _submit_all(self) -> None:
+        once_more: list[Planned] = []
         for one in self.plan:
             await wait_until(lambda: self.submitted - self.ended < STOCK, AWHILE_S, self._story)
             await self._submit(one)
             self.submitted += 1
+            once_more += [one] if one.sort == "late" else []
+            over = self.hook.ended()
+            for late in [late for late in once_more if late.id in over]:
+                await self._submit_again(late)
+                once_more.remove(late)
+        for late in once_more:
+            await wait_until(lambda: late.id in self.hook.ended(), AWHILE_S, self._story)  # noqa: B023
+            await self._submit_again(late)
+        self.all_submitted = True
 
     async def _submit(self, one: Planned) -> None:
         codes = {"refused": "invalid_job", "cancelled": "cancelled", "hopeless": "output_empty"}
-        steps = 10_000 if one.sort == "refused" else 2
+        steps = 10_000 if one.sort == "refused" else STEPS
         if one.faults:
             times = None if one.sort == "hopeless" else 2 * one.faults
             self.shop.simulators[0].knobs.arm("empty", times=times, prompt=one.id)
-        for _ in range(2 if one.sort == "twice" else 1):
-            await self._surely(lambda: self.shop.submit(one.id, code=codes.get(one.sort), steps=steps))
-        if one.sort == "cancelled":
-            if await self._surely(lambda: self.shop.producer.cancel(one.id)):
-                self.withdrawn.append(one)
+        submit = self.shop.submit
+        await self._surely(lambda: submit(one.id, code=codes.get(one.sort), steps=steps))
+        if one.sort == "twice":
+            await self._submit_again(one)
+        if one.sort == "cancelled" and await self._surely(lambda: self.shop.producer.cancel(one.id)):
+            self.withdrawn.append(one)
+
+    async def _submit_again(self, one: Planned) -> None:
+        """The same document; the platform knows jobs by names of its own, and so has another one then."""
+        line = self.shop.line
+        if isinstance(line, Pushed):
+            line.service.submit(one.id + AGAIN, line.service.jobs[one.id].input)
+        else:
+            await self._surely(lambda: self.shop.submit(one.id, steps=STEPS))
 
     async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
         """The queue may be away."""
@@ -179,7 +206,7 @@ class Mill:
                 await wait_until(lambda: self.rng.choice(self.hands).kill(), 60)
 
     async def _is_over(self) -> bool:
-        if self.submitted < len(self.plan) or self.ended < len(self.plan):
+        if not self.all_submitted or self.ended < len(self.plan):
             return False
         line = self.shop.line
         open_jobs = [await line.producer.jobs(status, 1) for status in ("waiting", "delayed", "leased")]
@@ -193,7 +220,9 @@ class Mill:
 
 
 @asynccontextmanager
-async def milling(folder: Path, queue: Kind, count: int, seed: int) -> AsyncIterator[Mill]:
+async def milling(
+    folder: Path, queue: Kind, count: int, seed: int, shares: Mapping[Sort, float] = SHARES
+) -> AsyncIterator[Mill]:
     """Three workers' places, each with an image server; the store and the receiver fail every now and then."""
     rng = random.Random(seed)
     knobs = Knobs(step_seconds=0.0, load_seconds=0.0, gzip=False)
@@ -204,7 +233,7 @@ async def milling(folder: Path, queue: Kind, count: int, seed: int) -> AsyncIter
         shaky_store(shop.bucket.endpoint_url, chances[1]) as store,
     ):
         shop.receiver = hook
-        mill = Mill(shop, store, hook, planned(count, rng), rng)
+        mill = Mill(shop, store, hook, planned(count, rng, shares), rng)
         for number, simulator in enumerate(shop.simulators, 1):
             changes = {"WORKER_ENGINE_URL": simulator.url, "WORKER_S3_ENDPOINT_URL": store.url}
             mill.hands.append(Hand(shop, f"w{number}", changes))
