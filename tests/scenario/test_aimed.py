@@ -6,8 +6,9 @@ import asyncio
 import dataclasses
 import json
 from datetime import timedelta
+from typing import Any
 
-from tests.support.office import PATH, RULES, Office, document
+from tests.support.office import HOOK, PATH, RULES, Office, document
 from tests.support.virtual import virtual
 from worker.live import Hop
 from worker.web.inside import Answer, ask
@@ -15,10 +16,11 @@ from worker.web.inside import Answer, ask
 IMPATIENT = dataclasses.replace(RULES, timeout=timedelta(seconds=5))
 
 
-def asking(office: Office, left: asyncio.Event, key: str = "job-1") -> asyncio.Task[Answer]:
+def asking(office: Office, left: asyncio.Event, key: str = "job-1", **fields: Any) -> asyncio.Task[Answer]:
     """A request from within under way."""
     headers = {"content-type": "application/json", "idempotency-key": key}
-    return asyncio.create_task(ask(office.app(), PATH, json.dumps(document()).encode(), headers, left), name="asking")
+    body = json.dumps(document(**fields)).encode()
+    return asyncio.create_task(ask(office.app(), PATH, body, headers, left), name="asking")
 
 
 async def generating(office: Office) -> None:
@@ -74,3 +76,57 @@ async def test_a_drain_gives_it_back() -> None:
         office.drain.begin(asyncio.get_running_loop().time() + 1)
         answer = await asked
         assert (answer.status, json.loads(answer.body)["code"]) == (503, "draining")
+
+
+@virtual
+async def test_a_webhook_is_told_before_the_queue() -> None:
+    """A queue forgets the job with the answer: that waits for the end and for the webhook, where others hear 202."""
+    office = Office()
+    async with office.open() as client:
+        office.engine.seconds, office.hooks.seconds = 20, 30
+        asked = asking(office, asyncio.Event(), webhook=HOOK)
+        await office.until(lambda: bool(office.hooks.tries))
+        assert not asked.done()
+        answer = await asked
+        assert (answer.status, json.loads(answer.body)["status"]) == (200, "succeeded")
+        [(_, told)] = office.hooks.taken
+        assert (told["type"], told["data"]["id"]) == ("job.succeeded", json.loads(answer.body)["id"])
+        assert (await client.post(PATH, json=document("b", webhook=HOOK))).status_code == 202
+
+
+@virtual
+async def test_a_webhook_that_is_away_holds_the_queue_up_no_longer_than_its_budget() -> None:
+    """Then the job is over, as on every queue where no result stands."""
+    office = Office()
+    async with office.open():
+        office.hooks.down_for_ever()
+        began = asyncio.get_running_loop().time()
+        answer = await asking(office, asyncio.Event(), webhook=HOOK)
+        assert answer.status == 200
+        assert office.hooks.tries.total() > 1
+        assert 30 < asyncio.get_running_loop().time() - began < 90
+
+
+@virtual
+async def test_who_leaves_while_the_webhook_is_tried_waits_no_more() -> None:
+    """The queue has given the job to another: nobody is told by us."""
+    office = Office()
+    async with office.open():
+        office.hooks.seconds = 500
+        left = asyncio.Event()
+        asked = asking(office, left, webhook=HOOK)
+        await office.until(lambda: bool(office.hooks.tries))
+        left.set()
+        await asyncio.wait_for(asked, 1)
+
+
+@virtual
+async def test_a_job_handed_over_again_has_the_webhook_id_of_the_first() -> None:
+    """Whichever node does it."""
+    told = []
+    for _ in range(2):
+        office = Office()
+        async with office.open():
+            await asking(office, asyncio.Event(), webhook=HOOK)
+            told += [number for number, _ in office.hooks.taken]
+    assert len(set(told)) == 1

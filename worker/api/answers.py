@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pydantic_core
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from worker.desk import Desk, Ended, Ticket
@@ -28,7 +28,7 @@ from worker.errors import (
 )
 from worker.job import document_of
 from worker.result import Result
-from worker.tasks import cancel_all
+from worker.tasks import cancel_all, first_of
 from worker.web.inside import is_patient
 from worker.web.problems import problem
 
@@ -63,8 +63,16 @@ async def document_in(request: Request, *, max_body: int) -> dict[str, Any]:
     return document_of(body, max_body=max_body)
 
 
+def hands_off(request: Request, wanted: bool) -> bool:
+    """Whether the caller is answered before the end, as he ``wanted`` it.
+
+    A queue's job never is: with the answer the queue forgets it, and it would be lost with this node.
+    """
+    return wanted and not is_patient(request.scope)
+
+
 async def ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
-    """Wait for a job until it has ended.
+    """Wait for a job until it has ended, and where a queue waits for it, until its webhook was tried.
 
     Raises `Late` once ``WORKER_HTTP_TIMEOUT`` is over, which promises that the job goes on; and `Gone` when the caller
     went away: then his job is cancelled, unless the operator wants it done all the same, or somebody else waits for it
@@ -82,6 +90,8 @@ async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
         limit = None if timeout is None else timeout.total_seconds()
         await asyncio.wait({over, away}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if over.done():
+            if is_patient(request.scope):
+                await first_of(_let_go(desk, ticket), asyncio.wait({away}))
             return over.result()
         if not away.done():
             ticket.waits = False
@@ -91,6 +101,11 @@ async def _ended(request: Request, desk: Desk, ticket: Ticket) -> Ended:
         raise Gone
     finally:
         await cancel_all({over, away})
+
+
+async def _let_go(desk: Desk, ticket: Ticket) -> None:
+    while any(job.id == ticket.id for job in desk.tools.live):
+        await desk.tools.live.changed()
 
 
 async def gone(request: Request) -> None:
@@ -123,6 +138,15 @@ def failed(result: Result) -> JSONResponse:
     document = pydantic_core.from_json(result.to_json(base64=False))
     errors = fields_in(error.code, error.message)
     return problem(status, error.message, code=error.code, errors=errors, headers=headers, more={"result": document})
+
+
+async def answered(result: Result) -> Response:
+    """The result document, or the problem that it is."""
+    if result.status != "succeeded":
+        return failed(result)
+    large = sum(len(output.base64 or "") for output in result.outputs) > _IN_THREAD
+    body = await asyncio.to_thread(result.to_json) if large else result.to_json()
+    return Response(body, media_type="application/json")
 
 
 def fields_in(code: str, message: str) -> tuple[FieldError, ...]:

@@ -32,6 +32,7 @@ from worker.api.relay import FORBIDDEN, STOPPING, forbidden, mount
 from worker.desk import Ended, Ticket
 from worker.errors import WorkerError
 from worker.live import Hop, LiveJob
+from worker.web.inside import is_patient
 
 NAMES = ("fooocus",)
 KEPT = 1000
@@ -106,7 +107,8 @@ def _add_generation(router: APIRouter, native: Native, asked: Asked, path: str) 
             body = await document_in(request, max_body=native.desk.rules.limits.max_body)
         except WorkerError as error:
             return refused(error)
-        wish = wish_of(body, kind, request.query_params.get("accept") or request.headers.get("accept", ""))
+        accept = request.query_params.get("accept") or request.headers.get("accept", "")
+        wish = wish_of(body, kind, accept, stays=is_patient(request.scope))
         document = job_of(body, endpoint, wish)
         if not wish.waits:
             return await _begun(request, native, asked, document, wish)
@@ -132,9 +134,12 @@ def _add_generation(router: APIRouter, native: Native, asked: Asked, path: str) 
     )
 
 
-def wish_of(body: Mapping[str, Any], kind: str, accept: str) -> Wish:
-    """As the server reads it: a caller who accepts a PNG and nothing else gets the first picture itself."""
-    waits = body.get("async_process") is not True
+def wish_of(body: Mapping[str, Any], kind: str, accept: str, *, stays: bool = False) -> Wish:
+    """As the server reads it: a caller who accepts a PNG and nothing else gets the first picture itself.
+
+    Who ``stays`` waits for the end whatever he asks for.
+    """
+    waits = stays or body.get("async_process") is not True
     return Wish(kind, body.get("require_base64") is True, waits, waits and accept == PNG)
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from worker.api import sse
-from worker.api.answers import Gone, Late, document_in, ended, failed, late, refused
+from worker.api.answers import Gone, Late, answered, document_in, ended, hands_off, late, refused
 from worker.api.schemas import job_schema
 from worker.desk import Desk
 from worker.desk.inquiry import Inquiry
@@ -21,7 +21,6 @@ from worker.result import Result
 from worker.web import problems
 from worker.web.problems import NOBODY
 
-_IN_THREAD = 1_000_000
 ASYNC = "respond-async"
 JobId = Annotated[str, Path(pattern=f"^{ID}$", description="As the answer to the request tells it")]
 Key = Annotated[
@@ -171,7 +170,7 @@ async def done(request: Request, desk: Desk, document: Mapping[str, Any], *, key
         _checked(document)
         preferred = prefers_async(request.headers.getlist("prefer"))
         document = document if preferred else await desk.followed(document)
-        if preferred or document.get("webhook") is not None:
+        if preferred or hands_off(request, document.get("webhook") is not None):
             return accepted(request, await desk.accept(document, key=key), preferred=preferred)
         ticket = await desk.take(document, waits=True, key=key)
         del document
@@ -196,15 +195,6 @@ def accepted(request: Request, state: State, *, preferred: bool) -> Response:
     headers = {"location": f"{request.scope.get('root_path', '')}/v1/jobs/{state.id}"}
     headers |= {"preference-applied": ASYNC, "vary": "prefer"} if preferred else {}
     return Response(state.to_json(), 202, headers, media_type="application/json")
-
-
-async def answered(result: Result) -> Response:
-    """The result document, or the problem that it is."""
-    if result.status != "succeeded":
-        return failed(result)
-    large = sum(len(output.base64 or "") for output in result.outputs) > _IN_THREAD
-    body = await asyncio.to_thread(result.to_json) if large else result.to_json()
-    return Response(body, media_type="application/json")
 
 
 async def _told(state: State, *, status: int = 200) -> Response:

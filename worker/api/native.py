@@ -12,7 +12,7 @@ import pydantic_core
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from worker.api.answers import Gone, Late, ended, failed, late, refused
+from worker.api.answers import Gone, Late, answered, ended, failed, hands_off, late, refused
 from worker.api.relay import PROBLEM, Relay, Responses
 from worker.desk import Desk, Ended
 from worker.engines.base import Engine
@@ -115,7 +115,10 @@ async def done(
 
 
 async def accepted(request: Request, native: Native, document: Mapping[str, Any]) -> Response:
-    """Take a job in whose owner is told by webhook: 202 with its id."""
+    """Take a job in whose owner is told by webhook: 202 with its id; for a queue, the result that he was told."""
+    if not hands_off(request, True):
+        end = await done(request, native, document, made_here=False)
+        return end if isinstance(end, Response) else await answered(end.result)
     try:
         state = await native.desk.accept(document, key=request.headers.get("idempotency-key"))
     except WorkerError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from worker.api.answers import Gone, Late, document_in, ended, failed, late, refused
+from worker.api.answers import Gone, Late, document_in, ended, failed, hands_off, late, refused
 from worker.api.comfyui.answer import answered, in_their_words, outputs
 from worker.api.comfyui.notifier import PromptNotifier
 from worker.api.comfyui.request import (
@@ -29,6 +29,7 @@ from worker.job import parse
 from worker.made import Made
 from worker.tasks import LARGE, aside
 from worker.urls import Guard
+from worker.web.inside import is_patient
 from worker.web.problems import NOBODY
 from worker.webhooks import Sender
 
@@ -96,17 +97,18 @@ class Prompts:
     ) -> Response:
         await self._check_urls(asked)
         await self._means.uploads.check(asked.upload)
-        desk = self._desk
+        desk, leaves = self._desk, hands_off(request, not asked.waits)
         upload, named = asked.upload, asked.webhook is not None or asked.webhook_v2 is not None
         ticket = await desk.take(
             document,
-            waits=asked.waits,
+            waits=not leaves,
+            key=request.headers.get("idempotency-key") if is_patient(request.scope) else None,
             native=True,
             store=None if upload is None else PromptStore(asked, upload, self._means.uploads, self._made),
             notifier=PromptNotifier(asked, told, self._means.sender, self._made) if named else None,
             credentials=asked.credentials,
         )
-        if not asked.waits:
+        if leaves:
             return await answered({**told, "status": "ok"}, status=202, size=_size(request))
         try:
             return await self._ended(request, await ended(request, desk, ticket), asked, told)
