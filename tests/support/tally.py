@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -37,7 +37,7 @@ MOST_CHARGED = 3
 LATE_S = 5.0
 """How long after a death its leases may be ended, beside their visibility."""
 
-FORGIVEN = (None, NODE_RESTARTED)
+LOST = (None, NODE_RESTARTED)
 """Codes of a hand-over that was lost with its worker."""
 
 
@@ -60,6 +60,11 @@ class Evidence:
     def end(self) -> str | None:
         """How the queue says it ended; None where it has not."""
         return None if self.state is None else end_of(self.state)
+
+    @property
+    def attempts(self) -> Sequence[Attempt]:
+        """Its hand-overs, of which the queue or the store tells."""
+        return () if self.state is None else self.state.attempts
 
     @property
     def pictures(self) -> set[str]:
@@ -98,7 +103,7 @@ class Tally:
             ]
             self.strays += len(one.pictures - named(one))
         if self.keeps_causes:
-            self.breaches += hand_over_breaches(self)
+            self.breaches += hand_over_breaches(self.jobs, self.mill.hands)
 
     @property
     def ends(self) -> Counter[str]:
@@ -109,15 +114,10 @@ class Tally:
         """How often each type was taken."""
         return Counter(told.type for one in self.jobs.values() for told in one.told)
 
-    @property
-    def attempts(self) -> list[Attempt]:
-        """Every hand-over of which the queue or the store tells."""
-        return [one for job in self.jobs.values() if job.state for one in job.state.attempts]
-
     def figures(self) -> str:
         """One line."""
-        mill, lost = self.mill, held(self)
-        codes = Counter(one.code or "lost" for one in self.attempts)
+        mill, lost = self.mill, held(self.jobs, self.mill.hands)
+        codes = Counter(attempt.code or "lost" for one in self.jobs.values() for attempt in one.attempts)
         store, hook = mill.store.chance, mill.hook.chance
         said = [
             f"{len(self.jobs)} jobs ({_counted(Counter(one.sort for one in mill.plan))})",
@@ -146,7 +146,10 @@ async def tallied(mill: Mill) -> Tally:
         jobs[withdrawn.id].is_withdrawn = True
     unknown = [*_stored(mill, jobs), *await _queued(mill, jobs)]
     for told in mill.hook.told:
-        jobs[told.data["id"]].told.append(told)
+        if told.data["id"] in jobs:
+            jobs[told.data["id"]].told.append(told)
+        else:
+            unknown.append(f"{told}")
     for simulator in mill.shop.simulators:
         for one in simulator.stats.generations:
             if one.prompt in jobs:
@@ -211,8 +214,7 @@ def breaches_of(one: Evidence, *, keeps_ids: bool) -> Iterator[str]:
         yield f"has the webhook ids {sorted(ids)}"
     may_race = one.planned.sort == "twice" and not keeps_ids
     yield from _of_success(one, may_race=may_race) if end == "succeeded" else _of_failure(one, end)
-    if one.state is not None:
-        yield from _of_attempts(one, one.state.attempts)
+    yield from _of_attempts(one)
 
 
 def _of_success(one: Evidence, *, may_race: bool) -> Iterator[str]:
@@ -242,35 +244,34 @@ def _of_failure(one: Evidence, end: str) -> Iterator[str]:
         yield f"ended as {end} and has a result"
     if end != CANCELLED and not any(name.startswith("failure-") for name in one.objects):
         yield "failed without a document"
-    codes = {told.data["error"]["code"] for told in one.told}
+    codes = {(told.data.get("error") or {}).get("code") for told in one.told}
     if codes - {end}:
         yield f"ended as {end} and was told of as {codes}"
 
 
-def _of_attempts(one: Evidence, attempts: Sequence[Attempt]) -> Iterator[str]:
+def _of_attempts(one: Evidence) -> Iterator[str]:
     """No node's loss is charged, and all that are charged are those that the plan has."""
-    charged = [attempt.code for attempt in attempts if attempt.charged]
+    charged = [attempt.code for attempt in one.attempts if attempt.charged]
     due = {"refused": ["invalid_job"], "hopeless": ["output_empty"] * MOST_CHARGED}.get(one.planned.sort, [])
     if one.planned.sort == "faulty":
         due = ["output_empty"] * min(len(charged), one.planned.faults)
     if charged != due:
         yield f"was charged with {charged}, not {due}"
-    early = [attempt.code for attempt in attempts[:-1] if attempt.code in ("succeeded", "invalid_job", CANCELLED)]
+    early = [attempt.code for attempt in one.attempts[:-1] if attempt.code in ("succeeded", "invalid_job", CANCELLED)]
     if early:
         yield f"ended early: {early}"
 
 
-def hand_over_breaches(tally: Tally) -> Iterator[str]:
+def hand_over_breaches(jobs: Mapping[str, Evidence], hands: Sequence[Hand]) -> Iterator[str]:
     """Every hand-over has an end that is accounted for, and each that was lost was lost with its worker."""
-    abandoned = {name for hand in tally.mill.hands for name in _abandoned(hand)}
-    for one in tally.jobs.values():
-        attempts = () if one.state is None else one.state.attempts
-        ended = attempts[-1].code if attempts else None
+    abandoned = {name for hand in hands for name in _abandoned(hand)}
+    for name, one in jobs.items():
+        ended = one.attempts[-1].code if one.attempts else None
         if one.end != CANCELLED and ended != one.end:
-            yield f"{one.planned.id} ended as {one.end}, and its last hand-over as {ended}"
-        for attempt in attempts:
-            if attempt.code in FORGIVEN and _death(tally, attempt) is None and one.planned.id not in abandoned:
-                yield f"{one.planned.id} was lost by {attempt.worker}, which did not die"
+            yield f"{name} ended as {one.end}, and its last hand-over as {ended}"
+        for attempt in one.attempts:
+            if attempt.code in LOST and _death(attempt, hands) is None and name not in abandoned:
+                yield f"{name} was lost by {attempt.worker}, which did not die"
 
 
 def _abandoned(hand: Hand) -> Iterator[str]:
@@ -281,22 +282,18 @@ def _abandoned(hand: Hand) -> Iterator[str]:
                 yield json.loads(line)["job"]
 
 
-def _death(tally: Tally, attempt: Attempt) -> tuple[str, float] | None:
-    """The death by which a hand-over was lost."""
-    hand = next(hand for hand in tally.mill.hands if hand.name == attempt.worker)
+def _death(attempt: Attempt, hands: Sequence[Hand]) -> tuple[str, float] | None:
+    """The worker and the time of the death by which a hand-over was lost."""
+    hand = next(hand for hand in hands if hand.name == attempt.worker)
     at = 0.0 if attempt.ended is None else attempt.ended.timestamp()
     before = [death for death in hand.deaths if death - 1 <= at <= death + VISIBILITY_S + LATE_S]
     return (hand.name, before[-1]) if before else None
 
 
-def held(tally: Tally) -> list[int]:
+def held(jobs: Mapping[str, Evidence], hands: Sequence[Hand]) -> list[int]:
     """How many jobs each killed worker held at its death."""
-    lost: dict[tuple[str, float], int] = defaultdict(int)
-    for attempt in _lost(tally.attempts):
-        if (death := _death(tally, attempt)) is not None:
+    lost: Counter[tuple[str, float]] = Counter()
+    for attempt in (attempt for one in jobs.values() for attempt in one.attempts if attempt.code in LOST):
+        if (death := _death(attempt, hands)) is not None:
             lost[death] += 1
-    return [lost[hand.name, death] for hand in tally.mill.hands for death in hand.deaths]
-
-
-def _lost(attempts: Iterable[Attempt]) -> Iterator[Attempt]:
-    return (one for one in attempts if one.code in FORGIVEN)
+    return [lost[hand.name, death] for hand in hands for death in hand.deaths]
