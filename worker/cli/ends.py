@@ -66,6 +66,9 @@ async def open_ends(settings: Settings, clock: CorrectedClock, *, wanted: bool) 
     if not wanted or kind in KEEPS_RESULTS:
         yield None
         return
+    if kind in SILENT and settings.storage.kind == "auto" and settings.storage.bucket is None:
+        said = f"is needed to wait, or WORKER_S3_BUCKET: WORKER_QUEUE={kind} tells nothing of a job"
+        raise ConfigError((FieldError("WORKER_STORAGE", said),))
     async with opened(settings, {"storage"}) as parts:
         archives = parts.storage.archives if parts.storage is not None else ()
         default = parts.storage.default if parts.storage is not None else None

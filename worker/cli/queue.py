@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from worker.cli.output import complain, print_rows
-from worker.cli.start import read_settings
+from worker.cli.start import asking, read_settings
 from worker.clock import CorrectedClock, SystemClock
 from worker.queues import open_producer
 from worker.queues.base import JobState, Producer
@@ -82,9 +82,11 @@ async def _requeue_all(producer: Producer) -> list[str]:
 
 def _with_producer(use: Callable[[Producer], Awaitable[T]]) -> T:
     async def opened() -> T:
-        producer = open_producer(read_settings().queue, CorrectedClock(SystemClock()))
+        settings = read_settings(elsewhere=True).queue
+        producer = open_producer(settings, CorrectedClock(SystemClock()))
         try:
-            return await use(producer)
+            with asking(settings):
+                return await use(producer)
         finally:
             await producer.aclose()
 

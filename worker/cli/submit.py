@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +15,9 @@ import typer
 
 from worker.cli.documents import checked, multiplied, read_documents
 from worker.cli.output import complain, print_rows
-from worker.cli.start import read_settings
+from worker.cli.start import asking, read_settings
 from worker.clock import CorrectedClock, SystemClock
-from worker.errors import IdConflict
+from worker.errors import AuthFailed, ConfigError, IdConflict, QueueUnavailable, UploadFailed, WorkerError
 from worker.job import Limits
 from worker.queues import open_producer
 from worker.queues.base import JobState, Producer
@@ -52,7 +52,7 @@ def submit(
         raise typer.BadParameter("--out is for --url; a worker of a queue stores images where its settings say")
     if (file is None) == (prompt is None):
         raise typer.BadParameter("give a FILE, `-` for stdin, or --prompt")
-    settings = read_settings()
+    settings = read_settings(elsewhere=True)
     given = _read(file) if file is not None else [{"params": {"prompt": prompt}}]
     documents = [copy for document in given for copy in multiplied(document, count, _new_id)]
     if url is not None:
@@ -95,7 +95,8 @@ async def _queue(settings: Settings, jobs: Sequence[tuple[str, bytes, int]], wai
 
     clock = CorrectedClock(SystemClock())
     async with open_ends(settings, clock, wanted=wait) as ends:
-        return await _run(open_producer(settings.queue, clock, store=settings.store), jobs, wait, ends)
+        with asking(settings.queue):
+            return await _run(open_producer(settings.queue, clock, store=settings.store), jobs, wait, ends)
 
 
 async def _run(producer: Producer, jobs: Sequence[tuple[str, bytes, int]], wait: bool, ends: Ends | None = None) -> int:
@@ -109,15 +110,22 @@ async def _run(producer: Producer, jobs: Sequence[tuple[str, bytes, int]], wait:
 
 
 async def send(producer: Producer, jobs: Sequence[tuple[str, bytes, int]]) -> set[str]:
-    """Submit all, each id printed as it is taken; the ids under which another document stands."""
+    """Submit all, each id printed as it is taken; the ids under which another document stands.
+
+    Where one cannot be submitted it is told, and that those after it were not.
+    """
     conflicts = set()
-    for job_id, body, priority in jobs:
+    for number, (job_id, body, priority) in enumerate(jobs, 1):
         try:
             is_new = await producer.submit(job_id, body, priority=priority)
         except IdConflict as error:
             conflicts.add(job_id)
             complain(f"{job_id}: {error.message}")
             continue
+        except WorkerError:
+            rest = f", nor were the {len(jobs) - number} after it" if number < len(jobs) else ""
+            complain(f"{job_id}: was not submitted{rest}")
+            raise
         print(job_id, flush=True)
         if not is_new:
             complain(f"{job_id}: was submitted before")
@@ -125,15 +133,20 @@ async def send(producer: Producer, jobs: Sequence[tuple[str, bytes, int]]) -> se
 
 
 async def follow(producer: Producer, ids: Sequence[str], ends: Ends | None = None) -> list[JobState | None]:
-    """Wait until each of these jobs has ended, showing how far they are; how they ended, None where nobody knows."""
+    """Wait until each of these jobs has ended, showing how far they are; how they ended, None where nobody knows.
+
+    A queue or a store that is away is waited for. Raises `AuthFailed` and `ConfigError`.
+    """
     ended: dict[str, JobState | None] = {}
-    with _progress(len(ids)) as advance:
+    patience = _Patience()
+    with _progress(len(ids)) as advance, _left_alone(ids, ended):
         while running := [job_id for job_id in ids if job_id not in ended]:
-            for job_id in running:
-                is_over, job = await _end_of(job_id, producer, ends)
-                if is_over:
-                    ended[job_id] = job
-                    advance()
+            with patience:
+                for job_id in running:
+                    is_over, job = await _end_of(job_id, producer, ends)
+                    if is_over:
+                        ended[job_id] = job
+                        advance()
             if len(ended) < len(ids):
                 await asyncio.sleep(LOOK_EVERY_S if ends is None else LOOK_INTO_STORE_EVERY_S)
     print_rows(("id", "status", "seconds", "result"), [_row(job_id, ended[job_id]) for job_id in ids])
@@ -148,6 +161,33 @@ async def _end_of(job_id: str, producer: Producer, ends: Ends | None) -> tuple[b
         if found is not None or (job is None and ends.alone):
             return found is not None, found
     return job is None or job.status in OVER, job
+
+
+class _Patience:
+    """Bears with what may pass, and says so once until it has passed."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __enter__(self) -> None:
+        """A look at all jobs begins."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        passes = isinstance(error, QueueUnavailable | UploadFailed) and not isinstance(error, AuthFailed | ConfigError)
+        if passes and not self._said:
+            complain(f"still waiting: {error}")
+        self._said = passes
+        return passes
+
+
+@contextmanager
+def _left_alone(ids: Sequence[str], ended: Collection[str]) -> Iterator[None]:
+    """Who is interrupted is told that the jobs are not."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        complain(f"not waited for any more: {len(ids) - len(ended)} job(s), which go on")
+        raise
 
 
 @contextmanager

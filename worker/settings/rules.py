@@ -32,6 +32,9 @@ class Rule(NamedTuple):
 
 
 RULES: list[Rule] = []
+NODE_RULES: list[Rule] = []
+"""What a node minds, and not who only asks something of a queue."""
+
 HINTS: list[Rule] = []
 
 
@@ -45,9 +48,12 @@ def _rule(
     return register
 
 
-def mistakes(settings: Settings, wrong: Collection[str]) -> tuple[FieldError, ...]:
-    """Every broken rule, but for those that read a variable which is ``wrong`` already."""
-    return _found(RULES, settings, wrong)
+def mistakes(settings: Settings, wrong: Collection[str], *, elsewhere: bool = False) -> tuple[FieldError, ...]:
+    """Every broken rule, but for those that read a variable which is ``wrong`` already.
+
+    ``elsewhere``: the settings are not a node's.
+    """
+    return _found(RULES if elsewhere else RULES + NODE_RULES, settings, wrong)
 
 
 def hints(settings: Settings) -> tuple[FieldError, ...]:
@@ -109,7 +115,7 @@ def _redis_server(settings: Settings) -> Found:
         yield FieldError("WORKER_REDIS_URL", "is needed with WORKER_QUEUE=redis")
 
 
-@_rule("WORKER_QUEUE", "WORKER_PLATFORM")
+@_rule("WORKER_QUEUE", "WORKER_PLATFORM", into=NODE_RULES)
 def _salads_own_queue(settings: Settings) -> Found:
     if settings.queue.kind == "salad" and settings.platform != "salad":
         yield FieldError("WORKER_QUEUE", "is salad, which is there on SaladCloud alone (WORKER_PLATFORM=salad)")
@@ -119,7 +125,7 @@ OF_A_FLEET = ("availability", "sqs", "redis")
 """Queues whose results must outlive the node."""
 
 
-@_rule("WORKER_QUEUE", "WORKER_STORAGE", "WORKER_S3_BUCKET")
+@_rule("WORKER_QUEUE", "WORKER_STORAGE", "WORKER_S3_BUCKET", into=NODE_RULES)
 def _store_of_a_fleet(settings: Settings) -> Found:
     storage, kind = settings.storage, settings.queue.kind
     if kind in OF_A_FLEET and storage.kind == "auto" and storage.bucket is None:

@@ -45,9 +45,9 @@ def from_environment() -> Settings:
     return read_environment().whole()
 
 
-def read_environment() -> Reading:
-    """What the environment of this process comes to. Nothing else reads it."""
-    return reading_of(os.environ)
+def read_environment(*, elsewhere: bool = False) -> Reading:
+    """What the environment of this process comes to. Nothing else reads it. ``elsewhere``: as `reading_of`."""
+    return reading_of(os.environ, elsewhere=elsewhere)
 
 
 def environment() -> dict[str, str]:
@@ -95,8 +95,11 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return reading_of(environ).whole()
 
 
-def reading_of(environ: Mapping[str, str]) -> Reading:
-    """What these variables come to, every mistake included."""
+def reading_of(environ: Mapping[str, str], *, elsewhere: bool = False) -> Reading:
+    """What these variables come to, every mistake included.
+
+    ``elsewhere``: they are not a node's, but of who only asks something of a queue.
+    """
     salad, environ = is_salad(environ), with_defaults(environ)
     source, others = EnvironmentSource(Settings, environ, WORKER), inherited.inherited(environ)
     tree = source()
@@ -107,7 +110,7 @@ def reading_of(environ: Mapping[str, str]) -> Reading:
     settings = settings.model_copy(update={"inherited": others})
     unknown = tuple(FieldError(name, "is unknown and has no effect") for name in source.unknown)
     mistakes = [*source.mistakes, *found, *inherited.mistakes(others), *(unknown if settings.node.strict else ())]
-    mistakes += rules.mistakes(settings, {mistake.field for mistake in mistakes})
+    mistakes += rules.mistakes(settings, {mistake.field for mistake in mistakes}, elsewhere=elsewhere)
     if mistakes:
         names = inherited.written(others)
         told = tuple(FieldError(names.get(one.field, one.field), one.message) for one in mistakes)

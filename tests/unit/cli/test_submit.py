@@ -15,14 +15,15 @@ from tests.support.queues import result_of, taken
 from tests.support.storage import a_file_artifact, an_artifact
 from tests.support.waiting import wait_until
 from tests.unit.cli.conftest import Command
-from worker.cli import main
+from worker.cli import main, submit
 from worker.cli.documents import multiplied, read_documents
 from worker.cli.submit import follow
 from worker.clock import SystemClock
-from worker.errors import InvalidJob
+from worker.errors import AuthFailed, InvalidJob, QueueUnavailable
 from worker.queues.base import JobState
 from worker.queues.memory import MemoryQueue
 from worker.queues.sqlite import SqliteQueue
+from worker.queues.sqs.errors import QueueRefused
 
 DOCUMENT = {"id": "a", "params": {"prompt": "a cat", "seed": 7}}
 
@@ -206,6 +207,65 @@ async def test_jobs_that_end_without_a_result_failed(capsys: pytest.CaptureFixtu
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [["a", "dead"], ["b", "gone"]]
     assert rows[0][-1] == "internal"
+
+
+class Interrupted(MemoryQueue):
+    """A queue that is away at every other look, and then tells of the end; it is asked ``looks`` times."""
+
+    looks = 0
+
+    async def state(self, job_id: str) -> JobState | None:
+        self.looks += 1
+        if self.looks % 2 and self.looks < 6:
+            raise QueueUnavailable("no answer")
+        status = "done" if self.looks > 6 else "leased"
+        return JobState(job_id, status, 1, (), None, result_of(job_id) if status == "done" else None)
+
+
+async def test_waiting_outlasts_a_queue_that_is_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each outage is told of once; credentials that are refused end it."""
+    monkeypatch.setattr(submit, "LOOK_EVERY_S", 0)
+    queue = Interrupted(SystemClock())
+    [ended] = await follow(queue, ["a"])
+    assert ended is not None
+    assert ended.result is not None
+    assert capsys.readouterr().err == "still waiting: no answer\n" * 3
+    monkeypatch.setattr(queue, "state", Refusing(SystemClock()).state)
+    with pytest.raises(AuthFailed):
+        await follow(queue, ["a"])
+
+
+class Refusing(MemoryQueue):
+    async def state(self, job_id: str) -> JobState | None:
+        raise QueueRefused("no")
+
+
+async def test_who_is_interrupted_is_told_that_the_jobs_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are on the queue, whoever waits for them."""
+    queue = MemoryQueue(SystemClock())
+    for job_id in ("a", "b"):
+        await queue.submit(job_id, b'{"params": {"prompt": "x"}}')
+    delivery = await taken(queue)
+    await queue.ack(delivery, result_of(delivery.id))
+    waiting = asyncio.create_task(follow(queue, ["a", "b"]), name="follow")
+    await asyncio.wait({waiting}, timeout=0)
+    await asyncio.wait({waiting}, timeout=0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert capsys.readouterr().err == "not waited for any more: 1 job(s), which go on\n"
+
+
+@pytest.mark.parametrize(("kind", "instead"), [("none", "--url"), ("salad", "the platform's API")])
+def test_queues_that_nobody_submits_to(
+    kind: str, instead: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to do instead is told, wherever it is asked."""
+    monkeypatch.setenv("WORKER_QUEUE", kind)
+    for argv in (("submit", "--prompt", "x"), ("queue", "dead"), ("queue", "requeue", "a")):
+        ran = command(*argv)
+        assert (ran.code, "WORKER_QUEUE: is " + kind in ran.err, instead in ran.err) == (64, True, True)
 
 
 async def test_a_row_names_images_and_files(capsys: pytest.CaptureFixture[str]) -> None:

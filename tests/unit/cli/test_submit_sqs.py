@@ -120,6 +120,28 @@ def test_where_no_store_tells_nothing_is_waited_for(
     assert line.counts() == (1, 0)
 
 
+def test_who_submits_needs_no_store(command: Command, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers do, and who waits: a folder that is nobody else's tells nothing."""
+    monkeypatch.delenv("WORKER_STORAGE")
+    monkeypatch.delenv("WORKER_STORAGE_DIRECTORY")
+    assert command("submit", "--prompt", "x").code == 0
+    assert line.counts() == (1, 0)
+    ran = command("submit", "--prompt", "x", "--wait")
+    assert (ran.code, "WORKER_STORAGE: is needed to wait" in ran.err) == (64, True)
+    assert line.counts() == (1, 0)
+
+
+def test_jobs_that_do_not_get_through_are_told(command: Command, line: Line, sqs_server: Server) -> None:
+    """By id, with how many come after them, and the variable that says where they were to go."""
+    sqs_server.bent.do("SendMessage", Refused("ServiceUnavailable", 503))
+    ran = command("submit", "--prompt", "x", "--count", "3")
+    assert (ran.code, ran.out) == (1, "")
+    told = [one for one in ran.err.splitlines() if "werkzeug" not in one]
+    assert told[0].endswith("-0001: was not submitted, nor were the 2 after it")
+    assert told[1].startswith("WORKER_SQS_QUEUE_URL: ")
+    assert told[2].startswith("queue_unavailable: ")
+
+
 def test_the_queue_commands(command: Command, line: Line) -> None:
     """Dead letters are listed and requeued; of what waits the number is told."""
 
