@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 
 from worker import failpoints
-from worker.errors import JobCancelled, QueueUnavailable
+from worker.errors import JobCancelled, LeaseLost, QueueUnavailable
 from worker.failpoints import Effect
 from worker.live import LiveJob
 from worker.node import Orders
@@ -18,12 +18,17 @@ from worker.queues.base import Delivery, Queue
 
 log = structlog.get_logger()
 
+ANSWERS = (Effect.ACK, Effect.NACK, Effect.REJECT)
+"""Effects by which a delivery ends."""
+
 
 class Lease:
     """Ours until (the time before the last successful renewal was sent) + visibility - margin.
 
     It starts unproven: the first renewal is sent at once, so that a delivery that lay in a frozen process
     is never acted upon. Work goes on while the lease is doubtful; effects wait for the next renewal.
+    A renewal that the queue refuses while our answer is on its way to it may have come after that: the answer's own
+    end tells whether the delivery was ours.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Lease:
         self._valid_until = float("-inf")
         self._renewed = asyncio.Event()
         self._wanted = asyncio.Event()
+        self._answering: asyncio.Future[bool] | None = None
 
     async def keep(self) -> None:
         """A guard: renews for ever; raises `LeaseLost` when the queue says that the delivery is not ours."""
@@ -52,7 +58,13 @@ class Lease:
         while True:
             self._wanted.clear()
             sent = loop.time()
-            if await self._renew():
+            try:
+                renewed = await self._renew()
+            except LeaseLost:
+                if await self._is_answered():
+                    return
+                raise
+            if renewed:
                 self._valid_until = sent + self._visibility_s - self._margin_s
                 self._renewed.set()
                 self._renewed = asyncio.Event()
@@ -80,6 +92,10 @@ class Lease:
         except TimeoutError:
             pass
 
+    async def _is_answered(self) -> bool:
+        """Whether an answer that is on its way, if one is, comes through to the queue."""
+        return self._answering is not None and await asyncio.shield(self._answering)
+
     async def before_effect(self) -> None:
         """Wait until an effect is allowed."""
         loop = asyncio.get_running_loop()
@@ -92,5 +108,20 @@ class Lease:
         """Do one effect under the lease, with a failpoint on each side."""
         await self.before_effect()
         failpoints.reached(f"before_{effect}")
-        yield
+        if effect in ANSWERS:
+            with self._answered():
+                yield
+        else:
+            yield
         failpoints.reached(f"after_{effect}")
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        self._answering = asyncio.get_running_loop().create_future()
+        taken = False
+        try:
+            yield
+            taken = True
+        finally:
+            self._answering.set_result(taken)
+            self._answering = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support.virtual import elapse, virtual
 from worker import failpoints
 from worker.errors import JobCancelled, LeaseLost, QueueUnavailable, WorkerError
 from worker.failpoints import Effect
-from worker.lease import Lease
+from worker.lease import ANSWERS, Lease
 from worker.live import Live, LiveJob
 from worker.node import Orders
 from worker.queues.base import Delivery
@@ -146,3 +147,40 @@ async def test_an_effect_has_a_failpoint_on_each_side() -> None:
         failpoints.install(None)
         await cancel_all({keeping})
     assert seen == ["before_ack", "after_ack", "before_nack"]
+
+
+@virtual
+@pytest.mark.parametrize("effect", ANSWERS)
+async def test_a_renewal_that_an_answer_overtook(effect: Effect) -> None:
+    """The queue knows the delivery no more because we ended it: it was not lost."""
+    lease = lease_of(Renewals(None, LeaseLost()))
+
+    async def settled() -> str:
+        await lease.before_effect()
+        await elapse(5)
+        async with lease.effect(effect):
+            await elapse(10)
+        await elapse(1)
+        return "settled"
+
+    assert await run_guarded(settled(), lease.keep()) == "settled"
+
+
+@virtual
+@pytest.mark.parametrize("end", [QueueUnavailable(), LeaseLost()])
+async def test_a_renewal_that_was_refused_while_an_answer_failed(end: WorkerError) -> None:
+    """What did not come through has ended nothing: the delivery is another's."""
+    lease = lease_of(Renewals(None, LeaseLost()))
+
+    async def unsettled() -> None:
+        await lease.before_effect()
+        await elapse(5)
+        with suppress(QueueUnavailable):
+            async with lease.effect(Effect.ACK):
+                await elapse(10)
+                raise end
+        await elapse(100)
+
+    with pytest.raises(LeaseLost):
+        await run_guarded(unsettled(), lease.keep())
+    assert asyncio.get_running_loop().time() == 15
