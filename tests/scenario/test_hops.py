@@ -3,116 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-import pytest
-
-from tests.support.fakes import HOOK
+from tests.support.hops import Journey, at_every_hop, held_up, later
 from tests.support.virtual import elapse, virtual
 from tests.support.world import VISIBILITY, World
-from worker import failpoints, images, made
 from worker.engines.base import Reach
 from worker.live import Hop
-from worker.status import Phase
 from worker.supervisor import ExitCode
 
+pytest_plugins = ("tests.support.hops_fixtures",)
+
 RETURNED = "sd_worker_deliveries_returned_total"
-EVENTS = ["started", "succeeded", "failed", "cancelled"]
 BEFORE_ENGINE = (Hop.RECEIVED, Hop.ADMIT, Hop.MODELS, Hop.WAITING)
 PAST_ENGINE = (Hop.IMAGES, Hop.UPLOAD, Hop.SETTLE)
-
-at_every_hop = pytest.mark.parametrize("hop", list(Hop))
-
-
-@pytest.fixture
-def slow_images(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Seconds by which the next verification of images is held up, under the key ``seconds``."""
-    delay: dict[str, float] = {}
-    real = images.verify_all
-
-    async def slow(*args: Any, **named: Any) -> Any:
-        await elapse(delay.pop("seconds", 0.0))
-        return await real(*args, **named)
-
-    monkeypatch.setattr(made, "verify_all", slow)
-    return delay
-
-
-@pytest.fixture
-def on_received() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Have something called at the very instant in which a job begins to be held."""
-
-    def install(act: Callable[[], None]) -> None:
-        def once(point: str) -> None:
-            if point == "received":
-                failpoints.install(None)
-                act()
-
-        failpoints.install(once)
-
-    yield install
-    failpoints.install(None)
-
-
-class Journey:
-    """Brings job ``a`` to a hop, where it stays for ``seconds``, and has something happen there."""
-
-    def __init__(self, world: World, hop: Hop, slow_images: dict[str, float], on_received: Any) -> None:
-        self.world, self.hop = world, hop
-        self._slow_images, self._on_received = slow_images, on_received
-
-    async def bring(self, seconds: float, event: Callable[[], None]) -> None:
-        world, fields = self.world, {"webhook": {"url": HOOK, "events": EVENTS}}
-        match self.hop:
-            case Hop.RECEIVED:
-                self._on_received(event)
-                world.engine.delays[Hop.ADMIT, "a"] = seconds
-                await world.submit("a", **fields)
-                return
-            case Hop.ADMIT | Hop.GENERATE:
-                world.engine.delays[self.hop, "a"] = seconds
-            case Hop.MODELS:
-                world.inputs.delays[self.hop, "a"] = seconds
-                fields["params"] = {"prompt": "a", "image": "https://pictures.example/a"}
-            case Hop.WAITING:
-                world.engine.delays[Hop.GENERATE, "before"] = seconds
-                await world.submit("before")
-                await world.at(Hop.GENERATE, "before")
-            case Hop.IMAGES:
-                await world.status.reached(Phase.READY)
-                self._slow_images["seconds"] = seconds
-            case Hop.UPLOAD:
-                world.storage.delays[self.hop, "a"] = seconds
-            case Hop.SETTLE:
-                world.receiver.delays[self.hop, "a"] = 0.0
-        await world.submit("a", **fields)
-        await world.at(self.hop, "a")
-        event()
-
-
-@pytest.fixture
-def journey(slow_images: dict[str, float], on_received: Any) -> Callable[[World, Hop], Journey]:
-    return lambda world, hop: Journey(world, hop, slow_images, on_received)
-
-
-def held_up(world: World, hop: Hop, seconds: float) -> float:
-    """At the last hop it is the receiver that takes its time."""
-    if hop is Hop.SETTLE:
-        world.receiver.seconds = seconds
-    return seconds
-
-
-def later(world: World, act: Callable[[], Any]) -> Callable[[], None]:
-    """An act that has to be awaited, as an event."""
-
-    def event() -> None:
-        task = asyncio.create_task(act(), name="event")
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    tasks: set[asyncio.Task[Any]] = set()
-    return event
 
 
 @at_every_hop

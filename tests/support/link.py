@@ -22,11 +22,11 @@ class Link:
         self.queue = queue
         self.away = False
         self._held: dict[str, Delivery] = {}
-        self._lost: set[Any] = set()
+        self._lost: list[Any] = []
 
     def lose(self, job_id: str) -> None:
         """The delivery of this job that was received last is no longer ours."""
-        self._lost.add(self._held[job_id].receipt)
+        self._lost.append(self._held[job_id].receipt)
 
     def _reach(self, delivery: Delivery | None = None) -> None:
         if self.away:

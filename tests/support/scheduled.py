@@ -53,9 +53,20 @@ class InProcess(httpx.AsyncBaseTransport):
         self._answering.add(answering)
         answering.add_done_callback(self._answering.discard)
         await asyncio.wait({answering})
+        if answering.cancelled():
+            raise httpx.ReadError("cut off", request=request)
         answer = answering.result()
         await takes(self.latency_s)
         return httpx.Response(answer.status, headers=dict(answer.headers), content=answer.body)
+
+    def sever(self) -> None:
+        """Nothing arrives any more, and who waits for an answer is gone as the server sees it."""
+        self.broken = True
+        for answering in self._answering:
+            answering.cancel()
+
+    def mend(self) -> None:
+        self.broken = False
 
     def times(self, path: str) -> list[float]:
         """When requests for this path were sent."""

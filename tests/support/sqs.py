@@ -22,9 +22,8 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tests.support.clock import FakeClock
 from tests.support.s3 import ACCESS_KEY, REGION, SECRET_KEY
-from worker.clock import CorrectedClock, SystemClock
+from worker.clock import Clock, CorrectedClock, SystemClock
 from worker.queues.policy import Policy
 from worker.queues.sqs import SqsProducer, SqsQueue
 
@@ -289,7 +288,7 @@ def _client(endpoint_url: str) -> SQSClient:
 
 
 @contextmanager
-def moved_time(clock: FakeClock) -> Iterator[None]:
+def moved_time(clock: Clock) -> Iterator[None]:
     """Have every queue of moto's in this process live by this clock; polls go on by real time too."""
     models: Any = importlib.import_module("moto.sqs.models")
     began, kept, ticks = time.monotonic(), (models.unix_time, models.unix_time_millis), iter(range(10**9))
