@@ -50,6 +50,7 @@ class Lease:
         self._valid_until = float("-inf")
         self._renewed = asyncio.Event()
         self._wanted = asyncio.Event()
+        self._failed = 0
         self._answering: asyncio.Future[bool] | None = None
 
     async def keep(self) -> None:
@@ -76,11 +77,16 @@ class Lease:
         try:
             orders = await self._queue.extend(self._delivery)
         except QueueUnavailable as error:
-            log.warning("lease_not_renewed", error=error.message)
+            self._failed += 1
+            say = log.warning if self._failed == 1 else log.debug
+            say("lease_not_renewed", error=error.message)
             return False
         except JobCancelled:
             self._job.cancel()
-            return True
+            orders = None
+        if self._failed:
+            log.info("lease_renewed", tries=self._failed + 1)
+            self._failed = 0
         if orders is not None:
             self._on_orders(orders)
         return True

@@ -294,7 +294,8 @@ async def turn(
         with journey.clock.hop(Hop.WAITING):
             engine = await stack.enter_async_context(tools.gate.turn())
         in_time(job, tools)
-        updates = await stack.enter_async_context(tools.bench.sender.updates(job))
+        sender, lease = tools.bench.sender, journey.lease
+        updates = await stack.enter_async_context(sender.updates(job, before_try=lease.before_effect))
 
         def on_progress(report: ProgressReport) -> None:
             journey.live.report(report.fraction, report.eta_s, report.preview)

@@ -114,7 +114,9 @@ class Notifier(Protocol):
         self, event: str, job: Job, result: Result, *, before_try: Callable[[], Awaitable[None]] | None = None
     ) -> tuple[str, ...]: ...
 
-    def updates(self, job: Job) -> AbstractAsyncContextManager[Updates]: ...
+    def updates(
+        self, job: Job, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> AbstractAsyncContextManager[Updates]: ...
 
 
 class Sender:
@@ -215,10 +217,15 @@ class Sender:
         )
 
     @asynccontextmanager
-    async def updates(self, job: Job) -> AsyncIterator[Updates]:
-        """What is told while the job runs, to be fed from its stages; ends with the block, unsent or not."""
+    async def updates(
+        self, job: Job, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Updates]:
+        """What is told while the job runs, to be fed from its stages; ends with the block, unsent or not.
+
+        ``before_try`` is awaited before each is sent, and what is newest by then is what goes out.
+        """
         wanted = frozenset(event for event in ("started", "progress") if self.wants(event, job))
-        updates = Updates(job, wanted)
+        updates = Updates(job, wanted, before_try)
         if not wanted:
             yield updates
             return
@@ -332,9 +339,12 @@ class Sender:
 class Updates:
     """What a running job has to tell: the newest state of each event waits for its turn, older ones are dropped."""
 
-    def __init__(self, job: Job, wanted: frozenset[str]) -> None:
+    def __init__(
+        self, job: Job, wanted: frozenset[str], before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self.job = job
         self._wanted = wanted
+        self._before_try = before_try
         self._waiting: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
 
@@ -357,8 +367,10 @@ class Updates:
             self._news.set()
 
     async def next(self) -> tuple[str, dict[str, Any]]:
-        """The oldest event that waits."""
+        """The oldest event that waits, once it may be told."""
         await self._news.wait()
+        if self._before_try is not None:
+            await self._before_try()
         event = next(iter(self._waiting))
         state = self._waiting.pop(event)
         if not self._waiting:

@@ -48,7 +48,7 @@ async def test_workers_hold_their_images_while_the_database_is_away(tmp_path: Pa
     with server_of_its_own() as server:
         async with workshop(tmp_path, knobs(), queue="availability", database=server.url) as shop:
             await shop.submit_many(12)
-            async with shop.worker("w1") as life:
+            async with shop.worker("w1", WORKER_LOG_LEVEL="debug") as life:
                 for outage in range(1, 4):
                     await another_begins(shop)
                     await asyncio.to_thread(server.stop)

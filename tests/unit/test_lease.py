@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.virtual import elapse, virtual
 from worker import failpoints
@@ -108,6 +109,17 @@ async def test_a_lease_is_lost_only_when_the_queue_says_so() -> None:
     with pytest.raises(LeaseLost):
         await run_guarded(elapse(1000), lease_of(Renewals(None, QueueUnavailable(), LeaseLost())).keep())
     assert 10 < asyncio.get_running_loop().time() < 15
+
+
+@virtual
+async def test_an_outage_is_told_once_and_so_is_its_end() -> None:
+    """However often renewing is tried meanwhile, each outage has two lines in the log."""
+    lease = lease_of(Renewals(None, *[QueueUnavailable()] * 40, None, QueueUnavailable(), None))
+    with capture_logs() as lines:
+        await run_guarded(elapse(100), lease.keep())
+    told = [(one["event"], one.get("tries")) for one in lines if one["log_level"] != "debug"]
+    began = ("lease_not_renewed", None)
+    assert told == [began, ("lease_renewed", 41), began, ("lease_renewed", 2)]
 
 
 @virtual

@@ -49,6 +49,27 @@ async def test_updates_tell_of_start_and_progress() -> None:
     assert receiver.ids[0] == f"started_{digest}"
 
 
+async def test_updates_wait_until_they_may_be_told() -> None:
+    """Of what was said meanwhile the newest goes out, and nothing before."""
+    allowed = asyncio.Event()
+    asked = asyncio.Event()
+
+    async def before_try() -> None:
+        asked.set()
+        await allowed.wait()
+
+    async with Receiver() as receiver:
+        job = job_of(webhook={"url": receiver.url(), "events": ["progress"]})
+        async with sending() as sender, sender.updates(job, before_try=before_try) as updates:
+            updates.progress(0.1)
+            await asked.wait()
+            updates.progress(0.2)
+            assert receiver.taken == []
+            allowed.set()
+            await wait_until(lambda: receiver.taken)
+    assert [one["data"]["progress"] for one in receiver.documents] == [0.2]
+
+
 async def test_updates_are_at_most_one_a_second_and_the_newest() -> None:
     """What comes too soon waits for its turn and is replaced by what comes after it."""
     async with Receiver() as receiver:

@@ -34,8 +34,10 @@ class DeskNotifier:
         self._on_settled(result)
         return await self.of(job).send(event, job, result, before_try=before_try)
 
-    def updates(self, job: Job) -> AbstractAsyncContextManager[Updates]:
-        return self.of(job).updates(job)
+    def updates(
+        self, job: Job, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> AbstractAsyncContextManager[Updates]:
+        return self.of(job).updates(job, before_try=before_try)
 
     def of(self, job: Job) -> Notifier:
         """Who tells this job's owner."""

@@ -56,7 +56,9 @@ class PromptNotifier:
         return tuple(dict.fromkeys(warning for warnings in told for warning in warnings))
 
     @asynccontextmanager
-    async def updates(self, job: Job) -> AsyncIterator[Updates]:
+    async def updates(
+        self, job: Job, *, before_try: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Updates]:
         """comfyui-api tells of a prompt's end alone."""
         yield Updates(job, frozenset())
 
