@@ -76,9 +76,7 @@ class Intake:
                 await self._tools.live.changed()
             if received.orders is not None:
                 self._tools.orders.obey(received.orders)
-        queue: object = line.tools.bench.queue
-        if isinstance(queue, Leaving):
-            queue.leave()
+        _leave(line)
 
     async def aclose(self) -> None:
         """End the tasks of jobs that outlived the drain; their leases run out and others do them."""
@@ -93,6 +91,8 @@ class Intake:
             wait_s = self._wait_s(line, loop.time())
             if wait_s <= 0:
                 return True
+            if self._status.phase is not Phase.READY:
+                _leave(line)
             try:
                 async with asyncio.timeout(None if math.isinf(wait_s) else wait_s):
                     await self._anything_changes()
@@ -176,3 +176,10 @@ class Intake:
         if not task.cancelled() and task.exception() is not None:
             self._tools.bench.metrics.bug()
             log.error("job_task_broke", job=task.get_name(), exc_info=task.exception())
+
+
+def _leave(line: _Line) -> None:
+    """While the worker is not READY nothing is to come with the answer to the job that is out."""
+    queue: object = line.tools.bench.queue
+    if isinstance(queue, Leaving):
+        queue.leave()

@@ -113,3 +113,32 @@ async def test_the_capacity_of_a_queue_bounds_all_that_is_out(capacity: int) -> 
         await world.ended("far", *jobs)
         await cancel_all({watching})
     assert max(hostages.held) == capacity
+
+
+@virtual
+async def test_a_queue_that_pushes_is_left_while_the_worker_is_not_ready() -> None:
+    """Before the first READY, in a pause, and for the drain; each receive after that is a new beginning."""
+    world = World()
+    left: list[Phase] = []
+    real = world.link.receive
+
+    async def receive() -> Received:
+        left.clear()
+        return await real()
+
+    world.link.receive = receive  # type: ignore[method-assign]
+    world.link.leave = lambda: left.append(world.status.phase)  # type: ignore[attr-defined]
+    async with world.running() as process:
+        await world.until(lambda: world.status.phase is Phase.READY)
+        await elapse(1)
+        assert left == []
+        world.link.away = True
+        await world.until(lambda: world.status.phase is Phase.PAUSED)
+        await elapse(1)
+        assert set(left) == {Phase.PAUSED}
+        world.link.away = False
+        await world.until(lambda: world.status.phase is Phase.READY)
+        await world.until(lambda: not left)
+        world.supervisor.stop()
+        await asyncio.wait({process})
+        assert left != []

@@ -116,7 +116,7 @@ class Leaving(Protocol):
     """A queue that pushes the next job as soon as one is over."""
 
     def leave(self) -> None:
-        """No further `receive` will follow."""
+        """No `receive` will follow for now: what is pushed is pushed to others. Again and again does no harm."""
         ...
 
 

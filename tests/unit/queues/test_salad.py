@@ -91,6 +91,24 @@ async def test_who_leaves_is_given_nothing_more() -> None:
         await wait_until(lambda: bench.service.streams == 0)
 
 
+async def test_who_is_back_is_given_jobs_again() -> None:
+    """Leaving is for a pause too: the next receive opens a stream."""
+    async with benched() as bench:
+        queue = bench.driver()
+        bench.service.submit("a", BODY)
+        bench.service.submit("b", BODY)
+        delivery = await handed(queue)
+        queue.leave()
+        await queue.ack(delivery, result_of("a"))
+        assert (bench.service.streams, bench.service.jobs["b"].events) == (0, ["created"])
+        delivery = await handed(queue)
+        bench.service.submit("c", BODY)
+        await queue.ack(delivery, result_of("b"))
+        await wait_until(lambda: bench.service.jobs["c"].status == "running")
+        assert (await handed(queue)).id == "c"
+        assert {job.attempts for job in bench.service.jobs.values()} == {1}
+
+
 async def test_leaving_with_a_job_in_hand() -> None:
     """What was pushed meanwhile and nobody took goes back at once."""
     async with benched(grace_s=0.1) as bench:

@@ -126,6 +126,7 @@ class SaladQueue:
         self._returns: set[asyncio.Task[None]] = set()
 
     async def receive(self) -> Received:
+        self._has_left = False
         self._receivers += 1
         self._cancel_lapse()
         then = self._withdraw
@@ -298,7 +299,7 @@ class SaladQueue:
             self._lapse_later()
 
     def leave(self) -> None:
-        """No receive will follow: the stream stays open for the job that is out alone."""
+        """No receive will follow soon: the stream stays open for the job that is out alone."""
         self._has_left = True
         if self._receivers == 0:
             self._withdraw()
