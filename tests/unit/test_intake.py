@@ -134,7 +134,7 @@ async def test_a_queue_that_pushes_is_left_while_the_worker_is_not_ready() -> No
         assert left == []
         world.link.away = True
         await world.until(lambda: world.status.phase is Phase.PAUSED)
-        await elapse(1)
+        await elapse(2 * BACK_OFF_FIRST_S)
         assert set(left) == {Phase.PAUSED}
         world.link.away = False
         await world.until(lambda: world.status.phase is Phase.READY)
