@@ -1,4 +1,4 @@
-"""Very many jobs through three workers, while workers, the queue's server, the store and the receiver fail."""
+"""Very many jobs through several workers, while workers, the queue's server, the store and the receiver fail."""
 
 from __future__ import annotations
 
@@ -117,7 +117,10 @@ class Hand:
 
 @dataclass
 class Mill:
-    """``run`` brings the plan to its end; what is seen then is for the tally."""
+    """``run`` brings the plan to its end; what is seen then is for the tally.
+
+    ``outages`` are the restarts of the queue, from when to when it was away, in Unix seconds.
+    """
 
     shop: Workshop
     store: ShakyStore
@@ -128,7 +131,7 @@ class Mill:
     submitted: int = 0
     all_submitted: bool = False
     withdrawn: list[Planned] = field(default_factory=list)
-    restarts: int = 0
+    outages: list[tuple[float, float]] = field(default_factory=list)
     seconds: float = 0.0
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -198,8 +201,9 @@ class Mill:
         for at, harm in zip(sorted(self.rng.sample(range(first, last), len(harms))), harms, strict=True):
             await wait_until(lambda: self.ended >= at, AWHILE_S, self._story)  # noqa: B023
             if harm == "restart":
+                began = time.time()
                 await self.shop.line.restart()
-                self.restarts += 1
+                self.outages.append((began, time.time()))
             else:
                 due = time.monotonic() + self.rng.uniform(0, LATEST_S)
                 await wait_until(lambda: time.monotonic() >= due)  # noqa: B023
@@ -221,14 +225,14 @@ class Mill:
 
 @asynccontextmanager
 async def milling(
-    folder: Path, queue: Kind, count: int, seed: int, shares: Mapping[Sort, float] = SHARES
+    folder: Path, queue: Kind, count: int, seed: int, *, workers: int = 3, shares: Mapping[Sort, float] = SHARES
 ) -> AsyncIterator[Mill]:
-    """Three workers' places, each with an image server; the store and the receiver fail every now and then."""
+    """Workers' places, each with an image server; the store and the receiver fail every now and then."""
     rng = random.Random(seed)
     knobs = Knobs(step_seconds=0.0, load_seconds=0.0, gzip=False)
     chances = [Chance(rng.getrandbits(32)) for _ in range(2)]
     async with (
-        workshop(folder, knobs, models=(MODEL,) * 3, queue=queue) as shop,
+        workshop(folder, knobs, models=(MODEL,) * workers, queue=queue) as shop,
         ShakyHook(chances[0]) as hook,
         shaky_store(shop.bucket.endpoint_url, chances[1]) as store,
     ):

@@ -38,7 +38,9 @@ LATE_S = 5.0
 """How long after a death its leases may be ended, beside their visibility."""
 
 LOST = (None, NODE_RESTARTED)
-"""Codes of a hand-over that was lost with its worker."""
+"""Codes of a hand-over that was lost."""
+
+Outage = tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ class Tally:
             ]
             self.strays += len(one.pictures - named(one))
         if self.keeps_causes:
-            self.breaches += hand_over_breaches(self.jobs, self.mill.hands)
+            self.breaches += hand_over_breaches(self.jobs, self.mill.hands, self.mill.outages)
 
     @property
     def ends(self) -> Counter[str]:
@@ -123,7 +125,7 @@ class Tally:
             f"{len(self.jobs)} jobs ({_counted(Counter(one.sort for one in mill.plan))})",
             f"ends {_counted(self.ends)}",
             f"{mill.shop.kills} kills",
-            f"{mill.restarts} restarts",
+            f"{len(mill.outages)} restarts",
             f"store failed {store.met.total()} of {store.asked}",
             f"receiver failed {hook.met.total()} of {hook.asked}",
             f"{codes.total()} hand-overs told of ({_counted(codes)})",
@@ -262,16 +264,37 @@ def _of_attempts(one: Evidence) -> Iterator[str]:
         yield f"ended early: {early}"
 
 
-def hand_over_breaches(jobs: Mapping[str, Evidence], hands: Sequence[Hand]) -> Iterator[str]:
-    """Every hand-over has an end that is accounted for, and each that was lost was lost with its worker."""
+def hand_over_breaches(jobs: Mapping[str, Evidence], hands: Sequence[Hand], outages: Sequence[Outage]) -> Iterator[str]:
+    """Every hand-over has an end that is accounted for.
+
+    One that was lost was lost with its worker, or its worker heard so, or it never heard of it at all: a queue that
+    goes away may take an answer with it, at most one of each worker.
+    """
     abandoned = {name for hand in hands for name in _abandoned(hand)}
+    unheard: Counter[tuple[str, Outage]] = Counter()
     for name, one in jobs.items():
         ended = one.attempts[-1].code if one.attempts else None
         if one.end != CANCELLED and ended != one.end:
             yield f"{name} ended as {one.end}, and its last hand-over as {ended}"
-        for attempt in one.attempts:
-            if attempt.code in LOST and _death(attempt, hands) is None and name not in abandoned:
+        for attempt in _lost(one):
+            if _death(attempt, hands) is not None or name in abandoned:
+                continue
+            outage = next((outage for outage in outages if _ended_within(attempt, *outage)), None)
+            if outage is None:
                 yield f"{name} was lost by {attempt.worker}, which did not die"
+            else:
+                unheard[attempt.worker, outage] += 1
+    yield from (f"{worker} did not hear of {count} jobs at once" for (worker, _), count in unheard.items() if count > 1)
+
+
+def _lost(one: Evidence) -> Iterator[Attempt]:
+    return (attempt for attempt in one.attempts if attempt.code in LOST)
+
+
+def _ended_within(attempt: Attempt, began: float, ended: float) -> bool:
+    """Whether a lease that was not renewed after these times has ended then."""
+    at = 0.0 if attempt.ended is None else attempt.ended.timestamp()
+    return began - 1 <= at <= ended + VISIBILITY_S + LATE_S
 
 
 def _abandoned(hand: Hand) -> Iterator[str]:
@@ -285,15 +308,14 @@ def _abandoned(hand: Hand) -> Iterator[str]:
 def _death(attempt: Attempt, hands: Sequence[Hand]) -> tuple[str, float] | None:
     """The worker and the time of the death by which a hand-over was lost."""
     hand = next(hand for hand in hands if hand.name == attempt.worker)
-    at = 0.0 if attempt.ended is None else attempt.ended.timestamp()
-    before = [death for death in hand.deaths if death - 1 <= at <= death + VISIBILITY_S + LATE_S]
+    before = [death for death in hand.deaths if _ended_within(attempt, death, death)]
     return (hand.name, before[-1]) if before else None
 
 
 def held(jobs: Mapping[str, Evidence], hands: Sequence[Hand]) -> list[int]:
     """How many jobs each killed worker held at its death."""
     lost: Counter[tuple[str, float]] = Counter()
-    for attempt in (attempt for one in jobs.values() for attempt in one.attempts if attempt.code in LOST):
+    for attempt in (attempt for one in jobs.values() for attempt in _lost(one)):
         if (death := _death(attempt, hands)) is not None:
             lost[death] += 1
     return [lost[hand.name, death] for hand in hands for death in hand.deaths]

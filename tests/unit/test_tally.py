@@ -146,9 +146,20 @@ def test_what_is_lost_is_lost_with_its_worker(tmp_path: Path) -> None:
     """A hand-over without an end belongs to a death of its worker; how many each took with it is known."""
     jobs = {"a": success(tmp_path)}
     hands = [Hand(cast("Any", None), name, {}) for name in ("w1", "w2")]
-    assert list(hand_over_breaches(jobs, hands)) == ["a was lost by w1, which did not die"]
+    assert list(hand_over_breaches(jobs, hands, [])) == ["a was lost by w1, which did not die"]
     hands[0].deaths += [(START - timedelta(hours=1)).timestamp(), (START - timedelta(seconds=1)).timestamp()]
-    assert list(hand_over_breaches(jobs, hands)) == []
+    assert list(hand_over_breaches(jobs, hands, [])) == []
     assert held(jobs, hands) == [0, 1]
     state(jobs["a"], attempts=(LOST,))
-    assert list(hand_over_breaches(jobs, hands)) == ["a ended as succeeded, and its last hand-over as None"]
+    assert list(hand_over_breaches(jobs, hands, [])) == ["a ended as succeeded, and its last hand-over as None"]
+
+
+def test_an_answer_that_went_with_the_queue(tmp_path: Path) -> None:
+    """A hand-over that its worker never heard of belongs to an outage, and no worker misses two at once."""
+    jobs = {"a": success(tmp_path)}
+    hands = [Hand(cast("Any", None), name, {}) for name in ("w1", "w2")]
+    away = (START.timestamp() - 2, START.timestamp() - 1)
+    assert list(hand_over_breaches(jobs, hands, [(0.0, 1.0)])) == ["a was lost by w1, which did not die"]
+    assert list(hand_over_breaches(jobs, hands, [away])) == []
+    jobs["b"] = jobs["a"]
+    assert list(hand_over_breaches(jobs, hands, [away])) == ["w1 did not hear of 2 jobs at once"]
