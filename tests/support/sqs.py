@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Start = Callable[[str, list[tuple[str, str]]], Any]
 Answered = Sequence[bytes]
+ACCOUNT = "123456789012"
 LOOK_S = 0.02
 """How often it is looked for messages that are seen again."""
 
@@ -271,7 +272,7 @@ def made_line(server: Server, *, fifo: bool = False, dead_after: int | None = No
     more: Any = dict(attributes)
     if dead_after is not None:
         dead_url = sqs.create_queue(QueueName=f"{name}-dead{end}", Attributes=given)["QueueUrl"]
-        arn = sqs.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        arn = f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}-dead{end}"
         more["RedrivePolicy"] = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(dead_after)})
     url = sqs.create_queue(QueueName=f"{name}{end}", Attributes=given | more)["QueueUrl"]
     return Line(url, dead_url)

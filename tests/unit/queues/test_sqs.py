@@ -158,7 +158,7 @@ async def test_closing_waits_for_what_was_to_come(sqs_server: Server, line: Line
     assert line.counts() == (1, 0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_receives_cancelled_at_any_instant_leave_nothing_held(line: Line, seed: int) -> None:
     """Whatever was handed over then is there for others, all of it."""
     rng = random.Random(seed)
@@ -166,7 +166,7 @@ async def test_receives_cancelled_at_any_instant_leave_nothing_held(line: Line, 
     async with taking(line, policy=Policy(max_deliveries=1000)) as queue:
         line.set(RedrivePolicy="")
         loop = asyncio.get_running_loop()
-        for _ in range(60):
+        for _ in range(30):
             receiving = asyncio.create_task(queue.receive(), name="receiving")
             loop.call_later(rng.uniform(0, 0.01), receiving.cancel)
             [outcome] = await asyncio.gather(receiving, return_exceptions=True)
