@@ -8,16 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from tests.support.virtual import takes
+
 _COMMAND = re.compile(rb"\*\d+\r\n\$")
 
 
 class Relay:
-    """Passes bytes on to a port of loopback. ``silent``: what the server answers is lost, the connection with it."""
+    """Passes bytes on to a port of loopback. ``silent``: what the server answers is lost, the connection with it.
+
+    ``bytes_per_s``: how fast answers come, where that is bounded.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = 0
         self.silent = False
+        self.bytes_per_s: float | None = None
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[Any]] = set()
@@ -60,6 +66,8 @@ class Relay:
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False) -> None:
         with suppress(ConnectionError):
             while (some := await source.read(65536)) and not (answers and self.silent):
+                if answers and self.bytes_per_s is not None:
+                    await takes(len(some) / self.bytes_per_s)
                 sink.write(some)
                 await sink.drain()
         sink.close()

@@ -18,7 +18,7 @@ KEPT = 4
 """Idle connections."""
 
 _SLOWEST = 250_000
-"""Bytes a second at which a large command may be sent, over and above the patience."""
+"""Bytes a second at which what is large may come or go, over and above the patience."""
 
 _HOPS = 4
 
@@ -45,12 +45,12 @@ class Client:
         self._moved: tuple[str, int] | None = None
         self._closed = False
 
-    async def run(self, *command: str | bytes | int, wait: timedelta = timedelta(0)) -> Any:
-        """The answer; ``wait`` is how long the server itself may take.
+    async def run(self, *command: str | bytes | int, wait: timedelta = timedelta(0), expected: int = 0) -> Any:
+        """The answer; ``wait`` is how long the server itself may take, ``expected`` how many bytes are to come.
 
         Raises `Stale`, what `translating` makes of other errors, and redis-py's own `NoScriptError`.
         """
-        size = sum(len(part) for part in command if isinstance(part, bytes))
+        size = expected + sum(len(part) for part in command if isinstance(part, bytes))
         patience_s = self._patience_s + wait.total_seconds() + size / _SLOWEST
         with translating(self.place):
             return await self._routed(command, patience_s)

@@ -27,7 +27,7 @@ from worker.queues.redis.client import PATIENCE, Client, Stale
 from worker.queues.redis.failures import GroupMissing, RedisMisused
 from worker.queues.redis.ledger import Handed, Ledger
 from worker.queues.redis.place import VARIABLE, RedisPlace
-from worker.queues.redis.records import Arrival, Fields, bounded
+from worker.queues.redis.records import Arrival, Stray, bounded
 from worker.result import Result
 from worker.tasks import cancel_all
 from worker.wire import NODE_RESTARTED, HeldThen, PreviousRun
@@ -210,9 +210,13 @@ class RedisQueue(RedisProducer):
             raise
         return claimed.handed, claimed.due
 
-    async def _adopt(self, strays: Sequence[tuple[bytes, Fields]]) -> None:
-        """Make jobs of what other programs put into the stream."""
-        arrivals = [await asyncio.to_thread(Arrival.of, entry, fields) for entry, fields in strays]
+    async def _adopt(self, strays: Sequence[Stray]) -> None:
+        """Make jobs of what other programs put into the stream; an entry that is gone by now is none."""
+        arrivals = []
+        for stray in strays:
+            fields = await self._ledger.fields_of(stray)
+            if fields is not None:
+                arrivals.append(await asyncio.to_thread(Arrival.of, stray.entry, fields))
         verdicts = await self._ledger.adopt(arrivals)
         for one, verdict in zip(arrivals, verdicts, strict=True):
             if verdict == "duplicate":

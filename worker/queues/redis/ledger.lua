@@ -16,6 +16,7 @@ local group, bell_group = ARGV[3], ARGV[3] .. ':bell'
 local visibility, keep_for, keep_done, keep_inline = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local again = ARGV[8] == '1'
 local NEWS, STALE, DUE, BELLS, FORGOTTEN = 8, 16, 256, 64, 1000
+local LARGE = 65536
 local HOUR = 3600 * 1000000
 
 local function said(answer)
@@ -242,14 +243,30 @@ local function next_token()
   return token
 end
 
--- Entries of others that no ledger knows: a list of entry, fields.
+-- A job as it is handed over: id, record, document, bytes of it or -1 where it is gone. A large document is left out,
+-- to be read by itself by somebody who knows how long that may take.
+local function handed_over(id, record, document)
+  local size = document and #document or -1
+  return {id, cjson.encode(record), size > LARGE and '' or document or '', size}
+end
+
+-- An entry of others: its id, its fields, their bytes; the fields of a large one are left out as well.
+local function stray_of(found)
+  local size = 0
+  for _, part in ipairs(found[2]) do
+    size = size + #part
+  end
+  return {found[1], size > LARGE and {} or found[2], size}
+end
+
+-- Entries of others that no ledger knows.
 local function strays_among(found)
   local strays = {}
   for _, one in ipairs(found) do
     if call('HEXISTS', entries, one[1]) == 1 then
       call('XACK', stream, group, one[1])
     else
-      strays[#strays + 1] = one
+      strays[#strays + 1] = stray_of(one)
     end
   end
   return strays
@@ -270,7 +287,7 @@ local function unread(strays, entry)
   end
   local found = call('XRANGE', stream, entry, entry)
   if found[1] then
-    strays[#strays + 1] = found[1]
+    strays[#strays + 1] = stray_of(found[1])
   else
     call('XACK', stream, group, entry)
   end
@@ -329,7 +346,7 @@ function verbs.open()
   return 'ok'
 end
 
--- {strays, {id, record, document} or false, microseconds until something hidden is due or -1}
+-- {strays, a job that is handed over or false, microseconds until something hidden is due or -1}
 -- Where there is nothing to claim, no earlier ring is worth hearing.
 function verbs.claim(worker, claim)
   if call('ZSCORE', void, claim) then
@@ -338,7 +355,7 @@ function verbs.claim(worker, claim)
   local known = call('HGET', claims, claim)
   if known then
     local record = load(known)
-    return {{}, {known, cjson.encode(record), document_at(stream, record.entry) or ''}, '0'}
+    return {{}, handed_over(known, record, document_at(stream, record.entry)), '0'}
   end
   local strays = news(worker)
   sweep(worker, strays)
@@ -379,7 +396,7 @@ function verbs.take(worker, claim)
       hide(record, now + visibility)
       mirror(record)
       save(id, record)
-      return {{}, {id, cjson.encode(record), document}, '0'}
+      return {{}, handed_over(id, record, document), '0'}
     end
   end
 end

@@ -11,11 +11,11 @@ from importlib.resources import files
 from typing import Any
 
 from worker.clock import Clock
-from worker.errors import InternalError
+from worker.errors import InternalError, QueueUnavailable
 from worker.queues.base import JobState
 from worker.queues.policy import Policy
 from worker.queues.redis.client import Client, Stale
-from worker.queues.redis.records import Arrival, Fields, Record, moment, span, stamp
+from worker.queues.redis.records import Arrival, Fields, Record, Stray, document_among, moment, span, stamp
 
 KEYS = (
     *("jobs", "open", "waiting", "hidden", "entries", "done", "dead", "buried", "results", "inline", "order"),
@@ -50,7 +50,7 @@ class Claimed:
     """What a claim brought: a job, or entries to adopt first, or neither; ``due``: when to look again at the latest."""
 
     handed: Handed | None
-    strays: Sequence[tuple[bytes, Fields]]
+    strays: Sequence[Stray]
     due: timedelta | None
 
 
@@ -76,14 +76,33 @@ class Ledger:
         """The next job; with ``news`` only after what others put into the stream."""
         strays, handed, due = await self._verb("claim" if news else "take", worker, call)
         return Claimed(
-            handed=Handed(handed[0].decode(), Record.of(handed[1]), handed[2]) if handed else None,
-            strays=[(entry, fields) for entry, fields in strays],
+            handed=await self._handed(*handed) if handed else None,
+            strays=[Stray(*stray) for stray in strays],
             due=None if int(due) < 0 else timedelta(microseconds=int(due)),
         )
 
-    async def void(self, worker: str, calls: Sequence[str]) -> Sequence[tuple[bytes, Fields]]:
+    async def void(self, worker: str, calls: Sequence[str]) -> Sequence[Stray]:
         """Give back what these calls to `claim` got or will get; entries that they may have read."""
-        return [(entry, fields) for entry, fields in await self._verb("void", worker, *calls)]
+        return [Stray(*stray) for stray in await self._verb("void", worker, *calls)]
+
+    async def fields_of(self, stray: Stray) -> Fields | None:
+        """All that stands in the entry; None where it is gone."""
+        return stray.fields or await self._entry(stray.entry, stray.size)
+
+    async def _handed(self, job_id: bytes, record: bytes, document: bytes, size: int) -> Handed:
+        known = Record.of(record)
+        if len(document) < size and known.entry is not None:
+            fields = await self._entry(known.entry.encode(), size)
+            document = b"" if fields is None else document_among(fields)
+        if len(document) != size:
+            raise QueueUnavailable(f"{self._client.place.shown}: a document went while it was read")
+        return Handed(job_id.decode(), known, document)
+
+    async def _entry(self, entry: bytes, size: int) -> Fields | None:
+        """The fields of an entry that may be large, read by itself."""
+        found = await self._read("XRANGE", self._stream, entry, entry, expected=size)
+        fields: Fields | None = found[0][1] if found else None
+        return fields
 
     async def adopt(self, arrivals: Sequence[Arrival]) -> list[str]:
         """Make jobs of them: for each ``new``, ``known``, ``duplicate`` or ``conflict``."""
@@ -198,11 +217,11 @@ class Ledger:
         seconds, micros = await self._read("TIME")
         return moment(int(seconds) * 1_000_000 + int(micros))
 
-    async def _read(self, *command: Part) -> Any:
+    async def _read(self, *command: Part, expected: int = 0) -> Any:
         try:
-            return await self._client.run(*command)
+            return await self._client.run(*command, expected=expected)
         except Stale:
-            return await self._client.run(*command)
+            return await self._client.run(*command, expected=expected)
 
     async def _told(self, verb: str, *given: Part, again: bool = False) -> str:
         answer = await self._verb(verb, *given, again=again)

@@ -45,6 +45,7 @@ def bounded(priority: int) -> int:
 class Record:
     """What the ledger knows of a job; ``status`` None while it is not over."""
 
+    entry: str | None
     queued_at: datetime
     visible_at: datetime
     handed: tuple[HandOver, ...]
@@ -57,6 +58,7 @@ class Record:
     def of(cls, raw: bytes) -> Record:
         told: dict[str, Any] = json.loads(raw)
         return cls(
+            entry=told.get("entry"),
             queued_at=moment(told["queued"]),
             visible_at=moment(told["visible"]),
             handed=tuple(_hand_over(one) for one in told["handed"]),
@@ -95,6 +97,18 @@ def _hand_over(told: Mapping[str, Any]) -> HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Stray:
+    """What stands in the stream and in no ledger: an entry's id, its fields, and how many bytes they have.
+
+    The fields of a large one are left out.
+    """
+
+    entry: bytes
+    fields: Fields
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """An entry of the stream that is no job yet."""
 
@@ -107,11 +121,18 @@ class Arrival:
     def of(cls, entry: bytes, fields: Fields) -> Arrival:
         """The id is the entry's field ``id``, else the document's, else the entry's own; so is the priority."""
         named = dict(zip(fields[::2], fields[1::2], strict=False))
-        body = named.get(b"job", named.get(b"document", fields[1] if len(fields) > 1 else b""))
+        body = document_among(fields)
         document = _document(body)
         own = entry.decode()
         job_id = usable_id(named.get(b"id", b"").decode(errors="replace")) or usable_id(document.get("id")) or own
         return cls(own, job_id, fingerprint(job_id, body), _priority(named.get(b"priority"), document))
+
+
+def document_among(fields: Fields) -> bytes:
+    """The document of an entry, as the ledger finds it: under ``job``, else ``document``, else in the first field."""
+    named = dict(zip(fields[::2], fields[1::2], strict=False))
+    found: bytes = named.get(b"job", named.get(b"document", fields[1] if len(fields) > 1 else b""))
+    return found
 
 
 def _document(body: bytes) -> Mapping[str, Any]:
