@@ -1,40 +1,20 @@
-"""Real workers on a real Redis: with the server away, and with documents of other programs."""
+"""Real workers on a real Redis to which other programs add."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
 from tests.support.lines import Stream
 from tests.support.waiting import wait_until
-from tests.support.workshop import Workshop, workshop
-
-
-def stream_of(shop: Workshop) -> Stream:
-    assert isinstance(shop.line, Stream)
-    return shop.line
-
-
-async def test_server_away_in_the_middle(tmp_path: Path) -> None:
-    """Workers outlast a restart of the server: each job is handed over, made and told of once."""
-    async with workshop(tmp_path, queue="redis") as shop:
-        server = stream_of(shop).server
-        await shop.submit_many(12)
-        async with shop.worker("w1") as life:
-            await wait_until(lambda: len(shop.receiver.ended()) > 2, timeout=30)
-            await asyncio.to_thread(server.stop)
-            await wait_until(lambda: life.events("queue_unavailable") or life.events("lease_not_renewed"), timeout=30)
-            await asyncio.to_thread(server.start)
-            await shop.ended(life)
-            assert await life.stop() == 0, life.tail()
-        assert await shop.breaches() == []
+from tests.support.workshop import workshop
 
 
 async def test_document_of_another_program(tmp_path: Path) -> None:
     """What any program puts into the stream is done and told of, good or bad."""
     async with workshop(tmp_path, queue="redis") as shop:
-        line = stream_of(shop)
+        line = shop.line
+        assert isinstance(line, Stream)
         good = json.dumps({"id": "theirs", "params": {"prompt": "theirs", "width": 64, "height": 64, "steps": 4}})
         stream = line.place.stream
         line.server.ask("XADD", stream, "*", "job", good)
