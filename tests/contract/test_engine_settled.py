@@ -99,6 +99,36 @@ async def test_a_selected_model_is_waited_for_and_then_loaded() -> None:
         assert (await b.make()).engine.model == "dreamshaper_8"
 
 
+async def test_a_server_without_a_model_that_says_for_ever_that_it_is_at_work() -> None:
+    """As after an exception, when a worker was lost that had it unload: who comes anew does not wait for its end."""
+    async with bench("sdnext", pace=Pace(poll_s=0.02, interrupt_s=0.02, quiet_s=0.2)) as b:
+        b.sim.machine.begin("txt2img", 1)
+        b.sim.machine.loaded = None
+        assert (await b.engine.look()).reach is Reach.MODEL_NOT_LOADED
+
+        async def ready() -> bool:
+            return (await b.engine.look()).reach is Reach.READY
+
+        await wait_until(ready)
+        assert (await b.make()).engine.model == "dreamshaper_8"
+
+
+async def test_a_model_that_is_being_loaded_is_waited_for() -> None:
+    """However long it shows the same."""
+    async with bench("sdnext", pace=Pace(poll_s=0.02, interrupt_s=0.02, quiet_s=0.1)) as b:
+        b.sim.machine.begin("Load model", 1)
+        b.sim.machine.loaded = None
+        loop, reaches = asyncio.get_running_loop(), set()
+        began = loop.time()
+
+        async def for_long() -> bool:
+            reaches.add((await b.engine.look()).reach)
+            return loop.time() > began + 0.5
+
+        await wait_until(for_long)
+        assert reaches == {Reach.MODEL_NOT_LOADED}
+
+
 def test_an_interrupt_that_is_ignored_ends_before_the_drain() -> None:
     """A step on Forge may take longer than a drain: the job is given back in time all the same."""
     assert NORMAL.quiet_s < NodeSettings.model_fields["drain_timeout"].get_default().total_seconds()

@@ -23,7 +23,7 @@ from worker.engines.sdapi.mentions import check_present, mentions
 from worker.engines.sdapi.names import ModelFile
 from worker.engines.sdapi.overrides import Overrides
 from worker.engines.sdapi.presence import Presence
-from worker.engines.sdapi.run import NORMAL, Pace, Run
+from worker.engines.sdapi.run import NORMAL, Pace, Run, Standstill, loads
 from worker.engines.sdapi.server import API, Server, recognise, stranger
 from worker.engines.sdapi.translate import is_scripted, translate
 from worker.engines.sdapi.verdict import Context
@@ -70,7 +70,7 @@ class SdapiEngine:
         self._freed = False
         self._holding = Holding()
         self._presence = Presence()
-        self._empty_since: float | None = None
+        self._empty = Standstill()
         self._server_version: str | None = None
 
     async def look(self) -> EngineState:
@@ -94,10 +94,10 @@ class SdapiEngine:
         busy = pulse is None or self._run.is_busy(pulse)
         model, ready = await self._loaded_now(server)
         ready = ready or self._freed
-        if ready or busy or server.dialect.loads_lazily:
-            self._empty_since = None
+        if ready or server.dialect.loads_lazily or pulse is None or (busy and loads(pulse)):
+            self._empty.over()
         else:
-            ready = await self._stays_empty(server)
+            ready = await self._stays_empty(server, pulse.signature if busy else None)
         return EngineState(
             Reach.READY if ready else Reach.MODEL_NOT_LOADED,
             name=server.dialect.engine,
@@ -119,15 +119,18 @@ class SdapiEngine:
         title = (await server.options()).get("sd_model_checkpoint")
         return (title if isinstance(title, str) else None), True
 
-    async def _stays_empty(self, server: Server) -> bool:
-        """Whether SD.Next, idle and without a model, will load none by itself, so that `generate` has to."""
-        now = asyncio.get_running_loop().time()
-        self._empty_since = now if self._empty_since is None else self._empty_since
-        return await server.waits_for_choice() or (now - self._empty_since > self._run.quiet_s)
+    async def _stays_empty(self, server: Server, shown: tuple[Any, ...] | None) -> bool:
+        """Whether SD.Next, without a model, will load none by itself, so that `generate` has to.
+
+        It is idle, or what it shows does not change: it says for ever that it is at work after an exception.
+        """
+        lasts_s = self._empty.lasts_s(shown)
+        return (shown is None and await server.waits_for_choice()) or lasts_s > self._run.quiet_s
 
     def _forget(self) -> None:
         """What was known of a server that went away."""
-        self._server = self._inventory = self._empty_since = None
+        self._server = self._inventory = None
+        self._empty.over()
         self._freed = False
         self._run.forget()
         self._holding.forget()

@@ -48,6 +48,23 @@ class Done:
     interrupted: bool
 
 
+class Standstill:
+    """For how long the same has been seen, in loop time."""
+
+    def __init__(self) -> None:
+        self._since: tuple[Any, float] | None = None
+
+    def lasts_s(self, seen: Any) -> float:
+        """Of what is seen now."""
+        now = asyncio.get_running_loop().time()
+        if self._since is None or self._since[0] != seen:
+            self._since = (seen, now)
+        return now - self._since[1]
+
+    def over(self) -> None:
+        self._since = None
+
+
 class Run:
     """What is submitted to one server, one at a time."""
 
@@ -88,7 +105,7 @@ class Run:
             unread, now = 0, loop.time()
             if pulse.signature != last:
                 last, moved = pulse.signature, now
-            if now - moved > self._pace.quiet_s and not _loads(pulse):
+            if now - moved > self._pace.quiet_s and not loads(pulse):
                 log.warning("engine_progress_stuck")
                 return
             if now - begun > self._settings.load_timeout.total_seconds():
@@ -177,7 +194,8 @@ def offering(on_progress: Progress, server: Server, body: Mapping[str, Any]) -> 
     return lambda report: on_progress(replace(report, preview=server.preview if report.sampling else None))
 
 
-def _loads(pulse: Pulse) -> bool:
+def loads(pulse: Pulse) -> bool:
+    """Whether a model is being loaded, during which nothing moves."""
     return any("load" in part.lower() for part in pulse.signature if isinstance(part, str))
 
 
