@@ -4,8 +4,9 @@ At the HIT-th time that it comes by the failpoint POINT it is killed (``kill``),
 there until a byte comes on its standard input (``hold``). With a JOB it fails at that job alone, at the first time
 in the job's HIT-th delivery to this process.
 
-A ``hasty`` one hands a job back without a rest and asks SQS for a second at a time. Everything else is the product's
-own command line, which knows nothing of this.
+A ``hasty`` one hands a job back without a rest, asks SQS for a second at a time, and soon believes that a server which
+a killed worker has left without a model will load none by itself. Everything else is the product's own command line,
+which knows nothing of this.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from worker.queues.base import Delivery
 
 HASTY = "hasty"
 POLL = timedelta(seconds=1)
+QUIET_S = 1.0
 
 
 class Failure(NamedTuple):
@@ -81,11 +83,13 @@ def arm(*failures: Failure) -> None:
 def hurry() -> None:
     """Have this process be hasty."""
     from worker import settlement
+    from worker.engines.sdapi import run
 
     def at_once(error: WorkerError, delivery: Delivery, rng: random.Random) -> timedelta:
         return timedelta(0)
 
     settlement.retry_delay = at_once
+    object.__setattr__(run.NORMAL, "quiet_s", QUIET_S)
     if os.environ.get("WORKER_QUEUE") == "sqs":
         from worker.queues.sqs import SqsQueue
 
