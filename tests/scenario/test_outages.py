@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.outages import ORDEALS, Brought
+from tests.support.outages import ONCE, ORDEALS, Brought
 from tests.support.outposts import outpost
 from tests.support.virtual import virtual
 from worker.live import Hop
@@ -35,3 +35,11 @@ async def test_each_queue_away(
     """One end, one success told, and nothing published, told or settled without a lease."""
     async with outpost(kind, tmp_path, request) as post:
         await ORDEALS[ordeal](post, hop, journey)
+
+
+@pytest.mark.parametrize(("kind", "ordeal"), list(zip(("salad", "redis", "sqs", "sqlite"), ONCE, strict=True)))
+@virtual
+async def test_each_queue(kind: str, ordeal: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Away while idle, credentials refused, documents again and late, a clock that is an hour off."""
+    async with outpost(kind, tmp_path, request) as post:
+        await ONCE[ordeal](post)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import timedelta
 
-from tests.support.fakes import FakeStorage
+from structlog.testing import capture_logs
+
+from tests.support.fakes import FakeStorage, document
 from tests.support.hops import Journey, held_up
 from tests.support.outposts import FENCING, LEASE_S, Outpost
 from tests.support.virtual import elapse
 from tests.support.world import World
 from worker.live import Hop
+from worker.status import Phase
 
 Brought = Callable[[World, Hop], Journey]
 HELD_UP_S = LEASE_S * 1.5
@@ -124,12 +127,93 @@ async def away_for_a_moment(post: Outpost, hop: Hop, brought: Brought) -> None:
     assert others(world) == []
 
 
-def loop_time() -> float:
-    return asyncio.get_running_loop().time()
+async def away_while_idle(post: Outpost) -> None:
+    """Not ready with the reason, in a handful of lines; ready again, and at work, soon after the queue is back."""
+    world, way = await post.worker()
+    async with world.running():
+        await world.until(lambda: world.status.ready().ok, 60)
+        with capture_logs() as lines:
+            way.cut()
+            await world.until(lambda: world.status.phase is Phase.PAUSED, 120)
+            assert world.status.ready().reasons == ("queue_unavailable",)
+            await elapse(2 * MINUTES_S)
+        told = Counter(line["event"] for line in lines if line["log_level"] in ("warning", "error"))
+        assert told["dependency_paused"] == 1
+        assert told["queue_unavailable"] == 2
+        assert told.total() < 12
+        way.mend()
+        await world.until(lambda: world.status.ready().ok, 150)
+        await world.submit("a")
+        await post.over("a")
+        await world.until(lambda: not world.live, 60)
+    assert len(successes(world)) == 1
 
 
-Ordeal = Callable[[Outpost, Hop, Brought], Any]
-ORDEALS: dict[str, Ordeal] = {
+async def refused_and_let_in(post: Outpost) -> None:
+    """Credentials that are good no more pause it at the first; the job in hand ends once they are good again."""
+    assert post.refuse is not None
+    world, _ = await post.worker()
+    world.engine.delays[Hop.GENERATE, "a"] = HELD_UP_S
+    async with world.running():
+        await world.submit("a")
+        await world.at(Hop.GENERATE, "a")
+        post.refuse()
+        seen = await _past_its_lease(world, Hop.GENERATE)
+        if world.link.capacity is None:
+            assert world.dependencies.paused == {"queue": "auth_failed"}
+        assert Seen.of(world) == seen
+        post.accept()
+        await post.over("a")
+        await world.until(lambda: world.status.ready().ok, 150)
+        await world.until(lambda: not world.live, 60)
+    assert len(set(successes(world))) == 1
+    assert others(world) == []
+
+
+async def delivered_again_and_late(post: Outpost) -> None:
+    """The same document twice, and once more after others and its end: one picture, one result, one success told."""
+    world, _ = await post.worker()
+    async with world.running():
+        await world.submit("a")
+        await post.again(document("a"))
+        await world.submit("b")
+        await post.over("a", "b")
+        await world.until(lambda: "b" in world.storage.results(), 60)
+        standing = dict(world.storage.objects)
+        await post.again(document("a"))
+        await elapse(LEASE_S * 3)
+        assert not world.live
+    assert world.engine.generated.count("a") == 1
+    assert world.storage.objects == standing
+    assert len(set(successes(world))) == 1
+    assert others(world) == []
+
+
+async def an_hour_off(post: Outpost) -> None:
+    """Of two workers one has a clock that is an hour ahead, then one that is an hour behind: each job is done once."""
+    right, _ = await post.worker("w1")
+    wrong, way = await post.worker("w2", storage=right.storage)
+    jobs = [f"job-{number}" for number in range(8)]
+    async with right.running(), wrong.running():
+        for hours, some in ((1, jobs[:4]), (-1, jobs[4:])):
+            wrong.clock.offset = timedelta(hours=hours)
+            way.set_clock(timedelta(hours=hours))
+            await right.submit(*some)
+            await post.over(*some)
+        await right.until(lambda: not right.live and not wrong.live, 60)
+    told = [name for world in (right, wrong) for name, _ in world.receiver.taken]
+    assert len(told) == len(set(told)) == len(jobs)
+    assert sorted(right.engine.generated + wrong.engine.generated) == jobs
+    assert sorted(right.storage.results()) == jobs
+
+
+ONCE: dict[str, Callable[[Outpost], Awaitable[None]]] = {
+    "idle": away_while_idle,
+    "refused": refused_and_let_in,
+    "again": delivered_again_and_late,
+    "skewed": an_hour_off,
+}
+ORDEALS: dict[str, Callable[[Outpost, Hop, Brought], Awaitable[None]]] = {
     "lost": cut_off_while_another_does_it,
     "minutes": away_for_minutes,
     "moment": away_for_a_moment,

@@ -74,6 +74,8 @@ class Way:
     driver: Queue
     cut: Callable[[], None]
     mend: Callable[[], None]
+    set_clock: Callable[[timedelta], None] = lambda skew: None
+    """Have the driver's own clock be ahead by so much; nothing where it goes by the queue's alone."""
 
 
 @dataclass
@@ -83,12 +85,15 @@ class Outpost:
     kind: str
     jobs: Submitting
     opened: Callable[[str], Any]
-    peer: Any
-    stack: AsyncExitStack
+    again: Callable[[bytes], Any]
+    """Puts a document there as a second job or message, where the queue lets one."""
 
-    async def worker(
-        self, name: str = "w1", **options: Any
-    ) -> tuple[World, Way]:
+    refuse: Callable[[], None] | None = None
+    """No worker's credentials are good from now on, and those of connections neither; None where there are none."""
+
+    accept: Callable[[], None] = lambda: None
+
+    async def worker(self, name: str = "w1", **options: Any) -> tuple[World, Way]:
         """A worker that takes its jobs from here, and its way."""
         world = World(worker=name, **options)
         way: Way = await self.opened(name)
@@ -127,13 +132,19 @@ class _Messages:
 
 
 async def _sqlite(folder: Path, stack: AsyncExitStack, _: pytest.FixtureRequest) -> Outpost:
-    async def opened(name: str) -> Way:
-        driver = StandingSqlite(folder / "queue.db", LoopClock(), worker=name, policy=POLICY, rng=random.Random(1))
-        stack.push_async_callback(driver.aclose)
-        return Way(driver, driver.sever, driver.mend)
+    """All workers on a file are of one machine, whose clock they share."""
+    clock = LoopClock()
 
-    jobs = (await opened("jobs")).driver
-    return Outpost("sqlite", cast("Submitting", jobs), opened, folder / "queue.db", stack)
+    def set_clock(skew: timedelta) -> None:
+        clock.skew = skew
+
+    async def opened(name: str) -> Way:
+        driver = StandingSqlite(folder / "queue.db", clock, worker=name, policy=POLICY, rng=random.Random(1))
+        stack.push_async_callback(driver.aclose)
+        return Way(driver, driver.sever, driver.mend, set_clock)
+
+    jobs = cast("Submitting", (await opened("jobs")).driver)
+    return Outpost("sqlite", jobs, opened, lambda body: jobs.submit("a", body))
 
 
 async def _availability(_: Path, stack: AsyncExitStack, __: pytest.FixtureRequest) -> Outpost:
@@ -143,22 +154,38 @@ async def _availability(_: Path, stack: AsyncExitStack, __: pytest.FixtureReques
         queue, way = await stack.enter_async_context(facing(server, a_node(name), policy=POLICY))
         return Way(queue, way.sever, way.mend)
 
-    return Outpost("availability", server.queue, opened, server, stack)
+    def token(wanted: str | None) -> None:
+        server.node_token = wanted
+
+    again = lambda body: server.queue.submit("a", body)  # noqa: E731
+    return Outpost("availability", server.queue, opened, again, lambda: token("another"), lambda: token(None))
 
 
 async def _redis(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Outpost:
     server: RedisServer = request.getfixturevalue("redis_server")
     place = server.place()
+    user = place.stream
+    server.ask("ACL", "SETUSER", user, "on", ">secret", "~*", "+@all")
+    stack.callback(lambda: server.ask("ACL", "DELUSER", user))
+
+    def password(wanted: str) -> None:
+        server.ask("ACL", "SETUSER", user, "resetpass", f">{wanted}")
+        server.ask("CLIENT", "KILL", "USER", user)
+
+    async def again(body: bytes) -> None:
+        await asyncio.to_thread(server.ask, "XADD", place.stream, "*", "job", body)
 
     async def opened(name: str) -> Way:
         cable = await stack.enter_async_context(cabled(server.port))
-        far = RedisPlace(cable.url(), place.stream, place.group)
+        url = cable.url().replace("//", f"//{user}:secret@")
+        far = RedisPlace(url, place.stream, place.group)
         driver = StandingRedis(far, worker=name, policy=POLICY, clock=VirtualClock())
         stack.push_async_callback(driver.aclose)
         return Way(driver, cable.sever, cable.mend)
 
-    jobs = (await opened("jobs")).driver
-    return Outpost("redis", cast("Submitting", jobs), opened, server, stack)
+    jobs = StandingRedis(place, worker="jobs", policy=POLICY, clock=VirtualClock())
+    stack.push_async_callback(jobs.aclose)
+    return Outpost("redis", jobs, opened, again, lambda: password("another"), lambda: password("secret"))
 
 
 async def _sqs(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -> Outpost:
@@ -176,20 +203,37 @@ async def _sqs(_: Path, stack: AsyncExitStack, request: pytest.FixtureRequest) -
 
     producer = SqsProducer(line.url, CorrectedClock(SystemClock()))
     stack.push_async_callback(producer.aclose)
-    return Outpost("sqs", _Messages(line, producer), opened, server, stack)
+
+    def known(keys: set[str] | None) -> None:
+        server.bent.keys = keys
+
+    again = lambda body: producer.submit("a", body)  # noqa: E731
+    refuse, accept = lambda: known({"another"}), lambda: known(None)
+    return Outpost("sqs", _Messages(line, producer), opened, again, refuse, accept)
 
 
 async def _salad(_: Path, stack: AsyncExitStack, __: pytest.FixtureRequest) -> Outpost:
     platform = SaladJobQueue(heartbeat_s=10, grace_s=LEASE_S, attempts=100)
+    nodes: list[Node] = []
+
+    def refuse() -> None:
+        for node in nodes:
+            platform.refused.add(node.token)
+            node.is_stuck = True
+        platform.expire_tokens()
+
+    async def again(body: bytes) -> None:
+        platform.submit(f"again-{len(platform.jobs)}", body)
 
     async def opened(name: str) -> Way:
         settings, node = SaladSettings(), Node(name)
+        nodes.append(node)
         driver = SaladQueue(settings, node, VirtualClock(), policy=POLICY, rng=random.Random(1))
         service = driver._service = InProcessService(settings, node, platform)
         stack.push_async_callback(driver.aclose)
         return Way(driver, service.sever, service.mend)
 
-    return Outpost("salad", PlatformsApi(platform), opened, platform, stack)
+    return Outpost("salad", PlatformsApi(platform), opened, again, refuse, platform.refused.clear)
 
 
 KINDS: Mapping[str, Any] = {

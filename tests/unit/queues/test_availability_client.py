@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.network import Network
 from tests.support.receiver import Answer, ScriptedServer
 from tests.support.scheduling import a_node
 from worker.errors import AuthFailed, QueueUnavailable
@@ -160,6 +161,20 @@ async def test_a_server_that_is_not_there_is_away() -> None:
     with pytest.raises(QueueUnavailable, match="cannot be connected to"):
         await client.call("GET", "/", patience=LONG)
     await client.aclose()
+
+
+async def test_names_that_do_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the DNS fails the server is away; it is asked anew with the next request."""
+    network = Network()
+    network.patch(monkeypatch)
+    async with ScriptedServer() as server:
+        client = Client(f"http://jobs.example:{server.port}", a_node().identity_token, FakeClock())
+        with pytest.raises(QueueUnavailable, match=r"jobs\.example"):
+            await client.call("GET", "/", patience=LONG)
+        network.usual.add(server.port)
+        network.names["jobs.example"] = [["::1"]]
+        assert (await client.call("GET", "/", patience=LONG)).status == 200
+        await client.aclose()
 
 
 async def test_an_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
