@@ -27,6 +27,7 @@ async def test_a_delivery_says_what_the_platform_tells() -> None:
         assert (delivery.id, delivery.body, queue.path_of(delivery)) == ("a", b'{"any": [1]}', "/prompt")
         assert (delivery.visibility, delivery.attempts_most) == (timedelta(seconds=7), 4)
         assert (delivery.redelivered, delivery.deliveries, delivery.last_attempt, delivery.queued_at) == (None,) * 4
+        assert delivery.run == "a"
         assert (queue.capacity, queue.can_delay) == (1, False)
         assert all(agent.startswith("sd-worker/") for agent in bench.service.agents)
 

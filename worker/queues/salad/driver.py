@@ -166,6 +166,7 @@ class SaladQueue:
             visibility=self._policy.visibility,
             receipt=Receipt(self._numbers, job.path),
             attempts_most=min(self._policy.max_attempts, ATTEMPTS_MOST),
+            run=job.job_id,
         )
 
     def _came(self, job: Job) -> None:
