@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from worker import log
 from worker.cli.output import complain
-from worker.errors import ConfigError, QueueUnavailable
+from worker.errors import AuthFailed, ConfigError, QueueUnavailable
 from worker.settings.groups import Settings, secrets_of
 from worker.settings.queue import QueueSettings
 from worker.settings.source import read_environment
@@ -20,6 +20,13 @@ PLACES = {
     "redis": "WORKER_REDIS_URL",
 }
 """The variable that says where a queue is."""
+
+KEYS = {
+    "availability": "WORKER_AVAILABILITY_USER_TOKEN",
+    "sqs": "AWS_ACCESS_KEY_ID, AWS_PROFILE or what else names AWS credentials",
+    "redis": "WORKER_REDIS_URL",
+}
+"""What says who one is there."""
 
 
 def read_settings(*, told: bool = False, elsewhere: bool = False) -> Settings:
@@ -43,6 +50,9 @@ def asking(queue: QueueSettings) -> Iterator[None]:
     try:
         yield
     except QueueUnavailable as error:
-        if not isinstance(error, ConfigError):
-            complain(f"{PLACES.get(queue.kind, 'WORKER_QUEUE')}: the queue there cannot be used now:")
+        place = PLACES.get(queue.kind, "WORKER_QUEUE")
+        if isinstance(error, AuthFailed):
+            complain(f"{KEYS.get(queue.kind, place)}: not accepted by the queue of {place}:")
+        elif not isinstance(error, ConfigError):
+            complain(f"{place}: the queue there cannot be used now:")
         raise

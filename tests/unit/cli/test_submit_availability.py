@@ -53,11 +53,12 @@ async def test_dead_letters_are_listed_and_requeued(server: FullServer, capsys: 
 async def test_a_refused_token_is_bad_configuration(
     server: FullServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 64, with the code and no token."""
+    """Exit 64, with its variable, the code and no token."""
     monkeypatch.setenv("WORKER_AVAILABILITY_USER_TOKEN", "hunter2")
     assert await ran("submit", "--prompt", "x") == 64
     said = capsys.readouterr().err
-    assert said.startswith("auth_failed: ")
+    assert "WORKER_AVAILABILITY_USER_TOKEN: not accepted" in said
+    assert "auth_failed: " in said
     assert "hunter2" not in said
 
 

@@ -163,7 +163,7 @@ def test_refused_credentials_are_bad_configuration(command: Command, sqs_server:
     """Exit 64; a queue that is not there names its variable."""
     sqs_server.bent.do("*", Refused("InvalidClientTokenId", 403))
     ran = command("submit", "--prompt", "x")
-    assert (ran.code, "auth_failed: " in ran.err) == (64, True)
+    assert (ran.code, "AWS_PROFILE" in ran.err, "auth_failed: " in ran.err) == (64, True, True)
     sqs_server.bent.do("*", Refused("QueueDoesNotExist"))
     ran = command("submit", "--prompt", "x")
     assert (ran.code, "WORKER_SQS_QUEUE_URL: names no queue" in ran.err) == (64, True)

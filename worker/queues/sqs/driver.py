@@ -71,9 +71,9 @@ class SqsQueue:
     """`Queue` over SQS, standard or FIFO. It has no `Producer` side: what is submitted is `SqsProducer`'s.
 
     ``wait`` bounds one poll, as half a visibility does; what was to come when it was given up is waited for by
-    `aclose`, so that it goes back. ``elapsed`` gives the seconds by which leases are measured, the event loop's where it is None. A refusal of our
-    credentials is `AuthFailed`, a queue that does not exist `ConfigError`; both are also `QueueUnavailable`, but for
-    those of `check`.
+    `aclose`, so that it goes back. ``elapsed`` gives the seconds by which leases are measured, the event loop's where
+    it is None. A refusal of our credentials is `AuthFailed`, a queue that does not exist `ConfigError`; both are also
+    `QueueUnavailable`, but for those of `check`.
     """
 
     capacity: int | None = None
