@@ -10,7 +10,7 @@ from tests.support.sqs import Server
 
 pytest_plugins = ("tests.support.sqs_fixtures",)
 
-SAMPLE = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SAMPLE = settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SAMPLE

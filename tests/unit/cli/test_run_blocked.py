@@ -93,6 +93,7 @@ async def is_blocked_by(stayed: Stayed, *mistakes: str) -> None:
         answers = {path: await stayed.get(path, host) for path in ("/startup", "/ready", "/health", "/live")}
         assert [answer.status_code for answer in answers.values()] == [503, 503, 503, 200]
         assert all(SECRET not in answer.text for answer in answers.values())
+    await wait_until(lambda: any(one["event"] == "start_blocked" for one in stayed.events), PATIENCE_S)
     told = next(one for one in stayed.events if one["event"] == "start_blocked")
     assert (told["log_level"], told["mistakes"]) == ("error", reasons)
     assert SECRET not in str(stayed.events)

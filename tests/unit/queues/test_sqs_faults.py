@@ -189,7 +189,7 @@ async def test_no_answer_in_time(sqs_server: Server, line: Line) -> None:
     """A server that hangs keeps nobody waiting for long."""
     line.put(DOCUMENT)
     hung = Hung()
-    async with taking(line, connect=timedelta(seconds=0.1), answer=timedelta(seconds=0.2)) as queue:
+    async with taking(line, connect=timedelta(seconds=2), answer=timedelta(seconds=2)) as queue:
         delivery = await taken(queue)
         sqs_server.bent.do("ChangeMessageVisibility", hung, times=1)
         with pytest.raises(QueueUnavailable, match=r"(?i)time"):

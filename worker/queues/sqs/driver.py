@@ -189,8 +189,8 @@ class SqsQueue:
         receipt: Receipt = delivery.receipt
         self._traits = traits = await self._fresh_traits()
         if traits.dead_letters is None:
-            if not traits.told:
-                self._say_once("dead_letters_unknown", needs="sqs:GetQueueAttributes")
+            if not traits.told and self._is_news("unknown"):
+                log.warning("dead_letters_unknown", needs="sqs:GetQueueAttributes")
         elif not await self._buried(receipt.message, result, traits.dead_letters, traits.message_most):
             self._condemn(receipt.message["MessageId"])
             async with self._turn(delivery):
@@ -205,11 +205,13 @@ class SqsQueue:
         if refusal is None:
             return True
         if plain(refusal.code) in NO_QUEUE:
-            self._say_once("dead_letters_gone", queue=url, error=str(refusal))
+            if self._is_news("gone"):
+                log.warning("dead_letters_gone", queue=url, error=str(refusal))
             return True
         if refusal.of_credentials or is_passing(refusal):
             raise error_of(refusal, url)
-        self._say_once("dead_letter_refused", queue=url, needs="sqs:SendMessage", error=str(refusal))
+        if self._is_news("refused"):
+            log.warning("dead_letter_refused", queue=url, needs="sqs:SendMessage", error=str(refusal))
         return False
 
     def _condemn(self, message_id: str) -> None:
@@ -294,7 +296,9 @@ class SqsQueue:
             if is_last:
                 self._let_go(delivery)
 
-    def _say_once(self, event: str, **fields: str) -> None:
-        if event not in self._said:
-            self._said.add(event)
-            log.warning(event, **fields)
+    def _is_news(self, what: str) -> bool:
+        """Whether this is to be said, which is so once."""
+        if what in self._said:
+            return False
+        self._said.add(what)
+        return True
