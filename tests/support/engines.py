@@ -23,7 +23,7 @@ A1111 = ("a1111", "a1111-1.7", "forge")
 SECOND = "sd_xl_base_1.0.safetensors"
 """A model that every simulator has, but does not load at its start."""
 
-QUICK = Pace(poll_s=0.02, interrupt_s=0.02, quiet_s=1.0)
+QUICK = Pace(poll_s=0.04, interrupt_s=0.02, quiet_s=1.0)
 """Tests wait in milliseconds where a worker waits in seconds."""
 
 

@@ -28,7 +28,7 @@ OLD, NEW = ALL
 DEFAULT = "juggernautXL_v8Rundiffusion.safetensors"
 SECOND = "sd_xl_base_1.0.safetensors"
 
-QUICK = Pace(poll_s=0.01, stop_s=0.02, quiet_s=1.0, settle_s=0.3, dead_s=0.3, full_s=0.02)
+QUICK = Pace(poll_s=0.02, stop_s=0.02, quiet_s=1.0, settle_s=0.3, dead_s=0.3, full_s=0.02)
 """Tests wait in milliseconds where a worker waits in seconds."""
 
 
