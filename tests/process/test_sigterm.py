@@ -288,12 +288,14 @@ async def test_every_mistake_of_the_configuration_is_told_at_once_and_no_secret(
         "WORKER_API_KEY": "an-api-key-that-is-right",
         "WORKER_STORAGE": "s3",
         "WORKER_HTTP_PROT": "8080",
-        "WORKER_REDIS_URL": "redis://user:hunter2@example.com",
+        "WORKER_QUEUE": "redis",
+        "WORKER_REDIS_URL": "http://user:hunter2@example.com",
     }
     async with stand(tmp_path) as around:
         code, said = await around.ended_by_itself(**mistakes)
     assert code == 64
-    for name in {*mistakes, "WORKER_S3_BUCKET", "WORKER_HTTP_PORT"} - {"WORKER_STORAGE", "WORKER_API_KEY"}:
+    right = {"WORKER_STORAGE", "WORKER_API_KEY", "WORKER_QUEUE"}
+    for name in {*mistakes, "WORKER_S3_BUCKET", "WORKER_HTTP_PORT"} - right:
         assert name in said
     for secret in ("not-base64-but-secret", "an-api-key", "hunter2"):
         assert secret not in said

@@ -109,10 +109,18 @@ def _sqs_queue(settings: Settings) -> Found:
         yield FieldError("WORKER_SQS_QUEUE_URL", "is needed with WORKER_QUEUE=sqs")
 
 
+REDIS_SCHEMES = ("redis://", "rediss://")
+
+
 @_rule("WORKER_QUEUE", "WORKER_REDIS_URL")
 def _redis_server(settings: Settings) -> Found:
-    if settings.queue.kind == "redis" and settings.queue.redis_url is None:
+    url = settings.queue.redis_url
+    if settings.queue.kind != "redis":
+        return
+    if url is None:
         yield FieldError("WORKER_REDIS_URL", "is needed with WORKER_QUEUE=redis")
+    elif not url.get_secret_value().startswith(REDIS_SCHEMES):
+        yield FieldError("WORKER_REDIS_URL", "must begin with redis:// or rediss://")
 
 
 @_rule("WORKER_QUEUE", "WORKER_PLATFORM", into=NODE_RULES)
