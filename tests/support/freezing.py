@@ -61,8 +61,7 @@ async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
 
     It happens at the worker's second job, when all its connections are made. The two have servers that draw
     different pictures of the same job, as two GPUs may. The thawed one's upload may be sent before it hears that its
-    lease is lost, or be given up unsent; it settles nothing. It may begin to generate what it held: that is no effect,
-    and for its server alone not held against it.
+    lease is lost, or be given up unsent; it settles nothing.
     """
     when, _, effect = cell.partition("_")
     failures = [] if when == "during" else [Failure(cell, hit=2, deed="hold")]
@@ -95,7 +94,7 @@ async def frozen_at(shop: Workshop, cell: str) -> tuple[Published, Ledger]:
         assert [await life.stop() for life in (heir, zombie)] == [0, 0], zombie.tail()
         assert settled_by(zombie) == (["first", "job"] if cell in TOLD else ["first"]), zombie.tail()
         assert settled_by(heir) == ([] if cell in TOLD else ["job"]), heir.tail()
-    return published, await shop.ledger(one_result=False, judged=shop.simulators[1:])
+    return published, await shop.ledger(one_result=False)
 
 
 async def _outlasted(shop: Workshop, heir: Life) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -223,9 +223,8 @@ class Workshop:
             await wait_until(lambda: life.over or life.events("listening"), timeout=60)
             assert await life.stop() == 0, life.tail()
 
-    async def ledger(self, *, one_result: bool = True, judged: Sequence[Simulator] | None = None) -> Ledger:
-        """Everything as it stands now; ``judged``: the servers whose generations count, all where None."""
-        servers = self.simulators if judged is None else judged
+    async def ledger(self, *, one_result: bool = True) -> Ledger:
+        """Everything as it stands now."""
         times = await asyncio.to_thread(all_keys, self.bucket)
         read = await asyncio.to_thread(lambda: {key: self.bucket.whole(key) for key in times})
         objects = {key: body for key, body in read.items() if body is not None}
@@ -235,7 +234,7 @@ class Workshop:
             objects=objects,
             stood_since={key: self._stored_at(key, times[key]) for key in objects},
             told=self.receiver.told,
-            made=[Made(one.started, one.prompt) for sim in servers for one in sim.stats.generations],
+            made=[Made(one.started, one.prompt) for sim in self.simulators for one in sim.stats.generations],
             refused=self.receiver.refused,
             pictures=self.pictures,
             one_result=one_result,
