@@ -90,11 +90,13 @@ class Watched:
 
 @asynccontextmanager
 async def watched(port: int) -> AsyncIterator[Watched]:
-    """Probes are asked for from another process for as long as the block lasts; told when it is over."""
+    """Probes are asked for from another process, which has begun, for as long as the block lasts; told at its end."""
     script = Path(__file__).with_name("prober.py")
     process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(port), stdin=PIPE, stdout=PIPE)
     found = Watched()
     try:
+        assert process.stdout is not None
+        await process.stdout.readline()
         yield found
         out, _ = await process.communicate(b"")
         said = json.loads(out)

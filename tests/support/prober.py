@@ -1,5 +1,7 @@
 """`python tests/support/prober.py PORT`: asks for the probes until its input ends, and prints how long each took.
 
+An empty line says that it has begun.
+
 A process of its own, with the standard library alone, so that it feels nobody's load but the worker's.
 """
 
@@ -19,6 +21,8 @@ def main() -> None:
     connection = http.client.HTTPConnection("::1", int(sys.argv[1]), timeout=30)
     took: list[float] = []
     statuses: dict[str, int] = {}
+    connection.connect()
+    print(flush=True)
     while not select.select([sys.stdin], [], [], PACE_S)[0]:
         path = PATHS[len(took) % len(PATHS)]
         began = time.perf_counter()

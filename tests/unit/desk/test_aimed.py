@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from structlog.testing import capture_logs
 
 from tests.support.queues import result_of
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.desk.aimed import REST, Aimed
 from worker.drain import Drain
 from worker.errors import InternalError, LeaseLost, QueueUnavailable, ResultTooLarge, WorkerError
@@ -114,7 +114,7 @@ async def settled(line: Line, endpoint: Endpoint) -> list[tuple[str, Any]]:
     aimed, _ = opened(line, endpoint)
     received = await aimed.receive()
     assert received == Received(None, line.orders)
-    await asyncio.sleep(60)
+    await elapse(60)
     await aimed.aclose()
     return line.told
 
@@ -201,7 +201,7 @@ async def test_a_queue_that_is_away_at_the_end_of_the_drain() -> None:
     await aimed.receive()
     drain.begin(asyncio.get_running_loop().time() + 5)
     with capture_logs() as events:
-        await asyncio.sleep(30)
+        await elapse(30)
         await aimed.aclose()
     assert line.told == []
     assert "job_unanswered" in [one["event"] for one in events]
@@ -215,10 +215,10 @@ async def test_the_job_is_kept_while_the_endpoint_works() -> None:
     aimed, _ = opened(line, endpoint)
     with capture_logs() as events:
         await aimed.receive()
-        await asyncio.sleep(110)
+        await elapse(110)
         assert line.extends == 5
         line.lost.set()
-        await asyncio.sleep(26)
+        await elapse(26)
     assert (endpoint.was_left, line.told) == (True, [])
     assert [one["event"] for one in events] == ["job_abandoned"]
     await aimed.aclose()

@@ -15,7 +15,7 @@ from grpc import StatusCode, aio
 
 from tests.support.queues import result_of
 from tests.support.salad_proto import FOLDER, MADE, generated
-from tests.support.virtual import virtual
+from tests.support.virtual import elapse, virtual
 from worker.errors import LeaseLost, QueueUnavailable, WorkerError
 from worker.queues.salad import service_v1alpha_pb2 as made
 from worker.queues.salad.outputs import instead_of, refused
@@ -148,7 +148,7 @@ async def test_streams_that_end_at_once_come_less_and_less_often() -> None:
     """A stream that lived long begins anew."""
     script = Scripted([], [], [], [], [0, 9], [])
     script.stream.start()
-    await asyncio.sleep(40)
+    await elapse(40)
     gaps = [after - before for before, after in zip(script.opened, script.opened[1:], strict=False)]
     assert gaps == pytest.approx([1, 2, 4, 8, 9 + 1, 1], abs=0.01)
     assert script.stream.failures == 2
@@ -160,7 +160,7 @@ async def test_a_silent_stream_is_opened_anew() -> None:
     """After the limit, which grows while no stream says a word."""
     script = Scripted()
     script.stream.start()
-    await asyncio.sleep(60 * 1.1 + 1 + 120 * 1.1 + 3)
+    await elapse(60 * 1.1 + 1 + 120 * 1.1 + 3)
     assert len(script.opened) == 3
     assert isinstance(script.stream.failure, QueueUnavailable)
     assert not script.stream.is_alive
@@ -175,7 +175,7 @@ async def test_a_stream_that_was_taken_needs_no_word() -> None:
     script.stream.start()
     alive = []
     for _ in range(4):
-        await asyncio.sleep(59)
+        await elapse(59)
         alive.append(script.stream.is_alive)
     assert (len(script.opened), alive) == (3, [True] * 4)
     assert (script.stream.failure, script.stream.failures) == (None, 0)
