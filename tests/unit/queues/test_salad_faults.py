@@ -128,10 +128,12 @@ async def test_another_job_in_place_of_ours() -> None:
 
 async def until_lost(queue: SaladQueue, delivery: Delivery) -> None:
     """Ask on and on whether it still is ours."""
-    async with asyncio.timeout(10):
-        while True:
-            await queue.extend(delivery)
-            await asyncio.sleep(0.01)
+
+    async def is_over() -> bool:
+        await queue.extend(delivery)
+        return False
+
+    await wait_until(is_over)
 
 
 async def test_a_frozen_worker_believes_nothing() -> None:
