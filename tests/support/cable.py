@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
-from tests.support.redis_relay import Relay
+from tests.support.redis_relay import Relay, served
 
 
 class Cable(Relay):
@@ -30,13 +29,5 @@ class Cable(Relay):
             await super().serve(reader, writer)
 
 
-@asynccontextmanager
-async def cabled(target: int) -> AsyncIterator[Cable]:
-    cable = Cable(target)
-    async with await asyncio.start_server(cable.serve, "127.0.0.1", 0) as server:
-        cable.port = server.sockets[0].getsockname()[1]
-        try:
-            yield cable
-        finally:
-            server.close()
-            await cable.aclose()
+def cabled(target: int) -> AbstractAsyncContextManager[Cable]:
+    return served(Cable(target))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 from tests.support.virtual import takes
 
@@ -73,9 +73,12 @@ class Relay:
         sink.close()
 
 
+AnyRelay = TypeVar("AnyRelay", bound=Relay)
+
+
 @asynccontextmanager
-async def relaying(target: int) -> AsyncIterator[Relay]:
-    relay = Relay(target)
+async def served(relay: AnyRelay) -> AsyncIterator[AnyRelay]:
+    """It listens for the time of a context, on its ``port``."""
     async with await asyncio.start_server(relay.serve, "127.0.0.1", 0) as server:
         relay.port = server.sockets[0].getsockname()[1]
         try:
@@ -83,6 +86,10 @@ async def relaying(target: int) -> AsyncIterator[Relay]:
         finally:
             server.close()
             await relay.aclose()
+
+
+def relaying(target: int) -> AbstractAsyncContextManager[Relay]:
+    return served(Relay(target))
 
 
 @asynccontextmanager
